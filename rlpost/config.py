@@ -1,0 +1,252 @@
+"""The typed schema of a run: the only home of a default, and of what each key means.
+
+``conf/`` selects among groups, ``recipes/`` override for one task, the command line overrides both;
+``rlpost.compose`` puts them together and ``rlpost.checks`` refuses combinations that cannot work. Nothing here
+imports torch, so ``rlpost check`` stays fast. Every field's ``doc`` gives unit, range and effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Optional
+
+
+def opt(default: Any, doc: str) -> Any:
+    """A field with its documentation; mutable defaults are copied per instance."""
+    metadata = {"doc": doc}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if is_dataclass(default) and isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    path: str = opt("", "Local folder, Hugging Face name, or rlpost://NAME for a model that ships with the package.")
+    revision: Optional[str] = opt(None, "Branch, tag or commit on the hub; None is the default branch.")
+    dtype: str = opt("auto", "Weights and activations: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on a GPU).")
+    shape: Optional[dict[str, Any]] = opt(
+        None, "config.json's keys, for planning and checks where path is a hub name; a local config.json wins."
+    )
+    max_context_tokens: Optional[int] = opt(
+        None, "Prompt + response, tokens; None: the model's own limit. Also the engine's max_model_len."
+    )
+
+
+@dataclass
+class SourceConfig:
+    path: Optional[str] = opt(None, "JSONL file, one object a line; rlpost://NAME for one that ships with the package.")
+    hub: Optional[str] = opt(None, "Hugging Face datasets name, used when path is not set.")
+    subset: Optional[str] = opt(None, "The dataset's configuration name on the hub.")
+    split: str = opt("train", "The dataset's split on the hub.")
+    generator: Optional[Any] = opt(
+        None, "A function (Hydra _target_ with its arguments) returning a list of rows; used when path and hub are not set."
+    )
+    limit: Optional[int] = opt(None, "Use only the first rows; None: all.")
+
+
+@dataclass
+class DataConfig:
+    train: SourceConfig = opt(SourceConfig, "Where the training prompts come from.")
+    eval: SourceConfig = opt(SourceConfig, "Where the evaluation prompts come from.")
+    prompt_key: str = opt("prompt", "Column with the question.")
+    reference_key: Optional[str] = opt("answer", "Column the reward compares with; None: the reward needs none.")
+    template: str = opt("{prompt}", "Text put round the question; columns of the row stand in braces.")
+    system_prompt: Optional[str] = opt(None, "System message where a chat template is used.")
+    chat: str = opt("auto", "Use the tokenizer's chat template: auto (when it has one), always, never.")
+    max_prompt_tokens: Optional[int] = opt(None, "Longest prompt, tokens; None: context minus max_response_tokens.")
+    long_prompts: str = opt("error", "What happens to a longer prompt: error (stop before the run) or drop (counted).")
+    shuffle: bool = opt(True, "Draw each epoch in a new order that depends on the seed and the epoch only.")
+
+
+@dataclass
+class RewardConfig:
+    function: Any = opt(
+        "exact_answer",
+        "Name in rlpost.rewards, dotted path package.module.function, or {_target_: ..., key: value}.",
+    )
+    args: dict[str, Any] = opt({}, "Keyword arguments bound to the function.")
+    max_failure_share: float = opt(
+        0.5, "Stop the run when a larger share of a step's rewards failed (raised or returned no number); 0 to 1."
+    )
+
+
+@dataclass
+class OverlongConfig:
+    buffer_tokens: int = opt(
+        0, "DAPO eq. 13: the penalty falls linearly over the last buffer_tokens before max_response_tokens; 0: off."
+    )
+    penalty: float = opt(1.0, "Size of the full penalty, in reward units.")
+
+
+@dataclass
+class AlgoConfig:
+    name: str = opt("grpo", "The preset's name, for logs.")
+    advantage: Any = opt("grpo", "grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, or {_target_: ...}.")
+    advantage_eps: float = opt(1e-6, "Added to a standard deviation before dividing by it.")
+    loss: Any = opt("clipped", "clipped, gspo, cispo, or {_target_: ...}.")
+    clip_low: float = opt(0.2, "The ratio is clipped below at 1 - clip_low.")
+    clip_high: float = opt(0.2, "The ratio is clipped above at 1 + clip_high.")
+    dual_clip: Optional[float] = opt(None, "For A < 0 the loss is at most -dual_clip * A; > 1; None: off.")
+    reduction: Any = opt("token_mean", "token_mean, sequence_mean, constant_length, or {_target_: ...}.")
+    constant_length: Optional[int] = opt(None, "Divisor of constant_length, tokens; None: max_response_tokens.")
+    kl_coef: float = opt(0.0, "Weight of the KL to the frozen reference; at 0 the reference is not even loaded.")
+    kl_estimator: str = opt("k3", "k1 (subtracted from the reward), k2 or k3 (added to the loss).")
+    entropy_coef: float = opt(0.0, "Weight of the entropy bonus, per token.")
+    filter: Any = opt("none", "none, dynamic_sampling (DAPO: leave out groups of equal unshaped rewards), or {_target_: ...}.")
+    max_filtered_groups: int = opt(
+        512, "Groups a filter may reject in a row without admitting one before the run stops with a message."
+    )
+    overlong: OverlongConfig = opt(OverlongConfig, "DAPO's soft punishment of responses near the limit.")
+    correction: str = opt(
+        "token_truncate",
+        "Weight on old_logprobs - rollout_logprobs: token_truncate, token_mask, sequence_truncate, sequence_mask, none.",
+    )
+    correction_cap: float = opt(2.0, "Upper bound of the weight (truncate) or of the ratios kept (mask).")
+    correction_floor: float = opt(0.5, "Lower bound of the ratios kept (mask only).")
+    old_logprobs: str = opt(
+        "trainer", "The proximal policy of the clip: trainer (start of the update) or rollout (the behaviour policy)."
+    )
+
+
+@dataclass
+class RolloutConfig:
+    groups_per_step: int = opt(32, "N: prompts trained per step, >= 1.")
+    samples_per_group: int = opt(8, "G: responses per prompt, >= 1 (>= 2 for group-relative advantages).")
+    oversample: float = opt(
+        2.0, "Groups that may be open or admitted in a step, over N; >= 1.0 and <= max_staleness + 1. 1.0 is synchronous."
+    )
+    max_staleness: int = opt(4, "S: how many policy versions older than the trained one a token may be, >= 0.")
+    max_in_flight: Optional[int] = opt(None, "Samples in the engine at once; None: engine.max_slots.")
+    max_response_tokens: int = opt(1024, "Longest response, counted over all segments of a sample.")
+    temperature: float = opt(1.0, "Sampling temperature, > 0; the trainer divides its logits by the same number.")
+    top_p: float = opt(1.0, "Nucleus sampling; 1.0: off. Refused in training while a correction is on.")
+    top_k: int = opt(0, "Sample among the k most likely tokens; 0: off. Refused in training while a correction is on.")
+    stop_token_ids: list[int] = opt([], "Token ids that end a response besides the tokenizer's end token.")
+
+
+@dataclass
+class EngineConfig:
+    kind: str = opt("vllm", "vllm, or simulated (planning and tests: no model, a virtual clock).")
+    max_slots: int = opt(64, "Most samples decoded together (vLLM's max_num_seqs).")
+    kv_cache_bytes: Optional[int] = opt(
+        None, "KV cache per device; None: what max_slots responses of full length need, at most half the free memory."
+    )
+    enforce_eager: Optional[bool] = opt(None, "Skip compilation and CUDA graphs; None: True on a CPU, False on a GPU.")
+    prefix_caching: bool = opt(True, "Reuse the KV of shared prompts within one policy version.")
+    load_format: str = opt("auto", "How vLLM first loads weights; they are replaced by the trainer's at once.")
+
+
+@dataclass
+class TrainConfig:
+    zero_stage: int = opt(1, "DeepSpeed ZeRO stage, 1 to 3.")
+    offload_optimizer: bool = opt(False, "Keep the optimizer's states in host memory for good (ZeRO-Offload).")
+    offload_params: bool = opt(False, "Keep the parameters in host memory (stage 3 only).")
+    sleep_offload: bool = opt(True, "While the engine generates, move ZeRO's states to host memory (GPU only).")
+    optimizer_steps_per_rollout: int = opt(1, "Optimizer steps over disjoint parts of a rollout, >= 1.")
+    epochs: int = opt(1, "Passes over a rollout, >= 1.")
+    lr: float = opt(1e-6, "Peak learning rate of AdamW.")
+    betas: list[float] = opt([0.9, 0.999], "AdamW's betas.")
+    eps: float = opt(1e-8, "AdamW's epsilon.")
+    weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")
+    schedule: str = opt("constant", "constant, linear or cosine, after warm-up, over all optimizer steps of the run.")
+    warmup_steps: int = opt(0, "Optimizer steps of linear warm-up.")
+    final_lr_share: float = opt(0.0, "The schedule ends at lr times this.")
+    grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
+    max_row_tokens: Optional[int] = opt(
+        None, "Tokens per packed row; None: 1024 on a CPU (attention costs T^2 there), 16384 on a GPU. Longer sequences get a row of their own."
+    )
+    logprob_chunk_tokens: int = opt(1024, "Tokens whose logits exist at once in the logprob pass.")
+    gradient_checkpointing: bool = opt(False, "Recompute activations in the backward pass.")
+
+
+@dataclass
+class EvalConfig:
+    every: int = opt(10, "Evaluate every so many steps (and before the first and after the last); 0: only first and last; -1: never.")
+    samples_per_prompt: int = opt(1, "k of mean@k and pass@k.")
+    max_prompts: Optional[int] = opt(None, "Use only the first prompts; None: all.")
+    temperature: float = opt(1.0, "Sampling temperature; 0 is greedy.")
+    top_p: float = opt(1.0, "Nucleus sampling; 1.0: off.")
+    max_response_tokens: Optional[int] = opt(None, "None: rollout.max_response_tokens.")
+    threshold: float = opt(0.5, "A response counts as correct when its accuracy part (else its reward) is above this.")
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = opt(10, "Save every so many steps (and after the last); 0: only after the last; -1: never.")
+    keep_last: int = opt(2, "Checkpoints kept, >= 1.")
+
+
+@dataclass
+class LoggingConfig:
+    wandb: str = opt("auto", "auto (online with a key, else offline), online, offline, disabled.")
+    project: str = opt("rlpost", "The W&B project.")
+    tags: list[str] = opt([], "W&B tags.")
+    tensorboard: bool = opt(False, "Also write TensorBoard event files.")
+    table_rows: int = opt(16, "Rollouts per step shown in the W&B table.")
+    keep_rollouts: bool = opt(True, "Write every trained rollout to rollouts/step-N.parquet.")
+    progress: str = opt("auto", "auto (a live display on a terminal, lines elsewhere), live, lines, quiet.")
+
+
+@dataclass
+class SFTConfig:
+    generator: Any = opt(None, "A function (Hydra _target_) returning an endless iterator of rows with prompt and response.")
+    steps: int = opt(0, "Optimizer steps.")
+    tokens_per_step: int = opt(4096, "Tokens per optimizer step, prompts included.")
+    lr: float = opt(2e-3, "Peak learning rate.")
+    final_lr_share: float = opt(0.05, "Cosine ends at lr times this.")
+    warmup_steps: int = opt(20, "Optimizer steps of linear warm-up.")
+    weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")
+    grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
+    output: Optional[str] = opt(None, "Folder for the model; None: the run directory's `model`.")
+    init: Optional[str] = opt(None, "Model folder to start from; None: a new model of model.shape with sft.tokenizer.")
+    tokenizer: Optional[str] = opt(None, "Tokenizer folder for a new model; rlpost://NAME for one that ships.")
+
+
+@dataclass
+class ClusterConfig:
+    kind: str = opt("local", "local: one worker in this process.")
+
+
+@dataclass
+class Config:
+    name: Optional[str] = opt(None, "The run's name and folder below runs_dir; None: the recipe's name.")
+    description: str = opt("", "One line about the recipe, shown by `rlpost recipes`.")
+    runs_dir: str = opt("runs", "Folder that holds the run directories.")
+    resume: str = opt("auto", "auto: go on with an unfinished run of this name; never: start a new one beside it.")
+    seed: int = opt(0, "Seed of data order, sampling and initialisation.")
+    steps: int = opt(100, "Rollouts (and publications) of the run.")
+    device: str = opt("auto", "auto, cpu or cuda.")
+    threads: Optional[int] = opt(None, "CPU threads of the trainer and the engine; None: chosen at start and printed.")
+    watchdog_s: float = opt(900.0, "A phase without progress for so long prints all stacks and ends the run; 0: off.")
+    canary_threshold: Optional[float] = opt(
+        None, "Largest logprob difference between trainer and engine, nats; None: 1e-4 in float32, 0.3 in bfloat16."
+    )
+    mismatch_stop: float = opt(
+        0.5, "Stop when the mean |old - rollout| logprob of current-version tokens exceeds this, nats; warns at a tenth."
+    )
+    model: ModelConfig = opt(ModelConfig, "The policy.")
+    data: DataConfig = opt(DataConfig, "Prompts.")
+    reward: RewardConfig = opt(RewardConfig, "How responses are judged.")
+    algo: AlgoConfig = opt(AlgoConfig, "Advantages, loss, reduction, filter, correction.")
+    rollout: RolloutConfig = opt(RolloutConfig, "Generation and APRIL.")
+    engine: EngineConfig = opt(EngineConfig, "The inference engine.")
+    train: TrainConfig = opt(TrainConfig, "DeepSpeed and the optimizer.")
+    cluster: ClusterConfig = opt(ClusterConfig, "Where workers run.")
+    eval: EvalConfig = opt(EvalConfig, "Evaluation.")
+    checkpoint: CheckpointConfig = opt(CheckpointConfig, "Saving.")
+    logging: LoggingConfig = opt(LoggingConfig, "Metrics and tracking.")
+    sft: SFTConfig = opt(SFTConfig, "`rlpost sft`: the warm start by imitation.")
+    user: dict[str, Any] = opt({}, "Free space for a user's own parts; read by interpolation, never by rlpost.")
+
+
+def walk_fields(schema: type = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every key of the schema as (dotted name, default, doc), in order."""
+    rows: list[tuple[str, Any, str]] = []
+    for f in fields(schema):
+        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        rows.append((prefix + f.name, default, f.metadata["doc"]))
+        if is_dataclass(default):
+            rows += walk_fields(type(default), f"{prefix}{f.name}.")
+    return rows

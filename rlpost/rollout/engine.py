@@ -1,0 +1,91 @@
+"""The engine protocol: what a rollout needs of an inference engine, one replica or many.
+
+``rollout.vllm_engine`` and ``rollout.simulated_engine`` implement it; ``rollout.collect``, ``evaluate`` and
+``colocation`` are its callers. An engine owns requests in flight and nothing else: prompts, partial responses and
+their versions belong to the buffer. Tokens are handed over exactly once, in the delta that reports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingSettings:
+    """How tokens are drawn. Stop tokens end a response and belong to it."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One sample to generate or to go on with: the prompt and what was already generated, by token ids."""
+
+    request_id: str
+    token_ids: np.ndarray  # i32[P + tokens so far]
+    max_new_tokens: int  # >= 1
+    seed: int
+    sampling: SamplingSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delta:
+    """New tokens of one request since its last delta. ``finish_reason`` is "", "stop" or "length"."""
+
+    request_id: str
+    token_ids: np.ndarray  # i32[T]
+    logprobs: np.ndarray  # f32[T], natural log, of the distribution sampled from
+    finish_reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStep:
+    """What one engine step did, for accounting. Times are on the engine's own clock, seconds."""
+
+    deltas: Sequence[Delta]
+    duration_s: float
+    num_running: int  # samples that held a slot during the step
+    num_prefill_tokens: int  # prompt (and replayed) tokens computed, prefix-cache hits left out
+
+
+class Engine(Protocol):
+    max_slots: int
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests. The caller keeps ``num_in_flight <= max_slots``."""
+
+    def step(self) -> EngineStep:
+        """Advance all running requests by one token (or one exchange) and return everything new."""
+
+    def abort_all(self) -> Sequence[Delta]:
+        """End all requests; returns tokens not handed over yet. Afterwards nothing is in flight."""
+
+    @property
+    def num_in_flight(self) -> int: ...
+
+    def now(self) -> float:
+        """Seconds on the engine's clock (monotonic; virtual in the simulated engine)."""
+
+    def score(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Logprobs at temperature 1 of each sequence's tokens given those before: f32[len - 1] each."""
+
+    def load_weights(self, buckets: Iterable[Sequence[tuple[str, Any]]]) -> None:
+        """Copy HF-named tensors in place, bucket by bucket, and invalidate the prefix cache."""
+
+    def read_weight(self, name: str) -> Any:
+        """The tensor the engine computes with for this HF name (a slice of a fused weight), for the fingerprint."""
+
+    def sleep(self) -> None:
+        """Give the device's memory back; nothing may be in flight."""
+
+    def wake(self) -> None:
+        """Take the memory again; weights are undefined until ``load_weights`` where they were dropped."""
+
+    def shutdown(self) -> None: ...
