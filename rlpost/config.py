@@ -43,7 +43,8 @@ class SourceConfig:
     generator: Optional[Any] = opt(
         None, "A function (Hydra _target_ with its arguments) returning a list of rows; used when path and hub are not set."
     )
-    limit: Optional[int] = opt(None, "Use only the first rows; None: all.")
+    unique: bool = opt(False, "Leave out rows whose prompt repeats an earlier row's (some hub datasets hold each row many times).")
+    limit: Optional[int] = opt(None, "Use only the first rows (after unique); None: all.")
 
 
 @dataclass
