@@ -1,0 +1,271 @@
+"""Collect one step's rollout: APRIL, of which synchronous generation is the case ``oversample = 1.0``.
+
+Per step: submit samples (carried-over groups first) until the engine's slots are full, refill one for one as samples
+finish, judge finished samples beside generation, admit groups as they become complete, stop when N are admitted,
+abort the rest and keep every token with its logprob for the next step.
+
+Who waits for whom: the loop below waits for ``engine.step()`` while anything is in flight, and for the scorer only
+when nothing is left to generate. Nothing here waits for a whole group or a wave.
+
+Calls the engine, the buffer, the prompt stream and the scorer; called by ``loop``. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlpost.errors import RunError, explain
+from rlpost.rollout.buffer import OpenGroup, OpenSample, RolloutBuffer, reconcile
+from rlpost.rollout.engine import Engine, EngineStep, Request, SamplingSettings
+from rlpost.rollout.scoring import Scorer
+from rlpost.types import Group, Prompt
+
+SCORE_POLL_S = 60.0  # how long one wait for verdicts lasts before the loop looks around again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectSettings:
+    """What ``collect`` needs of the configuration."""
+
+    max_in_flight: int
+    max_response_tokens: int
+    sampling: SamplingSettings
+    seed: int
+    max_filtered_groups: int
+    reject: Callable[[Group], str | None]  # the algorithm's filter: a reason, or None to keep
+    max_failure_share: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutStats:
+    """One step's account. Times in seconds on the engine's clock, counts in tokens unless named otherwise."""
+
+    step: int
+    slots: int
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    num_generated: int = 0
+    num_replayed: int = 0  # tokens of carried-over samples fed to the engine again, their prompts included
+    num_prefill: int = 0  # prompt and replayed tokens really computed (prefix-cache hits left out)
+    num_launched: int = 0  # samples started for the first time
+    num_resumed: int = 0
+    num_failed_rewards: int = 0
+    num_judged: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
+    failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
+    step_s: list[float] = field(default_factory=list)  # per engine step: wall time of the whole iteration
+    step_running: list[int] = field(default_factory=list)
+    step_prefill: list[int] = field(default_factory=list)
+    launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
+    deferred_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples carried over
+
+    @property
+    def duration_s(self) -> float:
+        return self.ended_s - self.started_s
+
+    @property
+    def idle_share(self) -> float:
+        """1 - (sum of step time x running samples) / (sum of step time x slots); 0 where nothing ran."""
+        offered = sum(self.step_s) * self.slots
+        used = float(np.dot(self.step_s, self.step_running)) if self.step_s else 0.0
+        return 1.0 - used / offered if offered else 0.0
+
+
+OnProgress = Callable[[int, int, int], None]  # (groups admitted, samples running, groups open)
+
+
+def collect(
+    engine: Engine,
+    buffer: RolloutBuffer,
+    prompts: Iterator[Prompt],
+    scorer: Scorer,
+    settings: CollectSettings,
+    *,
+    step: int,
+    on_progress: OnProgress | None = None,
+) -> RolloutStats:
+    """Generate until ``buffer.admitted`` holds ``groups_per_step`` groups; leaves nothing in flight.
+
+    The engine's weights are those of policy version ``step``. Afterwards ``buffer.admitted`` is the step's rollout.
+
+    Raises:
+        RunError: the filter rejected ``max_filtered_groups`` groups in a row, or too many rewards failed.
+    """
+    buffer.begin_step(step)
+    stats = RolloutStats(step=step, slots=settings.max_in_flight, started_s=engine.now())
+    run = _Collection(engine, buffer, prompts, scorer, settings, stats)
+    run.resubmit_unjudged()
+    run.admit_ready()
+    while len(buffer.admitted) < buffer.groups_per_step:
+        iteration_started = engine.now()
+        run.fill_slots()
+        if engine.num_in_flight:
+            result = engine.step()
+            run.receive(result)
+            stats.step_s.append(engine.now() - iteration_started)
+            stats.step_running.append(result.num_running)
+            stats.step_prefill.append(result.num_prefill_tokens)
+        elif scorer.num_pending:
+            scorer.wait(SCORE_POLL_S)
+        run.admit_ready()
+        if on_progress is not None:
+            on_progress(len(buffer.admitted), engine.num_in_flight, len(buffer.groups))
+    run.abort()
+    stats.ended_s = engine.now()
+    run.measure_lengths()
+    return stats
+
+
+def sample_seed(run_seed: int, uid: str, index: int, num_tokens: int) -> int:
+    """The engine's seed for a sample from its ``num_tokens``-th token on, the same in every process and replay.
+
+    A resumed sample gets a fresh seed: with the old one the noise stream would start again.
+    """
+    key = f"{run_seed}|{uid}|{index}|{num_tokens}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1  # a non-negative int64
+
+
+class _Collection:
+    """The moves of one ``collect`` call."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        buffer: RolloutBuffer,
+        prompts: Iterator[Prompt],
+        scorer: Scorer,
+        settings: CollectSettings,
+        stats: RolloutStats,
+    ) -> None:
+        self.engine, self.buffer, self.prompts, self.scorer = engine, buffer, prompts, scorer
+        self.settings, self.stats = settings, stats
+        self.filtered_in_a_row = 0
+        self.running: dict[str, tuple[str, int]] = {}  # request id -> (uid, index)
+
+    def resubmit_unjudged(self) -> None:
+        """After a resume the scorer is new: samples whose verdict was pending are handed to it again."""
+        if not self.scorer.num_pending:
+            for group, sample in reconcile(self.buffer.groups.values()):
+                self.submit_for_judging(group, sample)
+
+    def fill_slots(self) -> None:
+        """One-for-one refill: whatever is free takes the next sample; prompts are drawn only when none waits."""
+        requests: list[Request] = []
+        free = self.settings.max_in_flight - self.engine.num_in_flight
+        while len(requests) < free:
+            chosen = self.buffer.next_sample()
+            if chosen is not None:
+                requests.append(self.make_request(*chosen))
+            elif self.buffer.may_draw():
+                self.buffer.add(next(self.prompts))
+            else:
+                break
+        if requests:
+            self.engine.submit(requests)
+
+    def make_request(self, group: OpenGroup, sample: OpenSample) -> Request:
+        parts = [group.prompt.token_ids, *(s.token_ids for s in sample.segments)]
+        if sample.num_tokens:
+            self.stats.num_resumed += 1
+            self.stats.num_replayed += sum(len(p) for p in parts)
+        elif sample.first_step == self.buffer.step:
+            self.stats.num_launched += 1
+        request_id = f"{group.prompt.uid}/{sample.index}"
+        self.running[request_id] = (group.prompt.uid, sample.index)
+        return Request(
+            request_id=request_id,
+            token_ids=np.concatenate(parts),
+            max_new_tokens=self.settings.max_response_tokens - sample.num_tokens,
+            seed=sample_seed(self.settings.seed, group.prompt.uid, sample.index, sample.num_tokens),
+            sampling=self.settings.sampling,
+        )
+
+    def receive(self, result: EngineStep) -> None:
+        self.stats.num_prefill += result.num_prefill_tokens
+        for delta in result.deltas:
+            uid, index = self.running[delta.request_id]
+            sample = self.buffer.receive(uid, index, delta.token_ids, delta.logprobs, delta.finish_reason)
+            self.stats.num_generated += len(delta.token_ids)
+            if delta.finish_reason:
+                del self.running[delta.request_id]
+                self.submit_for_judging(self.buffer.groups[uid], sample)
+
+    def submit_for_judging(self, group: OpenGroup, sample: OpenSample) -> None:
+        tokens = [s.token_ids for s in sample.segments]
+        token_ids = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+        self.scorer.submit(group.prompt, sample.index, token_ids, sample.finish_reason)
+
+    def admit_ready(self) -> None:
+        """Take in verdicts, let filters speak, admit what the staleness rule allows, earliest deadline first."""
+        for verdict in self.scorer.poll():
+            self.stats.num_judged += 1
+            if verdict.failure is not None:
+                kind = verdict.failure.split(":")[0]
+                self.stats.failures[kind] = self.stats.failures.get(kind, 0) + 1
+                self.stats.num_failed_rewards += 1
+            complete = self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure)
+            if complete:
+                self.filter(self.buffer.groups[verdict.uid], verdict.failure)
+        for group in self.buffer.ready():
+            if len(self.buffer.admitted) >= self.buffer.groups_per_step:
+                break
+            if self.buffer.try_admit(group):
+                self.filtered_in_a_row = 0
+
+    def filter(self, group: OpenGroup, last_failure: str | None) -> None:
+        """A complete group is dropped here, for a named reason, or stays ready."""
+        frozen = group.freeze()
+        if len(frozen.scored) < min(2, len(frozen.samples)):
+            self.buffer.drop(group, "failed[reward]")
+            self.count_dropped("failed_reward", last_failure)
+            return
+        reason = self.settings.reject(frozen)
+        if reason is not None:
+            self.buffer.drop(group, f"rejected[{reason}]")
+            self.count_dropped(reason, None)
+
+    def count_dropped(self, reason: str, last_failure: str | None) -> None:
+        self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
+        self.filtered_in_a_row += 1
+        if self.filtered_in_a_row >= self.settings.max_filtered_groups:
+            detail = f" (last reward failure: {last_failure})" if last_failure else ""
+            raise RunError(
+                explain(
+                    f"step {self.buffer.step}: groups dropped in a row without one to train on",
+                    f"{self.filtered_in_a_row} ({self.stats.rejected}){detail}",
+                    f"fewer than algo.max_filtered_groups={self.settings.max_filtered_groups}",
+                    "check that the reward varies within a group (too easy, too hard, or failing), or set algo.filter=none",
+                )
+            )
+
+    def abort(self) -> None:
+        for delta in self.engine.abort_all():
+            uid, index = self.running[delta.request_id]
+            self.buffer.receive(uid, index, delta.token_ids, delta.logprobs, "")
+            self.stats.num_generated += len(delta.token_ids)
+        assert self.engine.num_in_flight == 0, "the engine kept requests after an abort"
+        self.running.clear()
+        self.buffer.pause_running()
+
+    def measure_lengths(self) -> None:
+        for group in [*self.buffer.groups.values(), *self.buffer.admitted]:
+            open_group = group.state == "open"
+            for sample in group.samples:
+                if sample.first_step == self.buffer.step:
+                    self.stats.launched_lengths.append(sample.num_tokens)
+                if open_group and not sample.finish_reason and sample.num_tokens:
+                    self.stats.deferred_lengths.append(sample.num_tokens)
+        failed, judged = self.stats.num_failed_rewards, self.stats.num_judged
+        if judged and failed / judged > self.settings.max_failure_share:
+            raise RunError(
+                explain(
+                    f"step {self.buffer.step}: share of rewards that failed",
+                    f"{failed} of {judged} ({self.stats.failures})",
+                    f"at most reward.max_failure_share={self.settings.max_failure_share}",
+                    "mend the reward function; the failures stand in the rollout files",
+                )
+            )
