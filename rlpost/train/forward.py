@@ -1,0 +1,85 @@
+"""The forward pass of one packed row: a logprob and an entropy for every token the caller asks for.
+
+Owns ``PolicyModule``, what DeepSpeed wraps, and the choice of positions. Never sees a loss, an optimizer or a batch.
+Called by ``train.deepspeed_trainer`` for the policy and for the frozen reference, and by ``train.sft``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlpost.train.head_logprobs import head_logprobs
+from rlpost.types import PackedRow
+
+
+class PolicyModule(nn.Module):
+    """A Hugging Face causal LM whose forward pass returns logprobs and entropies of tokens instead of logits.
+
+    The head is applied here and not by the model, so that ZeRO-3, which gathers parameters for the forward pass of the
+    module it wraps, gathers the head's weight too.
+    """
+
+    def __init__(self, lm: nn.Module, *, chunk_tokens: int = 1024) -> None:
+        super().__init__()
+        self.lm = lm
+        self.chunk_tokens = chunk_tokens
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """token_ids, position_ids i64[L] of ONE packed row; positions i64[N], ascending, none the first of a sequence.
+
+        Returns (logprobs f32[L], entropy f32[L]); position t describes token t given the tokens before it in its own
+        sequence, and every position not asked for is 0. Sequences are kept apart by position_ids that restart at 0:
+        transformers builds the block mask from them only without an attention mask and without a cache, and flash
+        attention only for a batch of one row.
+        """
+        hidden = _backbone(self.lm)(
+            input_ids=token_ids.unsqueeze(0),
+            position_ids=position_ids.unsqueeze(0),
+            attention_mask=None,
+            use_cache=False,
+        ).last_hidden_state[0]
+        head = self.lm.get_output_embeddings()
+        logprobs, entropy = head_logprobs(
+            hidden.index_select(0, positions - 1),
+            head.weight,
+            token_ids.index_select(0, positions),
+            bias=getattr(head, "bias", None),
+            temperature=temperature,
+            chunk_tokens=self.chunk_tokens,
+        )
+        zeros = logprobs.new_zeros(token_ids.shape[0])
+        return zeros.index_copy(0, positions, logprobs), zeros.index_copy(0, positions, entropy)
+
+
+def trainable_positions(row: PackedRow) -> np.ndarray:
+    """i64[N]: the positions a loss may read. The first token of a sequence has no logprob and is never among them."""
+    return np.flatnonzero(row.loss_mask & (row.position_ids > 0))
+
+
+def pack_sequences(sequences: Sequence[np.ndarray], max_row_tokens: int) -> list[list[int]]:
+    """Indices of the sequences of each row, in order: the next sequence joins the row while it fits."""
+    rows: list[list[int]] = []
+    room = -1
+    for index, sequence in enumerate(sequences):
+        if not rows or len(sequence) > room:
+            rows.append([])
+            room = max_row_tokens
+        rows[-1].append(index)
+        room -= len(sequence)
+    return rows
+
+
+def _backbone(lm: nn.Module) -> nn.Module:
+    """The model without its head; its last hidden state is what the head takes."""
+    decoder = lm.get_decoder() if hasattr(lm, "get_decoder") else None
+    return decoder if decoder is not None and decoder is not lm else lm.base_model

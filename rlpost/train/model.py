@@ -1,0 +1,71 @@
+"""Loading the policy (and the frozen reference) from a Hugging Face folder. Called by ``train.deepspeed_trainer``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlpost.errors import ModelError, explain
+
+# Settings under which the model's own head does more than `hidden @ weight^T + bias`; the value is harmless.
+_HEAD_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
+
+
+def torch_dtype(name: str, device: str) -> torch.dtype:
+    """``auto`` is float32 on a CPU (bfloat16 is several times slower there) and bfloat16 on a GPU."""
+    if name == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def attention(device: str, dtype: torch.dtype) -> str:
+    """Flash attention on a GPU when it is installed, else sdpa, which builds a full T^2 mask for a packed row."""
+    from transformers.utils import is_flash_attn_2_available
+
+    usable = device != "cpu" and dtype == torch.bfloat16 and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def load_model(path: Path | str, *, dtype: torch.dtype, device: str, init: str = "pretrained") -> nn.Module:
+    """A causal LM in host memory, in training mode with every dropout off.
+
+    path: a folder, or a hub name. init ``random``: fresh weights from the folder's config, under torch's global seed.
+    Dropout would make the logprobs of the update differ from those of the same weights a moment before.
+    Raises ModelError for a folder without weights or a head this trainer does not reproduce.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    local = Path(path).is_dir()
+    options: dict[str, Any] = {"local_files_only": True} if local else {}
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        _refuse_unknown_head(config)
+        if hasattr(config, "attention_dropout"):
+            config.attention_dropout = 0.0
+        implementation = attention(device, dtype)
+        if init == "random":
+            lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation)
+        else:
+            lm = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, attn_implementation=implementation, **options
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            explain("model.path", str(path), "a Hugging Face causal LM with config and weights", str(error).split("\n")[0])
+        ) from error
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return lm.train()
+
+
+def _refuse_unknown_head(config: Any) -> None:
+    for name, harmless in _HEAD_SETTINGS.items():
+        value = getattr(config, name, harmless)
+        if value not in (None, harmless):
+            raise ModelError(
+                explain(f"the model's {name}", value, "a plain linear head", "choose a model without it; it is not supported")
+            )
