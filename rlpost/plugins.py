@@ -1,0 +1,160 @@
+"""Turns what a config names - a part of ours or a user's own function - into a callable.
+
+Three forms are accepted everywhere a part can be chosen: a name in a table, a dotted path
+``package.module.function``, and Hydra's ``{_target_: name or dotted path, key: value}``. Nothing is imported until
+:func:`resolve_target` is called; :func:`check_target` says whether a name can work by reading source text only, so
+that ``rlpost check`` never imports torch. Called by ``algos.table``, ``rewards`` and ``data``.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlpost.errors import ConfigError, explain
+
+EXPECTED = "package.module.function, or {_target_: ..., key: value}"
+
+
+def resolve_target(value: Any, table: Mapping[str, str], what: str) -> Callable[..., Any]:
+    """The callable that ``value`` names; ``what`` is the config key, for the message.
+
+    A class is instantiated with the keys beside ``_target_`` (its instance must be callable); a function has them
+    bound with ``functools.partial``. Raises :class:`ConfigError` for an unknown name, a target that cannot be
+    imported, a key the target does not take, and a target that cannot be called.
+    """
+    if callable(value):
+        return value
+    path, arguments = _split(value, table, what)
+    target = _import(path, what)
+    if not callable(target):
+        raise ConfigError(explain(what, path, "a function or a callable class", f"it is a {type(target).__name__}"))
+    _check_arguments(target, arguments, what, path)
+    if inspect.isclass(target):
+        target = target(**arguments)
+        if not callable(target):
+            raise ConfigError(explain(what, path, "a class whose instances can be called", "give it a __call__"))
+        return target
+    return functools.partial(target, **arguments) if arguments else target
+
+
+def check_target(value: Any, table: Mapping[str, str], what: str) -> None:
+    """Raises :class:`ConfigError` where :func:`resolve_target` would fail for a reason that source text shows.
+
+    Imports the parent packages of a dotted path (to find the file), never the module itself.
+    """
+    if callable(value):
+        return
+    path, _ = _split(value, table, what)
+    if path in table.values():
+        return
+    module, name = path.rsplit(".", 1)
+    defined = _names_defined(module, what, path)
+    if defined is not None and name not in defined:
+        raise ConfigError(explain(what, path, f"a function in {module}", _nearest(name, defined)))
+
+
+def _split(value: Any, table: Mapping[str, str], what: str) -> tuple[str, dict[str, Any]]:
+    """(dotted path, keyword arguments) of any of the three forms."""
+    arguments: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        plain = _to_plain(value)
+        value = plain.get("_target_")
+        if value is None:
+            raise ConfigError(explain(what, plain, "a mapping with _target_", "add _target_: package.module.function"))
+        # Hydra users write _partial_ out of habit; binding is what happens here anyway.
+        arguments = {key: item for key, item in plain.items() if key not in ("_target_", "_partial_")}
+        reserved = sorted(key for key in arguments if key.startswith("_"))
+        if reserved:
+            raise ConfigError(explain(what, ", ".join(reserved), "keyword arguments only", "name each argument"))
+    if not isinstance(value, str) or not value:
+        raise ConfigError(explain(what, value, _expected(table), "name a function"))
+    if value in table:
+        return table[value], arguments
+    if "." not in value.strip("."):
+        raise ConfigError(explain(what, value, _expected(table), _nearest(value, table)))
+    return value, arguments
+
+
+def _expected(table: Mapping[str, str]) -> str:
+    return f"{', '.join(table)}, {EXPECTED}" if table else EXPECTED
+
+
+def _to_plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """OmegaConf's containers as plain dicts and lists, interpolations resolved."""
+    if type(value).__module__.startswith("omegaconf"):
+        from omegaconf import OmegaConf
+
+        return dict(OmegaConf.to_container(value, resolve=True))  # type: ignore[arg-type]
+    return dict(value)
+
+
+def _import(path: str, what: str) -> Any:
+    module, name = path.rsplit(".", 1)
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:  # a user's module may fail in any way while it is imported
+        message = explain(what, path, "an importable module", f"importing {module} failed: {_one_line(error)}")
+        raise ConfigError(message) from error
+    try:
+        return getattr(loaded, name)
+    except AttributeError:
+        raise ConfigError(explain(what, path, f"a function in {module}", _nearest(name, vars(loaded)))) from None
+
+
+def _check_arguments(target: Any, arguments: Mapping[str, Any], what: str, path: str) -> None:
+    try:
+        inspect.signature(target).bind_partial(**arguments)
+    except TypeError as error:
+        raise ConfigError(explain(what, path, "only keys the function takes", _one_line(error))) from None
+    except ValueError:
+        pass  # a C function without a signature; calling it will tell
+
+
+def _names_defined(module: str, what: str, path: str) -> set[str] | None:
+    """Names a module defines at top level, read from its source; None where the source cannot tell."""
+    if module in sys.modules:
+        return set(dir(sys.modules[module]))
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception as error:  # a parent package that is missing or fails while it is imported
+        message = explain(what, path, "an importable module", f"finding {module} failed: {_one_line(error)}")
+        raise ConfigError(message) from error
+    if spec is None:
+        raise ConfigError(explain(what, path, "an importable module", f"there is no module {module} on the path"))
+    if not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ConfigError(explain(what, path, "a module that parses", f"{spec.origin}: {_one_line(error)}")) from error
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {t.id for target in node.targets for t in ast.walk(target) if isinstance(t, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, (ast.If, ast.Try, ast.With, ast.For, ast.While)):
+            return None  # defined under a condition: only running it tells
+    return None if "*" in names or "__getattr__" in names else names
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, [n for n in names if not n.startswith("_")], n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "check the spelling"
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
