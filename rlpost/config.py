@@ -78,6 +78,9 @@ class OverlongConfig:
     buffer_tokens: int = opt(
         0, "DAPO eq. 13: the penalty falls linearly over the last buffer_tokens before max_response_tokens; 0: off."
     )
+    buffer_share: float = opt(
+        0.0, "The same as a share of max_response_tokens, 0 to 1, used where buffer_tokens is 0; 0: off."
+    )
     penalty: float = opt(1.0, "Size of the full penalty, in reward units.")
 
 
