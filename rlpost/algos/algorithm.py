@@ -10,7 +10,6 @@ import numpy as np
 
 from rlpost.algos import shaping, table
 from rlpost.config import AlgoConfig, Config
-from rlpost.errors import ConfigError, explain
 from rlpost.types import Group
 
 if TYPE_CHECKING:
@@ -50,11 +49,11 @@ class Algorithm:
         return _checked(advantages, rewards)
 
     def _shaped(self, group: Group) -> np.ndarray:
-        scored = group.scored
+        scored, limit = group.scored, self.max_response_tokens
         punishment = shaping.overlong(
             [s.num_tokens for s in scored],
-            max_tokens=self.max_response_tokens,
-            buffer_tokens=self.cfg.overlong.buffer_tokens,
+            max_tokens=limit,
+            buffer_tokens=self.cfg.overlong.buffer_tokens or round(self.cfg.overlong.buffer_share * limit),
             penalty=self.cfg.overlong.penalty,
         )
         return np.array([s.reward for s in scored], np.float64) + punishment
@@ -64,12 +63,8 @@ def build_algorithm(cfg: Config) -> Algorithm:
     """The algorithm of a resolved config. Raises ConfigError for what cannot work. Imports torch (the losses)."""
     from rlpost.algos.objective import kl_is_in_reward, make_objective
 
-    table.check_algo(cfg.algo)
+    table.check_algo(cfg.algo, max_response_tokens=cfg.rollout.max_response_tokens)
     max_response_tokens = cfg.rollout.max_response_tokens
-    if cfg.algo.overlong.buffer_tokens > max_response_tokens:
-        expected = f"at most rollout.max_response_tokens ({max_response_tokens})"
-        got = cfg.algo.overlong.buffer_tokens
-        raise ConfigError(explain("algo.overlong.buffer_tokens", got, expected, "shorten the buffer; 0 is off"))
     several_updates = cfg.train.optimizer_steps_per_rollout > 1 or cfg.train.epochs > 1
     return Algorithm(
         cfg=cfg.algo,

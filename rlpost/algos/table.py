@@ -63,7 +63,7 @@ def resolve(kind: str, value: Any) -> Callable[..., Any]:
     return plugins.resolve_target(value, TABLES[kind], f"algo.{kind}")
 
 
-def check_algo(cfg: AlgoConfig) -> None:
+def check_algo(cfg: AlgoConfig, *, max_response_tokens: int | None = None) -> None:
     """Raises ConfigError for names that do not exist and numbers that cannot work; imports no part."""
     for kind, table in TABLES.items():
         plugins.check_target(getattr(cfg, kind), table, f"algo.{kind}")
@@ -80,7 +80,12 @@ def check_algo(cfg: AlgoConfig) -> None:
     _require(0 <= floor < cap, "correction_floor", floor, f"0 to correction_cap ({cap})", "lower it")
     length = cfg.constant_length
     _require(length is None or length >= 1, "constant_length", length, ">= 1 or null", "null: max_response_tokens")
-    _require(cfg.overlong.buffer_tokens >= 0, "overlong.buffer_tokens", cfg.overlong.buffer_tokens, ">= 0", "0: off")
+    buffer = cfg.overlong.buffer_tokens
+    fits = buffer >= 0 and (max_response_tokens is None or buffer <= max_response_tokens)
+    expected = f"0 to rollout.max_response_tokens ({max_response_tokens or 'not given'})"
+    _require(fits, "overlong.buffer_tokens", buffer, expected, "shorten the buffer; 0 is off")
+    share = cfg.overlong.buffer_share
+    _require(0 <= share <= 1, "overlong.buffer_share", share, "0 to 1", "0.2 is DAPO's; 0: off")
     _require(cfg.overlong.penalty >= 0, "overlong.penalty", cfg.overlong.penalty, ">= 0", "it is subtracted")
     _require(cfg.max_filtered_groups >= 1, "max_filtered_groups", cfg.max_filtered_groups, ">= 1", "use 512")
 
