@@ -24,6 +24,7 @@ from rlpost.rollout.engine import Engine, EngineStep, Request, SamplingSettings
 from rlpost.rollout.scoring import Scorer
 from rlpost.types import Group, Prompt
 
+REWARD_FAILED = "reward"
 SCORE_POLL_S = 60.0  # how long one wait for verdicts lasts before the loop looks around again
 
 
@@ -61,6 +62,7 @@ class RolloutStats:
     step_running: list[int] = field(default_factory=list)
     step_prefill: list[int] = field(default_factory=list)
     launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
+    dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
     deferred_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples carried over
 
     @property
@@ -220,15 +222,15 @@ class _Collection:
         """A complete group is dropped here, for a named reason, or stays ready."""
         frozen = group.freeze()
         if len(frozen.scored) < min(2, len(frozen.samples)):
-            self.buffer.drop(group, "failed[reward]")
-            self.count_dropped("failed_reward", last_failure)
+            self.drop(group, f"failed[{REWARD_FAILED}]", REWARD_FAILED, last_failure)
             return
         reason = self.settings.reject(frozen)
         if reason is not None:
-            self.buffer.drop(group, f"rejected[{reason}]")
-            self.count_dropped(reason, None)
+            self.drop(group, f"rejected[{reason}]", reason, None)
 
-    def count_dropped(self, reason: str, last_failure: str | None) -> None:
+    def drop(self, group: OpenGroup, end: str, reason: str, last_failure: str | None) -> None:
+        self.buffer.drop(group, end)
+        self.stats.dropped_lengths[group.order] = [s.num_tokens for s in group.samples]
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
         self.filtered_in_a_row += 1
         if self.filtered_in_a_row >= self.settings.max_filtered_groups:

@@ -55,6 +55,9 @@ class EngineStep:
     num_prefill_tokens: int  # prompt (and replayed) tokens computed, prefix-cache hits left out
 
 
+WAKE_TAGS = ("weights", "kv_cache")
+
+
 class Engine(Protocol):
     max_slots: int
 
@@ -85,7 +88,7 @@ class Engine(Protocol):
     def sleep(self) -> None:
         """Give the device's memory back; nothing may be in flight."""
 
-    def wake(self) -> None:
-        """Take the memory again; weights are undefined until ``load_weights`` where they were dropped."""
+    def wake(self, tags: Sequence[str] = WAKE_TAGS) -> None:
+        """Take memory again: "weights" (undefined until ``load_weights`` where they were dropped), then "kv_cache"."""
 
     def shutdown(self) -> None: ...

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.rollout.engine import Delta, EngineStep, Request
+from rlpost.rollout.engine import WAKE_TAGS, Delta, EngineStep, Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +130,7 @@ class SimulatedEngine:
     def sleep(self) -> None:
         assert not self._running, "sleep() with requests in flight"
 
-    def wake(self) -> None:
+    def wake(self, tags: Sequence[str] = WAKE_TAGS) -> None:
         return None
 
     def shutdown(self) -> None:

@@ -1,0 +1,67 @@
+"""Checkpoints: a directory that appears by one rename when everything in it is on disk.
+
+``checkpoints/step-000010/`` holds ``trainer/`` (DeepSpeed's state and torch's random states) and ``state.json``
+(step, rollout buffer, prompt cursor, record of the run). Owns naming, order of writes, retention and the choice of
+the newest whole one; what is inside belongs to the callers. Called by ``loop``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlpost.errors import RunError, explain
+
+STATE = "state.json"
+PREFIX = "step-"
+
+
+def save(root: Path, step: int, state: dict[str, Any], save_trainer: Callable[[Path], None], *, keep_last: int) -> Path:
+    """Write ``root/step-N`` for ``step`` finished steps; older ones beyond ``keep_last`` go once it is durable.
+
+    Raises:
+        RunError: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    final = root / f"{PREFIX}{step:06d}"
+    partial = root / f".partial-{step:06d}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_trainer(partial / "trainer")
+        (partial / STATE).write_text(json.dumps(state))
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        if final.exists():  # the same step again, after a resume
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(root)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            explain("checkpoint", str(final), "a disk with room", f"{error.strerror or error}; free space, run again to resume")
+        ) from error
+    for old in whole(root)[:-keep_last]:
+        shutil.rmtree(old)
+    return final
+
+
+def whole(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first. A directory under its final name is complete: the rename came last."""
+    return sorted(p for p in root.glob(f"{PREFIX}*") if (p / STATE).is_file())
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state that :func:`save` was given."""
+    return json.loads((folder / STATE).read_text())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

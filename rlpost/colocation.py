@@ -1,0 +1,137 @@
+"""Engine and trainer take turns on one device, and what the trainer optimises is what the engine samples.
+
+:class:`Device` owns whose turn it is and the three guards of a publication's correctness: the fingerprint (every
+published tensor read back from the engine, bit for bit in the engine's dtype), the canary (logprobs of fixed
+sequences, trainer against engine), and the per-batch mismatch that ``loop`` feeds back. Called by ``loop`` only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlpost.errors import RunError, explain
+from rlpost.rollout.engine import Engine
+from rlpost.train.policy import PolicyTrainer
+
+BUCKET_BYTES = 256 << 20
+CANARY_THRESHOLD = {"float32": 1e-4, "bfloat16": 0.3}  # nats; engine and trainer use other kernels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """One weight publication: what moved and how far engine and trainer are apart afterwards."""
+
+    policy_version: int
+    num_bytes: int
+    load_s: float
+    fingerprint_s: float
+    canary_max: float  # largest |trainer - engine| logprob over the canary, nats
+
+
+class Device:
+    """Whose turn it is. Starts in the trainer's hands after ``start_worker`` (trainer asleep, engine awake)."""
+
+    def __init__(self, engine: Engine, trainer: PolicyTrainer, *, canary: Sequence[np.ndarray], threshold: float) -> None:
+        self._engine, self._trainer = engine, trainer
+        self._canary, self._threshold = list(canary), threshold
+        self._turn = "engine"
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """The engine's turn; leaves with nothing in flight."""
+        assert self._turn == "engine", "publish_weights() gives the device to the engine"
+        yield
+        assert self._engine.num_in_flight == 0, "requests were left in flight"
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The trainer's turn, until ``publish_weights`` gives the device back to the engine."""
+        if self._turn == "engine":
+            self._engine.sleep()
+            self._trainer.wake()
+            self._turn = "trainer"
+        yield
+
+    def publish_weights(self, policy_version: int) -> Publication:
+        """Copy the trainer's weights into the engine, prove that they arrived, hand the device to the engine.
+
+        Raises:
+            RunError: a tensor differs after loading, or the canary's logprobs do.
+        """
+        with self.training():
+            expected = self._trainer.score(self._canary)
+            self._engine.wake(("weights",))  # the KV cache waits until the trainer's states are off the device
+            started = time.perf_counter()
+            num_bytes = 0
+
+            def counted() -> Iterator[list[tuple[str, Any]]]:
+                nonlocal num_bytes
+                for bucket in self._trainer.iter_weights(BUCKET_BYTES):
+                    num_bytes += sum(t.numel() * t.element_size() for _, t in bucket)
+                    yield bucket
+
+            self._engine.load_weights(counted())
+            loaded = time.perf_counter()
+            self._check_fingerprint()
+            checked = time.perf_counter()
+        self._trainer.sleep()
+        self._engine.wake()
+        self._turn = "engine"
+        return Publication(
+            policy_version=policy_version,
+            num_bytes=num_bytes,
+            load_s=loaded - started,
+            fingerprint_s=checked - loaded,
+            canary_max=self._check_canary(expected),
+        )
+
+    def _check_fingerprint(self) -> None:
+        """Compares storage bits, so that NaN equals NaN and -0.0 differs from 0.0."""
+        for bucket in self._trainer.iter_weights(BUCKET_BYTES):
+            for name, published in bucket:
+                held = self._engine.read_weight(name)
+                if not _same_bits(published.to(held.dtype), held):
+                    raise RunError(
+                        explain(
+                            f"weight publication: {name}",
+                            "other values in the engine than in the trainer",
+                            "the same bits",
+                            "the engine would sample from another policy than the one trained; please report this",
+                        )
+                    )
+
+    def _check_canary(self, expected: Sequence[np.ndarray]) -> float:
+        worst = 0.0
+        for ours, theirs in zip(expected, self._engine.score(self._canary), strict=True):
+            worst = max(worst, float(np.abs(ours - theirs).max(initial=0.0)))
+        if not worst <= self._threshold:
+            raise RunError(
+                explain(
+                    "canary: largest logprob difference between trainer and engine",
+                    f"{worst:.3g} nats",
+                    f"at most {self._threshold:g}",
+                    "engine and trainer compute different models; check dtype and model type (canary_threshold)",
+                )
+            )
+        return worst
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    import torch
+
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return bool(torch.equal(a.to(b.device).contiguous().view(width), b.contiguous().view(width)))
+
+
+def make_canary(prompts: Sequence[np.ndarray], vocab_size: int, *, max_tokens: int) -> list[np.ndarray]:
+    """Fixed sequences: the first prompts, each followed by tokens spread over the vocabulary; i32[at most max_tokens]."""
+    rng = np.random.default_rng(0)
+    return [np.concatenate([p, rng.integers(0, vocab_size, 24)]).astype(np.int32)[:max_tokens] for p in prompts[:4]]

@@ -1,0 +1,161 @@
+"""Evaluation: k responses to each held-out prompt, judged by the recipe's reward.
+
+Owns mean@k and pass@k with their intervals. ``loop`` calls :func:`evaluate` on the running engine;
+``rlpost eval`` is :func:`run_eval`, which needs no trainer. Same seeds at every evaluation, so that differences pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlpost.config import Config, EvalConfig
+from rlpost.errors import RunError, explain
+from rlpost.estimates import Interval, bootstrap_mean, pass_at_k
+from rlpost.rollout.collect import SCORE_POLL_S, sample_seed
+from rlpost.rollout.engine import Engine, Request, SamplingSettings
+from rlpost.rollout.scoring import Scorer, Verdict
+from rlpost.types import Prompt, Sample, Segment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalResult:
+    """``correct`` is f64[problems]: the share of each problem's judged responses that were right."""
+
+    correct: np.ndarray
+    accuracy: Interval  # mean@k
+    pass_at_k: Interval
+    num_samples: int
+    num_failed: int  # responses without a verdict, left out of the means
+    mean_response_tokens: float
+    truncated_share: float
+    parts: dict[str, float]  # mean of each reward part
+    samples: tuple[tuple[Prompt, Sample], ...]
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "eval/accuracy": self.accuracy.mean,
+            "eval/accuracy_low": self.accuracy.low,
+            "eval/accuracy_high": self.accuracy.high,
+            "eval/pass_at_k": self.pass_at_k.mean,
+            "eval/response_tokens": self.mean_response_tokens,
+            "eval/truncated_share": self.truncated_share,
+            "eval/num_samples": self.num_samples,
+            "eval/num_failed": self.num_failed,
+            **{f"eval/part/{name}": value for name, value in self.parts.items()},
+        }
+
+
+def evaluate(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    cfg: EvalConfig,
+    *,
+    max_response_tokens: int,
+    sampling: SamplingSettings,
+    seed: int,
+    policy_version: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Generate and judge ``cfg.samples_per_prompt`` responses per prompt; ``on_progress(finished, wanted)``."""
+    k = cfg.samples_per_prompt
+    by_uid = {p.uid: p for p in prompts}
+    queue = [(p, i) for i in range(k) for p in prompts]
+    tokens: dict[str, list[np.ndarray]] = {}
+    logprobs: dict[str, list[np.ndarray]] = {}
+    finish: dict[str, str] = {}
+    verdicts: list[Verdict] = []
+    position = 0
+    while position < len(queue) or engine.num_in_flight:
+        free = engine.max_slots - engine.num_in_flight
+        batch = queue[position : position + free]
+        position += len(batch)
+        if batch:
+            engine.submit([_request(p, i, max_response_tokens, seed, sampling) for p, i in batch])
+        for delta in engine.step().deltas:
+            tokens.setdefault(delta.request_id, []).append(delta.token_ids)
+            logprobs.setdefault(delta.request_id, []).append(delta.logprobs)
+            if delta.finish_reason:
+                finish[delta.request_id] = delta.finish_reason
+                uid, _, index = delta.request_id.rpartition("/")
+                scorer.submit(by_uid[uid], int(index), np.concatenate(tokens[delta.request_id]), delta.finish_reason)
+        verdicts += scorer.poll()
+        if on_progress is not None:
+            on_progress(len(finish), len(queue))
+    while len(verdicts) < len(queue):
+        scorer.wait(SCORE_POLL_S)
+        verdicts += scorer.poll()
+
+    def as_sample(v: Verdict) -> Sample:
+        request_id = f"{v.uid}/{v.index}"
+        segment = Segment(
+            token_ids=np.concatenate(tokens[request_id]),
+            rollout_logprobs=np.concatenate(logprobs[request_id]),
+            policy_version=policy_version,
+        )
+        return Sample(
+            uid=v.uid,
+            index=v.index,
+            segments=(segment,),
+            finish_reason=finish[request_id],
+            reward=v.reward,
+            reward_parts=v.parts,
+            failure=v.failure,
+        )
+
+    order = {p.uid: n for n, p in enumerate(prompts)}
+    judged = sorted(verdicts, key=lambda v: (order[v.uid], v.index))
+    return summarize([(by_uid[v.uid], as_sample(v)) for v in judged], cfg)
+
+
+def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig) -> EvalResult:
+    """Means over problems of means over their judged samples.
+
+    Raises:
+        RunError: not one response could be judged.
+    """
+    by_problem: dict[str, list[bool]] = {}
+    parts: dict[str, list[float]] = {}
+    for _, sample in samples:
+        if sample.reward is not None:
+            score = sample.reward_parts.get("accuracy", sample.reward)
+            by_problem.setdefault(sample.uid, []).append(score > cfg.threshold)
+            for name, value in sample.reward_parts.items():
+                parts.setdefault(name, []).append(value)
+    if not by_problem:
+        failure = samples[0][1].failure if samples else "no evaluation prompts"
+        raise RunError(explain("evaluation: judged responses", 0, "at least one", f"mend the reward ({failure})"))
+    outcomes = list(by_problem.values())
+    correct = np.array([np.mean(o) for o in outcomes])
+    solved = np.array([pass_at_k(len(o), sum(o), len(o)) for o in outcomes])
+    lengths = [s.num_tokens for _, s in samples]
+    return EvalResult(
+        correct=correct,
+        accuracy=bootstrap_mean(correct),
+        pass_at_k=bootstrap_mean(solved),
+        num_samples=len(samples),
+        num_failed=sum(s.reward is None for _, s in samples),
+        mean_response_tokens=float(np.mean(lengths)),
+        truncated_share=float(np.mean([s.finish_reason == "length" for _, s in samples])),
+        parts={name: float(np.mean(values)) for name, values in parts.items()},
+        samples=tuple(samples),
+    )
+
+
+def _request(prompt: Prompt, index: int, limit: int, seed: int, sampling: SamplingSettings) -> Request:
+    return Request(
+        request_id=f"{prompt.uid}/{index}",
+        token_ids=prompt.token_ids,
+        max_new_tokens=limit,
+        seed=sample_seed(seed, f"eval:{prompt.uid}", index, 0),
+        sampling=sampling,
+    )
+
+
+def eval_sampling(cfg: Config, stop_token_ids: Sequence[int]) -> SamplingSettings:
+    return SamplingSettings(
+        temperature=cfg.eval.temperature, top_p=cfg.eval.top_p, stop_token_ids=tuple(stop_token_ids)
+    )

@@ -1,0 +1,48 @@
+"""A run that hangs says where: all stacks and the phase's name, then a non-zero exit.
+
+Owns one daemon thread. ``loop`` calls :meth:`Watchdog.beat` wherever there is progress; a phase that makes none for
+``limit_s`` ends the process with exit code 70.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+EXIT_CODE = 70
+
+
+class Watchdog:
+    """``limit_s`` of 0 switches it off."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.phase = "start"
+        self._last_beat_s = time.monotonic()
+        self._stopped = threading.Event()
+        if limit_s > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self, phase: str | None = None) -> None:
+        if phase is not None:
+            self.phase = phase
+        self._last_beat_s = time.monotonic()
+
+    def close(self) -> None:
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self.limit_s / 4)):
+            silent_s = time.monotonic() - self._last_beat_s
+            if silent_s > self.limit_s:
+                print(
+                    f"watchdog: no progress in phase {self.phase!r} for {silent_s:.0f} s (watchdog_s={self.limit_s:g}); "
+                    "all stacks follow, then the run ends; the same command resumes from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                os._exit(EXIT_CODE)
