@@ -44,9 +44,7 @@ def load_config(overrides: list[str]) -> Config:
             chosen = [f"~{group}" if option is None else f"{group}={option}" for group, option in choices.items()]
             config = _open(compose("config", [f"recipe={name}", *chosen]))
             for group, option in choices.items():
-                # The recipe was written for another option of this group: what this one sets wins over it.
-                if option is not None:
-                    config = _merge(config, _open(compose(f"{group}/{option}")))
+                _choose(config, group, _open(compose(f"{group}/{option}")) if option else OmegaConf.create())
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{origin}: {_first_line(error)}") from None
     for override in values:
@@ -194,6 +192,28 @@ def _apply(config: DictConfig, override: Override) -> None:
         OmegaConf.update(config, key, override.value(), merge=not replaces, force_add=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain("override", override.input_line, "key=value", _first_line(error))) from None
+
+
+def _choose(config: DictConfig, group: str, chosen: DictConfig) -> None:
+    """An option named on the command line owns every key that any option of its group sets.
+
+    The recipe was written for another option: its ``algo.clip_high`` would spoil ``algo=gspo``, its data generator
+    would linger beside ``data=gsm8k``. Such keys take the chosen option's value, else the schema's default; keys that
+    no option sets (``train.lr``) stay the recipe's.
+    """
+    defaults = {name: default for name, default, _ in walk_fields()}
+    for key in _keys_set_by(group):
+        OmegaConf.update(config, key, OmegaConf.select(chosen, key, default=defaults[key]), merge=False, force_add=True)
+
+
+def _keys_set_by(group: str) -> list[str]:
+    files = [_read(locations.find_conf() / group / f"{option}.yaml") for option in _options(group)]
+    leaves = {name for name, default, _ in walk_fields() if not is_dataclass(default)}
+    return [
+        key
+        for key in sorted(leaves)
+        if any(OmegaConf.select(OmegaConf.create({group: file}), key, default=files) is not files for file in files)
+    ]
 
 
 def _options(group: str) -> list[str]:
