@@ -25,6 +25,7 @@ class EvalResult:
     """``correct`` is f64[problems]: the share of each problem's judged responses that were right."""
 
     correct: np.ndarray
+    problems: tuple[str, ...]  # uid of each problem in ``correct``
     accuracy: Interval  # mean@k
     pass_at_k: Interval
     num_samples: int
@@ -134,6 +135,7 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig) -> Eval
     lengths = [s.num_tokens for _, s in samples]
     return EvalResult(
         correct=correct,
+        problems=tuple(by_problem),
         accuracy=bootstrap_mean(correct),
         pass_at_k=bootstrap_mean(solved),
         num_samples=len(samples),

@@ -1,0 +1,383 @@
+"""The whole run on one screen: generate, advantages, update, publish, settle, save.
+
+:func:`train` is what ``rlpost train`` calls. This is the only place where rollout and training meet; it owns the order
+of things and the run's counters, and leaves every decision to the parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpost import checkpoint, run_dir
+from rlpost.closing import ClosingFacts, closing_table
+from rlpost.colocation import CANARY_THRESHOLD, Device, Publication, make_canary
+from rlpost.compose import to_yaml
+from rlpost.config import Config
+from rlpost.errors import RunError, explain
+from rlpost.estimates import paired_difference
+from rlpost.evaluate import EvalResult, eval_sampling, evaluate
+from rlpost.metrics import MetricsWriter
+from rlpost.progress import Progress
+from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
+from rlpost.rollout.prompts import PromptCursor, draw_prompts
+from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronous
+from rlpost.session import Session, open_session
+from rlpost.startup import start_worker
+from rlpost.step_metrics import rollout_metrics, update_metrics
+from rlpost.types import Group
+from rlpost.watchdog import Watchdog
+
+MAX_REPLAY_ERROR = 0.10  # above it the simulated comparison is not shown
+
+
+def train(cfg: Config) -> dict[str, Any]:
+    """Run ``cfg.steps`` steps, or those left of an unfinished run of this name; returns the run's summary."""
+    session = open_session(cfg)
+    run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
+    return Trainer(session, run).run()
+
+
+class Trainer:
+    """One run's parts and counters. ``run()`` is the program."""
+
+    def __init__(self, session: Session, run: run_dir.RunDir) -> None:
+        cfg = session.cfg
+        self.cfg, self.session, self.path = cfg, session, run.path
+        self.watchdog = Watchdog(cfg.watchdog_s)
+        self.progress = Progress(cfg.logging.progress)
+        if run.note:
+            self.progress.message(run.note)
+        runtime = session.runtime
+        self.progress.message(f"device {runtime.device}, {runtime.dtype}, {runtime.threads} CPU thread(s), run in {run.path}")
+        if session.train_prompts.num_dropped:
+            self.progress.message(f"{session.train_prompts.num_dropped} training prompts are too long and were left out")
+        (run.path / "config.yaml").write_text(to_yaml(cfg))
+
+        self._phase("starting the trainer and the engine")
+        from rlpost.algos.algorithm import build_algorithm
+
+        self.algorithm = build_algorithm(cfg)
+        self.worker = start_worker(
+            cfg,
+            runtime,
+            model_folder=session.model_folder,
+            needs_reference=self.algorithm.needs_reference,
+            max_model_len=session.max_model_len,
+        )
+        self.device = Device(
+            self.worker.engine,
+            self.worker.trainer,
+            canary=make_canary(
+                [p.token_ids for p in session.train_prompts.prompts[:4]],
+                session.vocab_size,
+                max_tokens=session.max_model_len - 1,
+            ),
+            threshold=cfg.canary_threshold or CANARY_THRESHOLD[runtime.dtype],
+        )
+        self.buffer = RolloutBuffer(
+            groups_per_step=cfg.rollout.groups_per_step,
+            samples_per_group=cfg.rollout.samples_per_group,
+            oversample=cfg.rollout.oversample,
+            max_staleness=cfg.rollout.max_staleness,
+        )
+        self.cursor = PromptCursor(len(session.train_prompts.prompts), cfg.seed, cfg.data.shuffle)
+        self.prompts = draw_prompts(self.cursor, session.train_prompts.prompts)
+        self.collect_settings = CollectSettings(
+            max_in_flight=min(cfg.rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots),
+            max_response_tokens=cfg.rollout.max_response_tokens,
+            sampling=session.sampling,
+            seed=cfg.seed,
+            max_filtered_groups=cfg.algo.max_filtered_groups,
+            reject=self.algorithm.reject,
+            max_failure_share=cfg.reward.max_failure_share,
+        )
+        self.metrics = MetricsWriter(run.path, cfg, decode=session.tokenizer.decode)
+        self.record = RunRecord()
+        self.step = 0
+        self.totals = {"samples": 0, "tokens": 0, "carried_tokens": 0, "idle_s": 0.0, "slot_s": 0.0, "elapsed_s": 0.0}
+        self.evaluations: list[dict[str, Any]] = []
+        self.max_row_tokens = cfg.train.max_row_tokens or (512 if runtime.device == "cpu" else 16384)
+
+    # ---- the program ----------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        finished = False
+        try:
+            self._resume()
+            self._started_s = time.monotonic() - self.totals["elapsed_s"]
+            self.progress.start(self.cfg.steps, done=self.step)
+            self.publication = self._publish()
+            if self.step == 0:
+                self._evaluate()
+            while self.step < self.cfg.steps:
+                self._one_step()
+            summary = self._close_run()
+            finished = True
+            return summary
+        finally:
+            self.progress.close()
+            self.metrics.close(failed=not finished)
+            self.session.scorer.close()
+            self.worker.close()
+            self.watchdog.close()
+
+    def _one_step(self) -> None:
+        started = time.perf_counter()
+        times: dict[str, float] = {}
+        with self.device.generating():
+            stats = self._timed(times, "generate", self._collect)
+        groups = [g.freeze() for g in self.buffer.admitted]
+        with self.device.training():
+            results = self._timed(times, "update", lambda: self._update(groups))
+        self.step += 1
+        self.publication = self._timed(times, "publish", self._publish)
+        metrics = self._settle(groups, stats, results)
+        if self._due(self.cfg.eval.every) or (self.step == self.cfg.steps and self.cfg.eval.every >= 0):
+            self._timed(times, "eval", self._evaluate)
+        times["step"] = time.perf_counter() - started
+        metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
+        self.metrics.log(self.step, metrics)
+        if self._due(self.cfg.checkpoint.every) or (self.step == self.cfg.steps and self.cfg.checkpoint.every >= 0):
+            self._save()
+        self.progress.step_done(self.step, metrics)
+
+    # ---- the moves ------------------------------------------------------------------------------------------
+
+    def _collect(self) -> RolloutStats:
+        self._phase("generating")
+        wanted = self.cfg.rollout.groups_per_step
+
+        def on_progress(admitted: int, running: int, open_groups: int) -> None:
+            self.watchdog.beat()
+            self.progress.rollout(admitted, wanted, running, open_groups)
+
+        return collect(
+            self.worker.engine,
+            self.buffer,
+            self.prompts,
+            self.session.scorer,
+            self.collect_settings,
+            step=self.step,
+            on_progress=on_progress,
+        )
+
+    def _update(self, groups: Sequence[Group]) -> list[Any]:
+        """One pass over the rollout per epoch, one optimizer step per part; [] when there is no token to train on."""
+        from rlpost.algos.batch import build_batches, reward_kl, with_advantages
+
+        self._phase("updating")
+        trainer, algorithm, train = self.worker.trainer, self.algorithm, self.cfg.train
+        zeros = [np.zeros(len(g.scored)) for g in groups]
+        advantages = zeros if algorithm.kl_in_reward else algorithm.advantages(groups)
+        batches = build_batches(
+            groups,
+            advantages,
+            policy_version=self.step,
+            max_row_tokens=self.max_row_tokens,
+            num_parts=train.optimizer_steps_per_rollout,
+        )
+        for field, needed in (("old_logprobs", algorithm.needs_old_logprobs), ("ref_logprobs", algorithm.needs_reference)):
+            if needed:
+                batches = [
+                    replace(b, rows=tuple(
+                        replace(row, **{field: values})
+                        for row, values in zip(b.rows, trainer.logprobs(b.rows, reference=field == "ref_logprobs"), strict=True)
+                    ))
+                    for b in batches
+                ]  # fmt: skip
+        if algorithm.kl_in_reward:
+            advantages = algorithm.advantages(groups, reward_kl(batches, groups))
+            batches = with_advantages(batches, groups, advantages)
+        self._advantages = advantages
+        results = []
+        for _ in range(train.epochs):
+            for batch in batches:
+                self.watchdog.beat()
+                results.append(trainer.update(batch, algorithm.objective))
+        return results
+
+    def _publish(self) -> Publication:
+        self._phase("publishing weights")
+        return self.device.publish_weights(policy_version=self.step)
+
+    def _settle(self, groups: Sequence[Group], stats: RolloutStats, results: Sequence[Any]) -> dict[str, float]:
+        """The step's account: ledger, record, metrics, rollout table; guards that stop the run."""
+        applied = any(r.applied for r in results)
+        self.record.add(stats, {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted})
+        drawn_steps = [g.drawn_step for g in self.buffer.admitted]
+        self.buffer.settle(applied=applied)
+        self.buffer.check_conservation()
+        if not applied:
+            self.progress.message(f"step {self.step}: the update was skipped (NaN or infinite), nothing was applied")
+        metrics = rollout_metrics(groups, stats, self.buffer, drawn_steps) | update_metrics(results, self.publication)
+        for name in ("samples", "tokens", "carried_tokens"):
+            self.totals[name] += metrics[f"rollout/num_{name}"]
+            metrics[f"total/{name}"] = self.totals[name]
+        self.totals["idle_s"] += stats.idle_share * sum(stats.step_s) * stats.slots
+        self.totals["slot_s"] += sum(stats.step_s) * stats.slots
+        self.metrics.log_rollouts(self.step, groups, self._advantages)
+        self._guard_mismatch(metrics.get("mismatch/lag_0/mean_abs_log_ratio"))
+        return metrics
+
+    def _guard_mismatch(self, mismatch: float | None) -> None:
+        stop = self.cfg.mismatch_stop
+        if mismatch is None or mismatch <= stop / 10:
+            return
+        line = explain(
+            f"step {self.step}: mean |old - rollout| logprob of current-version tokens",
+            f"{mismatch:.3g} nats",
+            f"below mismatch_stop / 10 = {stop / 10:g}",
+            "engine and trainer drift apart; check dtype and sampling settings",
+        )
+        if mismatch > stop:
+            raise RunError(line)
+        self.progress.message(f"warning: {line}")
+
+    def _evaluate(self) -> None:
+        cfg, session = self.cfg, self.session
+        if cfg.eval.every < 0:
+            return
+        self._phase("evaluating")
+
+        def on_progress(finished: int, wanted: int) -> None:
+            self.watchdog.beat()
+            self.progress.rollout(finished, wanted, self.worker.engine.num_in_flight, 0)
+
+        result = evaluate(
+            self.worker.engine,
+            session.eval_prompts,
+            session.scorer,
+            cfg.eval,
+            max_response_tokens=session.eval_response_tokens,
+            sampling=eval_sampling(cfg, session.stop_token_ids),
+            seed=cfg.seed,
+            policy_version=self.step,
+            on_progress=on_progress,
+        )
+        self._record_evaluation(result)
+
+    def _record_evaluation(self, result: EvalResult) -> None:
+        self.evaluations.append(
+            {"step": self.step, "correct": result.correct.tolist(), "problems": list(result.problems), **result.metrics()}
+        )
+        self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
+        self.metrics.log(self.step, result.metrics())
+        self.metrics.log_evaluation(self.step, result.samples)
+
+    # ---- durable state --------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._phase("saving")
+        self.totals["elapsed_s"] = time.monotonic() - self._started_s
+        state = {
+            "step": self.step,
+            "buffer": self.buffer.state_dict(),
+            "cursor": self.cursor.state_dict(),
+            "record": self.record.state_dict(),
+            "totals": self.totals,
+            "evaluations": self.evaluations,
+            "metrics": self.metrics.state_dict(),
+        }
+        root, keep = self.path / "checkpoints", self.cfg.checkpoint.keep_last
+        checkpoint.save(root, self.step, state, self.worker.trainer.save, keep_last=keep)
+
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint in the run directory, if there is one."""
+        found = checkpoint.whole(self.path / "checkpoints")
+        if not found:
+            self.metrics.rewind(0)
+            return
+        self._phase("resuming")
+        state = checkpoint.read_state(found[-1])
+        self.step = state["step"]
+        with self.device.training():
+            self.worker.trainer.load(found[-1] / "trainer")
+        self.buffer.load_state_dict(state["buffer"])
+        self.cursor.load_state_dict(state["cursor"])
+        self.record.load_state_dict(state["record"])
+        self.totals, self.evaluations = state["totals"], state["evaluations"]
+        self.metrics.rewind(self.step)
+        self.progress.message(f"resumed after step {self.step} from {found[-1]}")
+
+    # ---- the end --------------------------------------------------------------------------------------------
+
+    def _close_run(self) -> dict[str, Any]:
+        self._phase("exporting")
+        model = self.path / "model"
+        with self.device.training():
+            self.worker.trainer.export(model)
+        self.session.tokenizer.save_pretrained(str(model))
+        facts = self._closing_facts(self._compare())
+        summary = facts.summary()
+        self.metrics.summarize(summary)
+        run_dir.finish(self.path, summary)
+        self.progress.close()
+        print(closing_table(facts), flush=True)
+        return summary
+
+    def _compare(self) -> Comparison | None:
+        """The same rollouts without APRIL; None where there is nothing to compare or the simulator is off."""
+        rollout = self.cfg.rollout
+        if rollout.oversample <= 1.0 or not self.record.generate_s:
+            return None
+        prompts = self.session.train_prompts.prompts
+        comparison = compare_with_synchronous(
+            self.record,
+            {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.groups.values()},
+            self.collect_settings,
+            groups_per_step=rollout.groups_per_step,
+            samples_per_group=rollout.samples_per_group,
+            oversample=rollout.oversample,
+            max_staleness=rollout.max_staleness,
+            prompt_tokens=round(float(np.mean([len(p.token_ids) for p in prompts[:1000]]))),
+        )
+        self.metrics.log(self.step, {
+            "replay/error": comparison.error,
+            "replay/synchronous_s": comparison.synchronous_s,
+            "replay/measured_s": comparison.measured_s,
+        })  # fmt: skip
+        return comparison if comparison.error <= MAX_REPLAY_ERROR else None
+
+    def _closing_facts(self, comparison: Comparison | None) -> ClosingFacts:
+        totals = self.totals
+        first, last = (self.evaluations[0], self.evaluations[-1]) if len(self.evaluations) > 1 else (None, None)
+        lift = None
+        if first and last and first["problems"] == last["problems"]:
+            lift = paired_difference(np.array(first["correct"]), np.array(last["correct"]))
+        return ClosingFacts(
+            run_path=Path(self.path),
+            steps=self.step,
+            elapsed_s=time.monotonic() - self._started_s,
+            before=first,
+            after=last,
+            best_accuracy=max((e["eval/accuracy"] for e in self.evaluations), default=None),
+            lift=lift,
+            rollout_tokens_per_s=totals["tokens"] / self.record.generate_s if self.record.generate_s else 0.0,
+            idle_share=totals["idle_s"] / totals["slot_s"] if totals["slot_s"] else 0.0,
+            carried_share=totals["carried_tokens"] / max(1, totals["tokens"]),
+            comparison=comparison,
+            recipe_samples_per_prompt=self.cfg.eval.samples_per_prompt,
+        )
+
+    # ---- small things ---------------------------------------------------------------------------------------
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _phase(self, name: str) -> None:
+        self.watchdog.beat(name)
+        self.progress.phase(name)
+
+    def _timed(self, times: dict[str, float], name: str, call: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return call()
+        finally:
+            times[name] = time.perf_counter() - started

@@ -1,0 +1,152 @@
+"""Puts a run's parts together from its configuration, in the order that works; nothing is decided here.
+
+``open_session`` is what ``loop.train`` and ``evaluate.run_eval`` start with: data and tokenizer (no device yet), then
+runtime and environment, then the worker. Whatever can fail for the user's sake fails before a device is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlpost import plugins
+from rlpost.config import Config
+from rlpost.errors import ConfigError, DataError, explain
+from rlpost.locations import resolve_path
+from rlpost.memory_plan import count_params
+from rlpost.rewards import REWARDS
+from rlpost.rollout.engine import SamplingSettings
+from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
+from rlpost.rollout.scoring import InlineScorer, Scorer, make_decode
+from rlpost.startup import Runtime, choose_runtime, write_environment
+from rlpost.types import Prompt
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What exists before any engine does."""
+
+    cfg: Config
+    runtime: Runtime
+    model_folder: str
+    vocab_size: int
+    tokenizer: Any
+    train_prompts: PromptSet
+    eval_prompts: tuple[Prompt, ...]
+    stop_token_ids: tuple[int, ...]
+    scorer: Scorer
+    max_model_len: int  # tokens: the longest prompt and the longest response after it
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        rollout = self.cfg.rollout
+        return SamplingSettings(
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            stop_token_ids=self.stop_token_ids,
+        )
+
+    @property
+    def eval_response_tokens(self) -> int:
+        return self.cfg.eval.max_response_tokens or self.cfg.rollout.max_response_tokens
+
+
+def open_session(cfg: Config, *, train: bool = True) -> Session:
+    """Load tokenizer, prompts and reward; choose device and threads; write the environment.
+
+    Raises:
+        ConfigError, DataError, ModelError: whatever the user can mend, before a device is touched.
+    """
+    model_folder = find_model_folder(cfg)
+    shape = json.loads((Path(model_folder) / "config.json").read_text())
+    runtime = choose_runtime(cfg, num_params=count_params(shape))
+    write_environment(runtime, vocab_size=int(shape["vocab_size"]))
+    tokenizer = load_tokenizer(model_folder)
+    context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)
+    train_prompts = _load_prompts(cfg, tokenizer, "train", context) if train else PromptSet(prompts=(), num_dropped=0)
+    eval_prompts = () if cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context).prompts
+    stop_token_ids = find_stop_tokens(cfg, tokenizer, Path(model_folder))
+    function = plugins.resolve_target(_with_args(cfg), REWARDS, "reward.function")
+    longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
+    longest_response = max(cfg.rollout.max_response_tokens, cfg.eval.max_response_tokens or 0)
+    return Session(
+        cfg=cfg,
+        runtime=runtime,
+        model_folder=model_folder,
+        vocab_size=int(shape["vocab_size"]),
+        tokenizer=tokenizer,
+        train_prompts=train_prompts,
+        eval_prompts=tuple(replace(p, uid=f"eval:{n}") for n, p in enumerate(eval_prompts)),
+        stop_token_ids=stop_token_ids,
+        scorer=InlineScorer(function, make_decode(tokenizer, stop_token_ids)),
+        max_model_len=min(context, longest_prompt + longest_response),
+    )
+
+
+def find_model_folder(cfg: Config) -> str:
+    """A local folder with the model: as given, shipped with the package, or fetched from the hub into its cache."""
+    path = resolve_path(cfg.model.path)
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(
+            path, revision=cfg.model.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        from rlpost.errors import ModelError
+
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            explain("model.path", cfg.model.path, "a local folder or a model on the hub", f"{reason}; check name and network")
+        ) from None
+
+
+def find_stop_tokens(cfg: Config, tokenizer: Any, model_folder: Path) -> tuple[int, ...]:
+    """The tokens that end a response: the tokenizer's end token, the generation config's, and the recipe's own."""
+    ids: set[int] = set(cfg.rollout.stop_token_ids)
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    generation = model_folder / "generation_config.json"
+    if generation.is_file():
+        end = json.loads(generation.read_text()).get("eos_token_id")
+        ids.update([end] if isinstance(end, int) else end or [])
+    if not ids:
+        raise ConfigError(
+            explain("stop tokens", "none", "an end token in the tokenizer", "set rollout.stop_token_ids")
+        )
+    return tuple(sorted(ids))
+
+
+def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int) -> PromptSet:
+    response = cfg.rollout.max_response_tokens
+    if split == "eval":
+        response = cfg.eval.max_response_tokens or response
+    limit = min(cfg.data.max_prompt_tokens or context, context - response)
+    if limit < 1:
+        raise ConfigError(
+            explain("context", f"{context} tokens for {response} of response", "room for a prompt", "lower max_response_tokens")
+        )
+    source = cfg.data.train if split == "train" else cfg.data.eval
+    key = f"data.{split}"
+    rows: Sequence[Any] = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
+    if not rows:
+        raise DataError(explain(key, "no rows", "at least one", "check the source"))
+    if split == "eval" and cfg.eval.max_prompts:
+        rows = rows[: cfg.eval.max_prompts]
+    return build_prompts(rows, cfg.data, tokenizer, max_prompt_tokens=limit)
+
+
+def _with_args(cfg: Config) -> Any:
+    """reward.function with reward.args bound, in the resolver's form."""
+    function = cfg.reward.function
+    if not cfg.reward.args:
+        return function
+    spec = dict(function) if isinstance(function, dict) else {"_target_": function}
+    return {**spec, **cfg.reward.args}
