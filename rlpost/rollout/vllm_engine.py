@@ -95,22 +95,22 @@ class VLLMEngine:
         self._asleep: set[str] = set()
         self._weights_dropped = False
 
-        arguments: dict[str, Any] = dict(
-            model=model_folder,
-            dtype=dtype,
-            seed=seed,
-            max_num_seqs=max_slots,
-            max_model_len=max_model_len,
-            kv_cache_memory_bytes=kv_cache_bytes,
-            enforce_eager=on_cpu if enforce_eager is None else enforce_eager,
-            enable_prefix_caching=prefix_caching,
-            enable_sleep_mode=not on_cpu,
-            load_format=load_format,
-            logprobs_mode="processed_logprobs",  # of the distribution sampled from, not of the raw logits
-            skip_tokenizer_init=True,  # token ids in, token ids out
-            generation_config="vllm",  # the folder's own sampling defaults must not creep in
-            use_tqdm_on_load=False,
-        )
+        arguments: dict[str, Any] = {
+            "model": model_folder,
+            "dtype": dtype,
+            "seed": seed,
+            "max_num_seqs": max_slots,
+            "max_model_len": max_model_len,
+            "kv_cache_memory_bytes": kv_cache_bytes,
+            "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
+            "enable_prefix_caching": prefix_caching,
+            "enable_sleep_mode": not on_cpu,
+            "load_format": load_format,
+            "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, not of the raw logits
+            "skip_tokenizer_init": True,  # token ids in, token ids out
+            "generation_config": "vllm",  # the folder's own sampling defaults must not creep in
+            "use_tqdm_on_load": False,
+        }
         if on_cpu:
             # A seeded request with a chunked prompt dies in vLLM's CPU sampler: "CPU Generator does not use offset".
             arguments["enable_chunked_prefill"] = False
@@ -407,7 +407,9 @@ def _require_in_range(version: str) -> str:
     low, high = (bound.lstrip("<>=") for bound in SUPPORTED_VLLM)
     if not _minor(low) <= _minor(version) < _minor(high):
         raise RunError(
-            explain("vLLM version", version, ",".join(SUPPORTED_VLLM), "install a version in that range (`make install`)")
+            explain(
+                "vLLM version", version, ",".join(SUPPORTED_VLLM), "install a version in that range (`make install`)"
+            )
         )
     return version
 
@@ -445,10 +447,14 @@ def read_shape(model_folder: str) -> dict[str, Any]:
     try:
         shape = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ModelError(explain(f"model folder {model_folder}", str(error), "a config.json", "check model.path")) from error
+        raise ModelError(
+            explain(f"model folder {model_folder}", str(error), "a config.json", "check model.path")
+        ) from error
     missing = [k for k in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size") if k not in shape]
     if missing:
-        raise ModelError(explain(str(path), f"no {missing}", "a dense decoder's config", "use a Qwen2, Qwen3 or Llama model"))
+        raise ModelError(
+            explain(str(path), f"no {missing}", "a dense decoder's config", "use a Qwen2, Qwen3 or Llama model")
+        )
     return shape
 
 

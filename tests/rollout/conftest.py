@@ -1,0 +1,126 @@
+"""One real engine per test process, on a tiny random model, and the same model in transformers to compare with.
+
+The contract in ``test_engine_contract.py`` holds for any engine: ``ENGINES`` lists how to build each. Which model the
+engine is built on, and how much KV it gets, can be set from outside, because a process holds one vLLM engine only:
+``RLPOST_CONTRACT_MODEL`` (a key of ``MODELS``), ``RLPOST_CONTRACT_KV_SEQUENCES`` (full-length sequences that fit).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+MAX_SLOTS = 8
+MAX_MODEL_LEN = 320
+VOCABULARY = 75  # no multiple of vLLM's padding of 64
+EOS = 7  # in the model's config; the engine must stop only at the stop tokens it is given
+
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen3_tied": {"model_type": "qwen3", "tie_word_embeddings": True},
+    "qwen3_untied": {"model_type": "qwen3", "tie_word_embeddings": False},
+    "qwen2_tied": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "llama_untied": {"model_type": "llama", "tie_word_embeddings": False},
+}
+MODEL = os.environ.get("RLPOST_CONTRACT_MODEL", "qwen3_tied")
+
+
+def make_hf_model(seed: int) -> Any:
+    """A random model whose distributions are neither flat nor certain."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    choice = dict(MODELS[MODEL])
+    config = AutoConfig.for_model(
+        choice.pop("model_type"),
+        vocab_size=VOCABULARY,
+        hidden_size=96,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=MAX_MODEL_LEN,
+        initializer_range=0.15,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=None,
+        dtype="float32",
+        **choice,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+        for parameter in model.parameters():  # norms and biases too: all ones or zeros would hide a mix-up
+            if parameter.dim() == 1:
+                parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def build_vllm_engine(folder: Path) -> Any:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from rlpost.rollout.vllm_engine import VLLMEngine, kv_bytes_needed, read_shape
+
+    sequences = int(os.environ.get("RLPOST_CONTRACT_KV_SEQUENCES", MAX_SLOTS))
+    shape = read_shape(str(folder))
+    return VLLMEngine(
+        str(folder),
+        max_slots=MAX_SLOTS,
+        max_model_len=MAX_MODEL_LEN,
+        dtype="float32",
+        device="cpu",
+        seed=0,
+        kv_cache_bytes=kv_bytes_needed(shape, max_slots=sequences, max_model_len=MAX_MODEL_LEN, dtype="float32"),
+    )
+
+
+ENGINES = {"vllm": build_vllm_engine}
+
+
+def process_state(torch: Any) -> tuple[Any, ...]:
+    """What a trainer in the same process would notice: generators, threads, its idea of the world."""
+    generators = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+    return *generators, torch.set_num_threads, torch.get_num_threads(), os.environ.get("LOCAL_WORLD_SIZE")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_hf_model(seed=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=list(ENGINES))
+def shared_engine(request: pytest.FixtureRequest, model_folder: Path) -> Any:
+    import torch
+
+    before = process_state(torch)
+    engine = ENGINES[request.param](model_folder)
+    assert process_state(torch) == before, "building an engine changed the trainer's process"
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture
+def engine(shared_engine: Any) -> Any:
+    """The engine, idle before and after each test."""
+    assert shared_engine.num_in_flight == 0
+    yield shared_engine
+    shared_engine.abort_all()
+
+
+@pytest.fixture(scope="session")
+def old_model() -> Any:
+    return make_hf_model(seed=0)
+
+
+@pytest.fixture(scope="session")
+def new_model() -> Any:
+    return make_hf_model(seed=1)
