@@ -1,0 +1,186 @@
+# ruff: noqa: E501 (a table keeps one row a line)
+"""What every metric means: one plain table of names, units, meanings and healthy ranges. Pure; no imports of rlpost.
+
+Names are ``area/name``. A ``*`` stands for one part between slashes (a lag, a reason, a reward's part). Whoever logs a
+new number adds its line here; ``tests/test_metric_names.py`` holds the program's names and ``docs/metrics.md`` to it
+(``python -m rlpost.metric_names > docs/metrics.md`` writes that page again).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    name: str  # may hold *
+    unit: str
+    meaning: str
+    healthy: str = ""  # what a run that goes well shows, and what the opposite means
+
+
+AREAS = {
+    "reward": "Rewards of the groups trained in the step, before shaping.",
+    "rollout": "How the step's rollout was generated, and what was carried between steps (APRIL).",
+    "loss": "The update: means over the step's trainable tokens unless said otherwise.",
+    "mismatch": "The behaviour ratio r = exp(old_logprobs - rollout_logprobs), by version lag: how many policy versions "
+    "lie between a token's sampling and its training. Lag 0 is pure engine mismatch, later lags mismatch and staleness "
+    "together.",
+    "eval": "Evaluation on held-out problems.",
+    "time": "Wall time of the phases of one step.",
+    "memory": "Device and host memory.",
+    "log": "The log's own health.",
+}
+
+REGISTRY = (
+    Metric("step", "steps", "Rollouts trained so far; also the published policy version."),
+    Metric("time_s", "s", "Since the run began, pauses between resumed parts left out."),
+    # reward
+    Metric("reward/mean", "reward", "Mean over judged samples.", "rises; a jump without eval/accuracy is reward hacking"),
+    Metric("reward/std", "reward", "Standard deviation over judged samples.", "above 0; at 0 nothing can be learnt"),
+    Metric("reward/min", "reward", "Smallest."),
+    Metric("reward/max", "reward", "Largest."),
+    Metric("reward/failed", "samples", "Samples whose reward raised, was late or was no number.", "0"),
+    Metric("reward/failed/*", "samples", "The same, by kind of failure.", "0"),
+    Metric("reward/part/*", "reward", "Mean of one part of the reward."),
+    Metric("reward/equal_groups_share", "share", "Groups whose rewards are all equal: no gradient from them.", "below 0.7"),
+    Metric("reward/solved_groups_share", "share", "Groups whose samples all have the largest reward seen."),
+    Metric("reward/advantage_abs_mean", "", "Mean abs(advantage) over samples.", "0.3 to 1 with normalised advantages"),
+    Metric("reward/overlong_penalty_mean", "reward", "Mean shaping penalty for responses near the limit.", "near 0"),
+    # rollout
+    Metric("rollout/consumed_tokens_per_s", "tokens/s", "Tokens that were trained, over generation time: the useful rate."),
+    Metric("rollout/generated_tokens_per_s", "tokens/s", "Tokens newly sampled, over generation time.", "near consumed"),
+    Metric("rollout/discarded_tokens_per_s", "tokens/s", "Tokens thrown away (filters, restarts).", "0 without a filter"),
+    Metric("rollout/replayed_tokens_per_s", "tokens/s", "Tokens of carried samples the engine read again.", "small: a prefill"),
+    Metric("rollout/consumed_tokens", "tokens", "Response tokens of the groups trained."),
+    Metric("rollout/generated_tokens", "tokens", "Response tokens newly sampled in the step."),
+    Metric("rollout/discarded_tokens", "tokens", "Response tokens of rejected groups."),
+    Metric("rollout/replayed_tokens", "tokens", "Prompt and response tokens of carried samples read again."),
+    Metric("rollout/prefill_tokens", "tokens", "Prompt and replayed tokens computed (prefix-cache hits left out)."),
+    Metric("rollout/idle_share", "share", "1 - (sum of step time x running samples) / (sum of step time x slots).", "below 0.1 with APRIL; the tail makes it 0.3 to 0.7 without"),
+    Metric("rollout/carried_share", "share", "Of the tokens trained, those sampled by an older policy version.", "0.2 to 0.5 (the paper: 0.4); 0 is synchronous"),
+    Metric("rollout/version_span/*", "share", "Samples trained whose tokens come from so many policy versions.", "falls fast; nothing above max_staleness + 1"),
+    Metric("rollout/buffer_age", "steps", "Mean age of untrained groups: steps since their first token.", "below max_staleness"),
+    Metric("rollout/buffer_age_max", "steps", "Largest age of an untrained group.", "at most max_staleness"),
+    Metric("rollout/buffer_groups", "groups", "Groups waiting after the step (partial, scoring or ready)."),
+    Metric("rollout/ready_groups", "groups", "Complete groups waiting for a later step."),
+    Metric("rollout/buffer_tokens", "tokens", "Tokens generated and not yet trained."),
+    Metric("rollout/length/admitted_mean", "tokens", "Mean response length of samples trained in this step.", "near launched_mean over a few steps; lower means short answers train first"),
+    Metric("rollout/length/deferred_mean", "tokens", "Mean length so far of samples carried over."),
+    Metric("rollout/length/launched_mean", "tokens", "Mean length so far of samples first started in this step."),
+    Metric("rollout/length/admitted_max", "tokens", "Longest response trained."),
+    Metric("rollout/reward/*_mean", "reward", "Mean reward of admitted and of deferred samples, where known."),
+    Metric("rollout/truncated_share", "share", "Samples trained that were cut at max_response_tokens.", "below 0.1"),
+    Metric("rollout/empty_share", "share", "Samples trained with an empty response.", "0"),
+    Metric("rollout/accepted_share", "share", "Groups admitted, of those judged (the rest were rejected by the filter)."),
+    Metric("rollout/rejected_groups", "groups", "Groups the filter rejected."),
+    Metric("rollout/rejected_groups/*", "groups", "The same, by reason."),
+    Metric("rollout/launched_samples", "samples", "Samples started for the first time."),
+    Metric("rollout/resumed_samples", "samples", "Carried samples taken up again."),
+    Metric("rollout/engine_steps", "steps", "Engine steps of the rollout."),
+    Metric("rollout/running_mean", "samples", "Samples in the engine, mean over time.", "near max_in_flight"),
+    Metric("rollout/own_share", "share", "Share of the rollout spent in rlpost's own code, outside the engine.", "below 0.1"),
+    Metric("rollout/oversample", "", "Groups that may be open or admitted, over groups_per_step."),
+    # loss
+    Metric("loss/policy", "", "The policy loss as reduced; its size means little, its sign less.", "finite"),
+    Metric("loss/total", "", "Policy loss plus KL and entropy terms.", "finite"),
+    Metric("loss/nll", "nats", "Negative log-likelihood per token (supervised fine-tuning).", "falls"),
+    Metric("loss/kl", "nats", "KL to the frozen reference (estimator kl_estimator).", "grows slowly"),
+    Metric("loss/entropy", "nats", "Entropy of the next-token distribution.", "falls slowly; a fall to 0 is collapse"),
+    Metric("loss/approx_kl", "nats", "KL from old_logprobs to logprobs, k3.", "below 0.05 per rollout"),
+    Metric("loss/ratio", "", "Mean of exp(logprobs - old_logprobs) (GSPO: of the sequence ratio).", "near 1"),
+    Metric("loss/ratio/max", "", "Largest such ratio."),
+    Metric("loss/clip_low_share", "share", "Tokens (GSPO: sequences) clipped below.", "below 0.1"),
+    Metric("loss/clip_high_share", "share", "Tokens (GSPO: sequences) clipped above.", "below 0.1"),
+    Metric("loss/dual_clip_share", "share", "Tokens held by the dual clip.", "near 0"),
+    Metric("loss/grad_norm", "", "Global gradient norm before clipping, mean over optimizer steps.", "steady; spikes are clipped"),
+    Metric("loss/lr", "", "Learning rate of the last optimizer step."),
+    Metric("loss/optimizer_steps", "steps", "Optimizer steps since the run began."),
+    Metric("loss/skipped_updates", "updates", "Updates skipped for NaN or infinite values; never applied.", "0"),
+    Metric("loss/tokens", "tokens", "Trainable tokens of the step."),
+    Metric("loss/sequences", "sequences", "Sequences with at least one trainable token."),
+    Metric("loss/left_out_samples", "samples", "Samples that trained nothing (no reward, no tokens)."),
+    Metric("loss/left_out_samples/*", "samples", "The same, by reason."),
+    Metric("loss/padding_share", "share", "Padding in the packed rows.", "below 0.1"),
+    # mismatch
+    Metric("mismatch/*/ratio", "", "Mean r at this lag (lag_0, lag_1, ..., the last with _plus).", "near 1"),
+    Metric("mismatch/*/abs_log_ratio", "nats", "Mean abs(log r) at this lag.", "lag_0: below 1e-4 in fp32, 0.05 in bf16"),
+    Metric("mismatch/*/changed_share", "share", "Tokens the correction truncated or masked.", "below 0.05"),
+    Metric("mismatch/*/token_share", "share", "Trainable tokens of this lag."),
+    Metric("mismatch/abs_log_ratio/max", "nats", "Largest abs(log r) over all lags."),
+    Metric("mismatch/canary", "nats", "Largest logprob difference between trainer and engine on fixed sequences.", "below 1e-4 in fp32, 0.3 in bf16; beyond it the run stops"),
+    # eval
+    Metric("eval/accuracy", "share", "mean@k: mean over problems of the share of correct samples.", "rises"),
+    Metric("eval/accuracy_low", "share", "Lower end of its 95 % interval, bootstrap over problems."),
+    Metric("eval/accuracy_high", "share", "Upper end of the same."),
+    Metric("eval/pass_at_k", "share", "Problems with at least one correct sample among k (unbiased estimate).", "falls while accuracy rises: the policy narrows"),
+    Metric("eval/pass_at_k_low", "share", "Lower end of its 95 % interval."),
+    Metric("eval/pass_at_k_high", "share", "Upper end of the same."),
+    Metric("eval/response_tokens", "tokens", "Mean response length."),
+    Metric("eval/truncated_share", "share", "Responses cut at the limit.", "below 0.05"),
+    Metric("eval/num_samples", "samples", "Responses judged."),
+    Metric("eval/num_failed", "samples", "Responses without a verdict, left out of the means.", "0"),
+    Metric("eval/part/*", "reward", "Mean of one part of the reward."),
+    # time
+    Metric("time/step", "s", "The whole step."),
+    Metric("time/generate", "s", "Generation, scoring beside it included."),
+    Metric("time/score", "s", "Waiting for rewards with nothing left to generate.", "near 0"),
+    Metric("time/advantages", "s", "Advantages and packing."),
+    Metric("time/old_logprobs", "s", "The proximal pass, where there is one."),
+    Metric("time/ref_logprobs", "s", "The reference's pass, where there is one."),
+    Metric("time/update", "s", "Forward, backward and optimizer."),
+    Metric("time/publish", "s", "Copying weights into the engine, fingerprint and canary included."),
+    Metric("time/swap", "s", "Putting engine and trainer to sleep and waking them."),
+    Metric("time/settle", "s", "Writing the step to the ledger."),
+    Metric("time/save", "s", "Saving a checkpoint."),
+    Metric("time/eval", "s", "Evaluation."),
+    Metric("time/log", "s", "Writing metrics and rollouts."),
+    # memory
+    Metric("memory/device_peak_bytes", "bytes", "Most device memory allocated in the step."),
+    Metric("memory/host_bytes", "bytes", "Resident memory of the process.", "steady"),
+    # log
+    Metric("log/not_finite", "numbers", "Numbers of this line that were NaN or infinite (written as null).", "absent"),
+)
+
+
+def find(name: str) -> Metric | None:
+    """The registry's line for a logged name; an exact name wins over a family."""
+    exact, families = _compiled()
+    return exact.get(name) or next((metric for pattern, metric in families if pattern.fullmatch(name)), None)
+
+
+def render() -> str:
+    """The page ``docs/metrics.md``."""
+    lines = [
+        "# Metrics",
+        "",
+        "Every run writes `runs/NAME/metrics.jsonl`, one flat JSON object a line, always with `step` and `time_s`; W&B and",
+        "TensorBoard show the same names. A number that was NaN or infinite is `null` there and counted in",
+        "`log/not_finite`. `*` stands for one part of a name. Written by `python -m rlpost.metric_names`.",
+        "",
+        "A run that goes well: `eval/accuracy` and `reward/mean` rise, `rollout/idle_share` is small, `mismatch/lag_0/ratio`",
+        "is 1, `loss/skipped_updates` and `reward/failed` are 0.",
+        "",
+        *_table([metric for metric in REGISTRY if "/" not in metric.name]),
+    ]
+    for area, text in AREAS.items():
+        lines += ["", f"## {area}/", "", text, "", *_table([m for m in REGISTRY if m.name.startswith(area + "/")])]
+    return "\n".join(lines) + "\n"
+
+
+@cache
+def _compiled() -> tuple[dict[str, Metric], list[tuple[re.Pattern[str], Metric]]]:
+    exact = {metric.name: metric for metric in REGISTRY if "*" not in metric.name}
+    families = [m for m in REGISTRY if "*" in m.name]
+    return exact, [(re.compile(re.escape(m.name).replace(r"\*", "[^/]+")), m) for m in families]
+
+
+def _table(metrics: list[Metric]) -> list[str]:
+    rows = [f"| `{m.name}` | {m.unit} | {m.meaning} | {m.healthy} |" for m in metrics]
+    return ["| Name | Unit | Meaning | Healthy |", "|---|---|---|---|", *rows]
+
+
+if __name__ == "__main__":
+    print(render(), end="")

@@ -1,0 +1,160 @@
+"""The run's log: ``metrics.jsonl`` always, W&B and TensorBoard beside it, the rollouts as Parquet.
+
+Owns these files. Computes no metric: the loop hands it numbers by the names of ``rlpost.metric_names``. Only the loop
+(and the commands that run without one) calls it, from one thread; nothing here waits for a network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpost import rollout_files, tracking
+from rlpost.config import LoggingConfig
+from rlpost.types import Group
+
+FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends to the run directory's log. On resume call :meth:`rewind` before the first :meth:`log`.
+
+    Args:
+        run_dir: exists and is writable.
+        resolved_config: plain containers, shown by W&B.
+        decode: token ids to text, for the rollout files.
+        say: takes one line for the user (the progress display's ``message``).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        logging: LoggingConfig,
+        resolved_config: Mapping[str, Any],
+        run_name: str,
+        *,
+        decode: rollout_files.Decode | None = None,
+        say: tracking.Say = print,
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        self.num_not_finite = 0
+        self._logging = logging
+        self._config = resolved_config
+        self._run_name = run_name
+        self._decode = decode
+        self._say = say
+        self._warned: set[str] = set()
+        self._trackers: list[tracking.Tracker] | None = None  # started by the first line: a rewind comes before
+        self._path = self.run_dir / FILE
+        time_before = self._cut(lambda row: True)
+        self._started = time.monotonic() - time_before
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line: ``step``, ``time_s`` and the values, which are real numbers (NumPy's and 0-d tensors included).
+
+        NaN and infinity have no JSON: they are written as null, counted in ``log/not_finite`` and reported once a name.
+        """
+        row: dict[str, float | int | None] = {"step": step, "time_s": round(time.monotonic() - self._started, 3)}
+        numbers = {name: _to_number(name, value) for name, value in values.items()}
+        broken = [name for name, number in numbers.items() if not math.isfinite(number)]
+        row |= {name: None if name in broken else number for name, number in numbers.items()}
+        if broken:
+            row["log/not_finite"] = len(broken)
+            self._report(step, broken)
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()  # a killed process loses nothing; only a power cut could
+        for tracker in self._start_trackers():
+            tracker.log(step, {name: number for name, number in row.items() if name != "step" and number is not None})
+
+    def log_rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[np.ndarray] | None) -> None:
+        """Every sample trained in the step as ``rollouts/step-N.parquet``, the first few as a tracker's table."""
+        if not self._logging.keep_rollouts and not self._logging.table_rows:
+            return
+        rows = rollout_files.to_rows(groups, advantages, self._decode)
+        if self._logging.keep_rollouts:
+            rollout_files.write(rollout_files.file_of(self.run_dir, step), rows)
+        if self._logging.table_rows:
+            table = rollout_files.to_table(rows, self._logging.table_rows)
+            for tracker in self._start_trackers():
+                tracker.log_table(step, "rollouts", table)
+
+    def rewind(self, step: int) -> None:
+        """Forget everything logged for later steps: a run resumed at ``step`` goes through them again."""
+        assert self._trackers is None, "rewind comes before the first line is logged"
+        self._file.close()
+        self._started = time.monotonic() - self._cut(lambda row: row["step"] <= step)
+        self._file = self._path.open("a", encoding="utf-8")
+        rollout_files.remove_after(self.run_dir, step)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and end the trackers. Safe to call twice."""
+        if not self._file.closed:
+            self._file.close()
+        for tracker in self._trackers or []:
+            tracker.close(failed=failed)
+        self._trackers = []
+
+    def _cut(self, keep: Any) -> float:
+        """Keep the whole lines for which ``keep(row)``; returns the last one's ``time_s``, 0.0 where there is none.
+
+        A process killed while it wrote leaves at most one torn line at the end, which is dropped here.
+        """
+        if not self._path.exists():
+            return 0.0
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        kept = [(line, row) for line, row in rows if keep(row)]
+        if len(kept) < len(lines):
+            shorter = self._path.with_suffix(".unfinished")
+            shorter.write_text("".join(line for line, _ in kept), encoding="utf-8")
+            os.replace(shorter, self._path)
+        return float(kept[-1][1]["time_s"]) if kept else 0.0
+
+    def _report(self, step: int, broken: Sequence[str]) -> None:
+        self.num_not_finite += len(broken)
+        for name in broken:
+            if name not in self._warned:
+                self._warned.add(name)
+                self._say(f"warning: {name} is not a finite number at step {step}; written as null and counted")
+
+    def _start_trackers(self) -> list[tracking.Tracker]:
+        if self._trackers is None:
+            self._trackers = []
+            mode = tracking.choose_wandb_mode(self._logging.wandb, os.environ, self._say)
+            if mode != "disabled":
+                wandb = tracking.WandbTracker.start(
+                    self.run_dir,
+                    mode=mode,
+                    project=self._logging.project,
+                    name=self._run_name,
+                    tags=self._logging.tags,
+                    config=self._config,
+                    say=self._say,
+                )
+                self._trackers += [wandb] if wandb else []
+            if self._logging.tensorboard:
+                tensorboard = tracking.TensorboardTracker.start(self.run_dir, say=self._say)
+                self._trackers += [tensorboard] if tensorboard else []
+        return self._trackers
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """All whole lines of a run's log, oldest first."""
+    text = (Path(run_dir) / FILE).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _to_number(name: str, value: Any) -> float | int:
+    if isinstance(value, bool | int | np.integer):
+        return int(value)
+    if isinstance(value, str | bytes) or value is None:
+        raise TypeError(f"metric {name}: got {value!r}, not a number")
+    return float(value)

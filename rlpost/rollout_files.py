@@ -1,0 +1,105 @@
+"""Trained rollouts as files: one Parquet file per step, and a short table of them for a tracker.
+
+Owns the columns. Never trains on them (the ledger does). ``rlpost.metrics`` calls it after each step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpost.types import Group
+
+Decode = Callable[[Sequence[int]], str]
+TABLE_COLUMNS = ["prompt", "response", "reward", "advantage", "tokens", "policy_versions", "finish_reason", "failure"]
+
+
+def file_of(run_dir: Path, step: int) -> Path:
+    return run_dir / "rollouts" / f"step-{step:06d}.parquet"
+
+
+def to_rows(
+    groups: Sequence[Group], advantages: Sequence[np.ndarray] | None, decode: Decode | None
+) -> list[dict[str, Any]]:
+    """One row per sample, failed ones included.
+
+    ``advantages`` are f64[scored samples] per group, as the algorithm returns them; a sample without a reward has None.
+    Tokens are the truth, ``response`` is what ``decode`` makes of them (empty without a tokenizer).
+    """
+    rows = []
+    for number, group in enumerate(groups):
+        of_scored = iter(advantages[number].tolist() if advantages is not None else [])
+        for sample in group.samples:
+            trained = sample.reward is not None and advantages is not None
+            token_ids = sample.token_ids
+            rows.append(
+                {
+                    "uid": sample.uid,
+                    "index": sample.index,
+                    "prompt": group.prompt.text,
+                    "response": decode(token_ids.tolist()) if decode is not None else "",
+                    "prompt_token_ids": np.asarray(group.prompt.token_ids, np.int32),
+                    "token_ids": token_ids,
+                    "policy_versions": sample.policy_versions,
+                    "rollout_logprobs": sample.rollout_logprobs,
+                    "trainable": sample.trainable,
+                    "reward": sample.reward,
+                    "reward_parts": json.dumps(dict(sample.reward_parts)),
+                    "finish_reason": sample.finish_reason,
+                    "failure": sample.failure,
+                    "advantage": next(of_scored) if trained else None,
+                }
+            )
+        assert next(of_scored, None) is None, f"group {group.uid}: more advantages than samples with a reward"
+    return rows
+
+
+def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write all rows; the file appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    schema = pa.schema(
+        {
+            "uid": pa.string(),
+            "index": pa.int32(),
+            "prompt": pa.string(),
+            "response": pa.string(),
+            "prompt_token_ids": pa.list_(pa.int32()),
+            "token_ids": pa.list_(pa.int32()),
+            "policy_versions": pa.list_(pa.int32()),
+            "rollout_logprobs": pa.list_(pa.float32()),
+            "trainable": pa.list_(pa.bool_()),
+            "reward": pa.float64(),
+            "reward_parts": pa.string(),  # JSON, since every recipe has its own
+            "finish_reason": pa.string(),
+            "failure": pa.string(),
+            "advantage": pa.float64(),
+        }
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), unfinished, compression="zstd")
+    os.replace(unfinished, file)
+
+
+def remove_after(run_dir: Path, step: int) -> None:
+    """Delete the files of later steps, which a resumed run trains again."""
+    for file in (run_dir / "rollouts").glob("step-*.parquet"):
+        if int(file.stem.removeprefix("step-")) > step:
+            file.unlink()
+
+
+def to_table(rows: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[str], list[list[Any]]]:
+    """The first ``limit`` rows as (columns, values) for a tracker's table."""
+    values = []
+    for row in rows[:limit]:
+        versions = " ".join(str(v) for v in dict.fromkeys(row["policy_versions"].tolist()))
+        tail = [len(row["token_ids"]), versions, row["finish_reason"], row["failure"] or ""]
+        values.append([row["prompt"], row["response"], row["reward"], row["advantage"], *tail])
+    return TABLE_COLUMNS, values

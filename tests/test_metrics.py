@@ -1,0 +1,306 @@
+"""The log of a run: lines, rewinding, rollouts as Parquet, and what W&B and TensorBoard really wrote."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+
+from rlpost import rollout_files, tracking
+from rlpost.config import LoggingConfig
+from rlpost.metrics import MetricsWriter, read_metrics
+from rlpost.types import Group, Prompt, Sample, Segment
+
+
+def writer(folder: Path, *, say=print, **logging) -> MetricsWriter:
+    options = LoggingConfig(**{"wandb": "disabled", **logging})
+    return MetricsWriter(folder, options, {"seed": 1}, "a-run", say=say, decode=lambda ids: f"<{len(ids)}>")
+
+
+def segment(*token_ids: int, version: int) -> Segment:
+    ids = np.array(token_ids, np.int32)
+    return Segment(token_ids=ids, rollout_logprobs=-0.5 * np.ones(len(ids), np.float32), policy_version=version)
+
+
+def two_groups() -> list[Group]:
+    prompt = Prompt(uid="0:1", token_ids=np.array([1, 2], np.int32), text="1+2?", reference=3)
+    carried = Sample(uid="0:1", index=0, segments=(segment(7, 8, version=3), segment(9, version=4)),
+                     finish_reason="stop", reward=1.0, reward_parts={"accuracy": 1.0})  # fmt: skip
+    failed = Sample(uid="0:1", index=1, segments=(segment(7, version=4),), finish_reason="length", failure="late")
+    wrong = Sample(uid="0:1", index=2, segments=(segment(8, version=4),), finish_reason="stop", reward=0.0)
+    empty = Sample(uid="0:2", index=0, finish_reason="stop", reward=0.5)
+    other = Prompt(uid="0:2", token_ids=np.array([1], np.int32), text="2?")
+    return [
+        Group(uid="0:1", prompt=prompt, samples=(carried, failed, wrong)),
+        Group(uid="0:2", prompt=other, samples=(empty,)),
+    ]
+
+
+ADVANTAGES = [np.array([0.7, -0.7]), np.array([0.0])]
+
+
+# --- metrics.jsonl ---------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_one_flat_object_with_step_and_time(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.log(0, {"eval/accuracy": np.float32(0.5), "rollout/engine_steps": np.int64(3)})
+    log.log(1, {"reward/mean": 1})
+    log.close()
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert first == {"step": 0, "time_s": first["time_s"], "eval/accuracy": 0.5, "rollout/engine_steps": 3}
+    assert second["step"] == 1 and second["time_s"] >= first["time_s"] >= 0
+
+
+def test_a_line_is_on_disk_at_once(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.log(3, {"reward/mean": 0.25})
+    assert read_metrics(tmp_path)[0]["reward/mean"] == 0.25
+
+
+def test_numbers_that_are_not_finite_become_null_and_are_counted_and_said_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    log = writer(tmp_path, say=said.append)
+    log.log(1, {"loss/policy": float("nan"), "loss/kl": np.float32("inf"), "loss/lr": 0.1})
+    log.log(2, {"loss/policy": float("-inf")})
+    log.close()
+    rows = read_metrics(tmp_path)
+    assert rows[0]["loss/policy"] is None and rows[0]["loss/kl"] is None and rows[0]["loss/lr"] == 0.1
+    assert [row["log/not_finite"] for row in rows] == [2, 1]
+    assert log.num_not_finite == 3
+    assert len(said) == 2 and "loss/policy" in said[0] and "step 1" in said[0]
+
+
+@pytest.mark.parametrize("value", ["0.5", None])
+def test_something_that_is_no_number_is_our_own_bug(tmp_path: Path, value: object) -> None:
+    with pytest.raises(TypeError, match="loss/policy"):
+        writer(tmp_path).log(1, {"loss/policy": value})
+
+
+def test_rewinding_forgets_later_steps_and_goes_on_in_time(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    for step in range(5):
+        log.log(step, {"reward/mean": step})
+        log.log_rollouts(step, two_groups(), ADVANTAGES)
+    log.close()
+    lines = [json.loads(line) | {"time_s": 100.0 + n} for n, line in enumerate((tmp_path / "metrics.jsonl").open())]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    again = writer(tmp_path)
+    again.rewind(2)
+    again.log(3, {"reward/mean": 33})
+    again.close()
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["reward/mean"]) for row in rows] == [(0, 0), (1, 1), (2, 2), (3, 33)]
+    assert 102.0 <= rows[-1]["time_s"] < 110.0
+    kept = sorted(file.name for file in (tmp_path / "rollouts").iterdir())
+    assert kept == ["step-000000.parquet", "step-000001.parquet", "step-000002.parquet"]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    whole = '{"step": 1, "time_s": 5.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 2, "ti')
+    log = writer(tmp_path)
+    log.log(2, {"reward/mean": 1.0})
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+# --- rollouts --------------------------------------------------------------------------------------------------------
+
+
+def test_rollouts_come_back_from_parquet(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.log_rollouts(12, two_groups(), ADVANTAGES)
+    log.close()
+    rows = parquet.read_table(tmp_path / "rollouts/step-000012.parquet").to_pylist()
+    assert [row["index"] for row in rows] == [0, 1, 2, 0]
+    carried, failed, wrong, empty = rows
+    assert carried["token_ids"] == [7, 8, 9] and carried["policy_versions"] == [3, 3, 4]
+    assert carried["rollout_logprobs"] == [-0.5] * 3 and carried["prompt_token_ids"] == [1, 2]
+    assert carried["response"] == "<3>" and carried["prompt"] == "1+2?"
+    assert json.loads(carried["reward_parts"]) == {"accuracy": 1.0}
+    assert failed["reward"] is None and failed["advantage"] is None and failed["failure"] == "late"
+    assert (carried["advantage"], wrong["advantage"], empty["advantage"]) == (0.7, -0.7, 0.0)
+    assert empty["token_ids"] == [] and not list((tmp_path / "rollouts").glob("*.unfinished"))
+
+
+def test_advantages_must_fit_the_samples_with_a_reward() -> None:
+    with pytest.raises(AssertionError, match="more advantages"):
+        rollout_files.to_rows(two_groups(), [np.array([1.0, 2.0, 3.0]), np.array([0.0])], None)
+
+
+def test_no_file_when_rollouts_are_not_kept(tmp_path: Path) -> None:
+    log = writer(tmp_path, keep_rollouts=False)
+    log.log_rollouts(1, two_groups(), ADVANTAGES)
+    log.close()
+    assert not (tmp_path / "rollouts").exists()
+
+
+def test_the_table_shows_versions_and_failures() -> None:
+    columns, values = rollout_files.to_table(rollout_files.to_rows(two_groups(), ADVANTAGES, None), 2)
+    assert len(values) == 2 and all(len(row) == len(columns) for row in values)
+    assert dict(zip(columns, values[0], strict=True))["policy_versions"] == "3 4"
+    assert dict(zip(columns, values[1], strict=True))["failure"] == "late"
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+def read_wandb(file: Path) -> list:
+    """Every record of an offline run's file: LevelDB's log format (blocks of 32 KiB) after a 7-byte header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    block, header = 32768, 7
+    data = file.read_bytes()
+    assert data[:4] == b":W&B"
+    records, pending, at = [], b"", header
+    while at + header <= len(data):
+        if block - at % block < header:  # too little left in the block for a header: padding
+            at += block - at % block
+            continue
+        _crc, length, kind = struct.unpack("<IHB", data[at : at + header])
+        pending += data[at + header : at + header + length]
+        at += header + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            records.append(Record.FromString(pending))
+            pending = b""
+    return records
+
+
+OFFLINE_RUN = """
+import sys
+import numpy as np
+from pathlib import Path
+from rlpost.config import LoggingConfig
+from rlpost.metrics import MetricsWriter
+from rlpost.types import Group, Prompt, Sample, Segment
+
+segment = Segment(token_ids=np.array([5], np.int32), rollout_logprobs=np.array([-1.0], np.float32), policy_version=1)
+sample = Sample(uid="0:0", index=0, segments=(segment,), finish_reason="stop", reward=1.0)
+prompt = Prompt(uid="0:0", token_ids=np.array([1], np.int32), text="one?")
+for resumed in (False, True):
+    log = MetricsWriter(Path(sys.argv[1]), LoggingConfig(tags=["t"]), {"train": {"lr": 0.125}}, "a-run")
+    if resumed:
+        log.rewind(4)
+    log.log(4 + resumed, {"reward/mean": 0.75 + resumed, "loss/policy": float("nan")})
+    log.log_rollouts(4 + resumed, [Group(uid="0:0", prompt=prompt, samples=(sample,))], [np.zeros(1)])
+    log.close()
+"""
+
+
+def test_wandb_without_a_key_writes_an_offline_run_that_resumes_under_its_id(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parent.parent
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE_RUN, str(run_dir)],
+        cwd=root,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "W&B" not in done.stdout, done.stdout
+    files = sorted((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+    run_id = (run_dir / tracking.WANDB_ID_FILE).read_text().strip()
+    logged: list[dict[str, object]] = []
+    for file in files:
+        records = read_wandb(file)
+        (run,) = [r.run for r in records if r.HasField("run")][:1]
+        assert (run.run_id, run.display_name, run.project, list(run.tags)) == (run_id, "a-run", "rlpost", ["t"])
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert config["train"] == {"lr": 0.125}
+        axes = {r.metric.glob_name or r.metric.name: r.metric for r in records if r.HasField("metric")}
+        assert axes["*"].step_metric == "step"
+        for record in records:
+            if record.HasField("history"):
+                items = record.history.item
+                logged.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+    numbers = [row for row in logged if "reward/mean" in row]
+    assert [(row["step"], row["reward/mean"]) for row in numbers] == [(4, 0.75), (5, 1.75)]
+    assert all("loss/policy" not in row for row in numbers)  # null in the file, absent in a chart
+    tables = [row for row in logged if any(name.split("/")[0] == "rollouts" for name in row)]
+    assert len(tables) == 2
+
+
+def test_a_wandb_that_cannot_start_is_one_line_and_the_run_goes_on(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    (tmp_path / tracking.WANDB_ID_FILE).write_text("an/impossible id\n")
+    said: list[str] = []
+    log = writer(tmp_path, say=said.append, wandb="offline")
+    log.log(1, {"reward/mean": 1.0})
+    log.log(2, {"reward/mean": 1.0})
+    log.close()
+    assert len(said) == 1 and said[0].startswith("W&B is off: ") and "\n" not in said[0]
+    assert len(read_metrics(tmp_path)) == 2
+
+
+class Breaking:
+    """Stands for a W&B run whose service died: every call raises."""
+
+    def log(self, values) -> None:
+        raise BrokenPipeError("service gone\nsecond line")
+
+    def finish(self, exit_code: int) -> None:
+        raise BrokenPipeError("service gone")
+
+
+def test_a_tracker_that_breaks_later_is_said_once() -> None:
+    said: list[str] = []
+    tracker = tracking.WandbTracker(Breaking(), said.append)
+    tracker.log(1, {"reward/mean": 1.0})
+    tracker.log(2, {"reward/mean": 1.0})
+    tracker.close()
+    assert said == ["W&B stopped: BrokenPipeError: service gone; metrics.jsonl has everything"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "mode"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": "k"}, "online"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
+        ("auto", {"WANDB_MODE": "online"}, "offline"),  # without a key it would ask
+        ("online", {}, "offline"),
+        ("online", {"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "online"),
+        ("offline", {"WANDB_API_KEY": "k"}, "offline"),
+        ("disabled", {"WANDB_API_KEY": "k"}, "disabled"),
+    ],
+)
+def test_wandb_mode(tmp_path: Path, wanted: str, environment: dict[str, str], mode: str) -> None:
+    said: list[str] = []
+    assert tracking.choose_wandb_mode(wanted, {"HOME": str(tmp_path), **environment}, said.append) == mode
+    went_without_key = "online" in (wanted, environment.get("WANDB_MODE")) and mode == "offline"
+    assert len(said) == went_without_key
+
+
+def test_a_key_in_netrc_counts_for_its_own_server_only(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
+    environment = {"HOME": str(tmp_path)}
+    assert tracking.has_wandb_key(environment)
+    assert not tracking.has_wandb_key({**environment, "WANDB_BASE_URL": "https://wandb.example.org"})
+    assert not tracking.has_wandb_key({**environment, "NETRC": str(tmp_path / "absent")})
+
+
+def test_tensorboard_shows_the_same_names(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = writer(tmp_path, tensorboard=True)
+    log.log(3, {"reward/mean": 0.5, "loss/policy": float("nan")})
+    log.log(4, {"reward/mean": 0.75})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reward/mean")] == [(3, 0.5), (4, 0.75)]
+    assert "loss/policy" not in events.Tags()["scalars"]
