@@ -27,9 +27,7 @@ def run(loss, log_ratios, advantages, **cfg):
 def test_clipped_by_hand() -> None:
     # rho: 1.5 (above 1.28), 0.5 (below 0.8), and both again with A < 0.
     log_ratios = [math.log(1.5), math.log(0.5), math.log(1.5), math.log(0.5)]
-    values, gradient, metrics = run(
-        losses.clipped, log_ratios, [2.0, 2.0, -2.0, -2.0], clip_low=0.2, clip_high=0.28
-    )
+    values, gradient, metrics = run(losses.clipped, log_ratios, [2.0, 2.0, -2.0, -2.0], clip_low=0.2, clip_high=0.28)
     torch.testing.assert_close(values, torch.tensor([-2.56, -1.0, 3.0, 1.6], dtype=torch.float64))
     # d(rho A)/dlogprobs = rho A where the ratio itself is active, 0 where the bound is.
     torch.testing.assert_close(gradient, torch.tensor([0.0, -1.0, 3.0, 0.0], dtype=torch.float64))
@@ -94,9 +92,7 @@ def test_gspo_gradient_is_that_of_the_sequence_level_definition(seed, scale) -> 
     cfg = AlgoConfig(clip_low=3e-4, clip_high=4e-4)
 
     values, _ = losses.gspo(logprobs, old, row.advantages, row, cfg)
-    (token_form,) = torch.autograd.grad(
-        reduction.sequence_mean(values, row, batch, constant_length=1), logprobs
-    )
+    (token_form,) = torch.autograd.grad(reduction.sequence_mean(values, row, batch, constant_length=1), logprobs)
 
     # Eq. 5 and 7, sequence by sequence.
     objective, start = 0.0, 0

@@ -1,0 +1,46 @@
+"""The table: every name resolves, and numbers that cannot work are refused before any part is imported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rlpost.algos import table
+from rlpost.config import AlgoConfig, OverlongConfig
+from rlpost.errors import ConfigError
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in table.TABLES.items() for name in names])
+def test_every_name_resolves_to_its_function(kind, name) -> None:
+    assert table.resolve(kind, name).__name__ == name
+
+
+@pytest.mark.parametrize("kind", table.TABLES)
+def test_the_schema_documents_every_name(kind) -> None:
+    doc = AlgoConfig.__dataclass_fields__[kind].metadata["doc"]
+    assert [name for name in table.TABLES[kind] if name not in doc] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"advantage": "gpo"}, "algo.advantage: got 'gpo'; .*did you mean grpo"),
+        ({"correction": "truncate"}, "algo.correction: .*token_truncate"),
+        ({"old_logprobs": "engine"}, "algo.old_logprobs: got 'engine'; expected trainer or rollout"),
+        ({"clip_low": 1.5}, "algo.clip_low: got 1.5"),
+        ({"clip_high": -0.1}, "algo.clip_high"),
+        ({"dual_clip": 1.0}, "algo.dual_clip"),
+        ({"kl_coef": -1.0}, "algo.kl_coef"),
+        ({"correction_floor": 3.0}, "algo.correction_floor"),
+        ({"correction_cap": 0.0}, "algo.correction_cap"),
+        ({"constant_length": 0}, "algo.constant_length"),
+        ({"overlong": OverlongConfig(buffer_tokens=101)}, r"buffer_tokens: got 101; .*max_response_tokens \(100\)"),
+        ({"overlong": OverlongConfig(buffer_share=1.5)}, "buffer_share"),
+        ({"overlong": OverlongConfig(penalty=-1.0)}, "penalty"),
+    ],
+)
+def test_what_is_refused(change, expected) -> None:
+    table.check_algo(AlgoConfig(), max_response_tokens=100)
+    with pytest.raises(ConfigError, match=expected):
+        table.check_algo(replace(AlgoConfig(), **change), max_response_tokens=100)
