@@ -1,0 +1,135 @@
+"""``rlpost sft``: a warm start by imitation, on the same trainer that RL uses.
+
+Owns the making of a new model folder from ``model.shape`` and a tokenizer, and the loop over lessons. The result is a
+Hugging Face folder that ``model.path`` of a recipe can name. Nothing is generated here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpost import plugins
+from rlpost.config import Config
+from rlpost.errors import ConfigError, ModelError, RunError, explain
+from rlpost.locations import resolve_path
+from rlpost.memory_plan import count_params
+from rlpost.startup import choose_runtime, write_environment
+from rlpost.types import TrainBatch
+
+ROW_TOKENS = {"cpu": 256, "cuda": 16384}  # short rows: attention costs T^2 per row on a CPU
+REPORT_EVERY = 50
+
+
+def run_sft(cfg: Config) -> Path:
+    """Train ``cfg.sft.steps`` steps on the recipe's lessons; returns the model folder.
+
+    Raises:
+        ConfigError, ModelError: nothing to imitate, or nothing to start from.
+        RunError: the loss is not finite.
+    """
+    sft = cfg.sft
+    lessons = _open_lessons(cfg)
+    output = Path(sft.output or Path(cfg.runs_dir) / f"{cfg.name}-sft" / "model")
+    with tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
+        start = _starting_folder(cfg, Path(scratch))
+        shape = json.loads((start / "config.json").read_text())
+        runtime = choose_runtime(cfg, num_params=count_params(shape))
+        write_environment(runtime, vocab_size=int(shape["vocab_size"]))
+        from rlpost.algos.objective import nll
+        from rlpost.rollout.prompts import load_tokenizer
+        from rlpost.train.deepspeed_trainer import build_trainer
+
+        tokenizer = load_tokenizer(str(start))
+        trainer = build_trainer(
+            _as_trainer_config(cfg),
+            model_folder=start,
+            device=runtime.device,
+            total_optimizer_steps=sft.steps,
+            needs_reference=False,
+            init="pretrained" if sft.init else "random",
+        )
+        print(f"sft: {sft.steps} steps of {sft.tokens_per_step} tokens, {runtime.threads} thread(s), to {output}", flush=True)
+        started = time.monotonic()
+        batches = _batches(lessons, tokenizer, sft.tokens_per_step, sft.row_tokens or ROW_TOKENS[runtime.device])
+        for step, batch in enumerate(itertools.islice(batches, sft.steps), start=1):
+            result = trainer.update(batch, nll)
+            if not result.applied:
+                raise RunError(explain(f"sft step {step}: loss", result.loss, "a finite number", "lower sft.lr"))
+            if step % REPORT_EVERY == 0 or step == sft.steps:
+                print(f"sft: step {step}/{sft.steps}, nll {result.loss:.4f}, {time.monotonic() - started:.0f} s", flush=True)
+        output.mkdir(parents=True, exist_ok=True)
+        trainer.export(output)
+        tokenizer.save_pretrained(str(output))
+        trainer.close()
+    print(f"sft: model written to {output}; use it with model.path={output}", flush=True)
+    return output
+
+
+def _open_lessons(cfg: Config) -> Iterator[Mapping[str, str]]:
+    if cfg.sft.generator is None or cfg.sft.steps < 1:
+        raise ConfigError(
+            explain("sft", "no lessons", "sft.generator and sft.steps >= 1", "choose a recipe that has them: math/arithmetic")
+        )
+    return iter(plugins.resolve_target(cfg.sft.generator, {}, "sft.generator")())
+
+
+def _starting_folder(cfg: Config, scratch: Path) -> Path:
+    """``sft.init``, or a new folder with the recipe's shape and tokenizer and no weights."""
+    if cfg.sft.init:
+        return Path(resolve_path(cfg.sft.init))
+    if cfg.model.shape is None or cfg.sft.tokenizer is None:
+        raise ConfigError(explain("sft", "no sft.init", "model.shape and sft.tokenizer for a new model", "set them, or sft.init"))
+    tokenizer = Path(resolve_path(cfg.sft.tokenizer))
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ModelError(explain("sft.tokenizer", str(tokenizer), "a folder with tokenizer.json", "check the path"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, scratch / name)
+    (scratch / "config.json").write_text(json.dumps(_with_special_ids(cfg.model.shape, scratch)))
+    return scratch
+
+
+def _with_special_ids(shape: Mapping[str, Any], tokenizer_folder: Path) -> dict[str, Any]:
+    """The shape with the tokenizer's end and padding ids, so that engines stop where the tokenizer says."""
+    settings = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    ids = dict(content["model"]["vocab"]) | {t["content"]: t["id"] for t in content["added_tokens"]}
+    named = {f"{kind}_token_id": ids.get(settings.get(f"{kind}_token")) for kind in ("eos", "pad", "bos")}
+    return {**shape, **named}
+
+
+def _as_trainer_config(cfg: Config) -> Config:
+    train = replace(
+        cfg.train,
+        lr=cfg.sft.lr,
+        betas=cfg.sft.betas,
+        weight_decay=cfg.sft.weight_decay,
+        grad_clip=cfg.sft.grad_clip,
+        schedule="cosine",
+        warmup_steps=cfg.sft.warmup_steps,
+        final_lr_share=cfg.sft.final_lr_share,
+    )
+    return replace(cfg, train=train, rollout=replace(cfg.rollout, temperature=1.0))
+
+
+def _batches(lessons: Iterator[Mapping[str, str]], tokenizer: Any, tokens: int, row_tokens: int) -> Iterator[TrainBatch]:
+    from rlpost.algos.batch import build_batch, supervised_sequence
+
+    while True:
+        sequences, filled = [], 0
+        while filled < tokens:
+            row = next(lessons)
+            prompt = np.asarray(tokenizer.encode(row["prompt"]), np.int64)
+            response = np.asarray([*tokenizer.encode(row["response"]), tokenizer.eos_token_id], np.int64)
+            sequences.append(supervised_sequence(prompt, response))
+            filled += len(prompt) + len(response)
+        yield build_batch(sequences, policy_version=0, max_row_tokens=row_tokens)
