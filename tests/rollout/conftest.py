@@ -27,6 +27,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama_untied": {"model_type": "llama", "tie_word_embeddings": False},
 }
 MODEL = os.environ.get("RLPOST_CONTRACT_MODEL", "qwen3_tied")
+KV_SEQUENCES = int(os.environ.get("RLPOST_CONTRACT_KV_SEQUENCES", MAX_SLOTS))
 
 
 def make_hf_model(seed: int) -> Any:
@@ -68,7 +69,6 @@ def build_vllm_engine(folder: Path) -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from rlpost.rollout.vllm_engine import VLLMEngine, kv_bytes_needed, read_shape
 
-    sequences = int(os.environ.get("RLPOST_CONTRACT_KV_SEQUENCES", MAX_SLOTS))
     shape = read_shape(str(folder))
     return VLLMEngine(
         str(folder),
@@ -77,7 +77,7 @@ def build_vllm_engine(folder: Path) -> Any:
         dtype="float32",
         device="cpu",
         seed=0,
-        kv_cache_bytes=kv_bytes_needed(shape, max_slots=sequences, max_model_len=MAX_MODEL_LEN, dtype="float32"),
+        kv_cache_bytes=kv_bytes_needed(shape, max_slots=KV_SEQUENCES, max_model_len=MAX_MODEL_LEN, dtype="float32"),
     )
 
 
