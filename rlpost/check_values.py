@@ -1,0 +1,193 @@
+"""Which values a key may have, and which combinations of keys cannot work. Pure functions of the configuration.
+
+Looks at no file and no device; ``rlpost.checks`` calls it before it does. Every message is one line in the house form.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from rlpost.algos.table import check_algo
+from rlpost.config import Config, RolloutConfig, TrainConfig
+from rlpost.errors import ConfigError, explain
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "resume": ("auto", "never"),
+    "device": ("auto", "cpu", "cuda"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "data.chat": ("auto", "always", "never"),
+    "data.long_prompts": ("error", "drop"),
+    "engine.kind": ("vllm", "simulated"),
+    "train.schedule": ("constant", "linear", "cosine"),
+    "cluster.kind": ("local",),
+    "logging.wandb": ("auto", "online", "offline", "disabled"),
+    "logging.progress": ("auto", "live", "lines", "quiet"),
+}
+
+# key -> (lowest, whether it is allowed itself, highest or None); None values pass where the schema allows them.
+RANGES: dict[str, tuple[float, bool, float | None]] = {
+    "steps": (1, True, None),
+    "seed": (0, True, None),
+    "threads": (1, True, None),
+    "watchdog_s": (0, True, None),
+    "canary_threshold": (0, False, None),
+    "mismatch_stop": (0, False, None),
+    "model.max_context_tokens": (2, True, None),
+    "data.max_prompt_tokens": (1, True, None),
+    "data.train.limit": (1, True, None),
+    "data.eval.limit": (1, True, None),
+    "reward.max_failure_share": (0, True, 1),
+    "algo.overlong.buffer_share": (0, True, 1),
+    "rollout.groups_per_step": (1, True, None),
+    "rollout.samples_per_group": (1, True, None),
+    "rollout.max_staleness": (0, True, None),
+    "rollout.max_in_flight": (1, True, None),
+    "rollout.max_response_tokens": (1, True, None),
+    "rollout.temperature": (0, False, None),
+    "rollout.top_p": (0, False, 1),
+    "rollout.top_k": (0, True, None),
+    "engine.max_slots": (1, True, None),
+    "engine.kv_cache_bytes": (1, True, None),
+    "train.optimizer_steps_per_rollout": (1, True, None),
+    "train.epochs": (1, True, None),
+    "train.lr": (0, False, None),
+    "train.eps": (0, False, None),
+    "train.weight_decay": (0, True, None),
+    "train.warmup_steps": (0, True, None),
+    "train.final_lr_share": (0, True, 1),
+    "train.grad_clip": (0, True, None),
+    "train.max_row_tokens": (1, True, None),
+    "train.logprob_chunk_tokens": (1, True, None),
+    "eval.every": (-1, True, None),
+    "eval.samples_per_prompt": (1, True, None),
+    "eval.max_prompts": (1, True, None),
+    "eval.temperature": (0, True, None),
+    "eval.top_p": (0, False, 1),
+    "eval.max_response_tokens": (1, True, None),
+    "checkpoint.every": (-1, True, None),
+    "checkpoint.keep_last": (1, True, None),
+    "logging.table_rows": (0, True, None),
+}
+
+SFT_RANGES: dict[str, tuple[float, bool, float | None]] = {
+    "sft.steps": (1, True, None),
+    "sft.tokens_per_step": (1, True, None),
+    "sft.lr": (0, False, None),
+    "sft.final_lr_share": (0, True, 1),
+    "sft.warmup_steps": (0, True, None),
+    "sft.weight_decay": (0, True, None),
+    "sft.grad_clip": (0, True, None),
+}
+
+GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")  # zero for a group of one
+
+
+def check_values(cfg: Config, command: str) -> None:
+    """Raises ConfigError for the first value or combination that ``rlpost COMMAND`` cannot work with."""
+    if command == "sft":
+        _check_choices(cfg)
+        _check_ranges(cfg, {"seed": RANGES["seed"], "threads": RANGES["threads"], **SFT_RANGES})
+        return
+    check_stage(cfg.train)
+    check_oversample(cfg.rollout)
+    _check_choices(cfg)
+    _check_ranges(cfg, RANGES)
+    check_algo(cfg.algo)
+    check_groups(cfg)
+    check_sampling(cfg)
+    check_update(cfg.train, cfg.rollout)
+    if cfg.engine.kind == "simulated":
+        do = f"use engine=vllm; a simulated engine has no model, so there is nothing to {command}"
+        raise ConfigError(explain("engine.kind", "simulated", f"vllm for `rlpost {command}`", do))
+
+
+def check_oversample(rollout: RolloutConfig) -> None:
+    """Each untrained group must be trained within max_staleness + 1 steps of N groups, so no more may be open."""
+    got, most = rollout.oversample, rollout.max_staleness + 1
+    if got < 1.0:
+        raise ConfigError(explain("rollout.oversample", got, ">= 1.0", "use 1.0 for synchronous rollouts"))
+    if got > most:
+        do = f"lower it, or raise rollout.max_staleness (now {rollout.max_staleness})"
+        raise ConfigError(explain("rollout.oversample", got, f"<= max_staleness + 1 = {most}", do))
+    slots = rollout.max_in_flight
+    if slots is not None and slots < 1:
+        raise ConfigError(explain("rollout.max_in_flight", slots, ">= 1", "leave it unset to use engine.max_slots"))
+
+
+def check_groups(cfg: Config) -> None:
+    size, advantage = cfg.rollout.samples_per_group, cfg.algo.advantage
+    if size == 1 and advantage in GROUP_RELATIVE:
+        do = f"advantage {advantage} compares samples of a group; use 8, or algo=reinforce_pp"
+        raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
+    if size == 1 and cfg.algo.filter == "dynamic_sampling":
+        do = "dynamic_sampling would reject every group of one; use 8, or algo.filter=none"
+        raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
+    if cfg.rollout.max_in_flight is not None and cfg.rollout.max_in_flight > cfg.engine.max_slots:
+        do = "lower it, or raise engine.max_slots"
+        expected = f"<= engine.max_slots = {cfg.engine.max_slots}"
+        raise ConfigError(explain("rollout.max_in_flight", cfg.rollout.max_in_flight, expected, do))
+    if cfg.algo.overlong.buffer_tokens >= cfg.rollout.max_response_tokens:
+        expected = f"< rollout.max_response_tokens = {cfg.rollout.max_response_tokens}"
+        raise ConfigError(explain("algo.overlong.buffer_tokens", cfg.algo.overlong.buffer_tokens, expected, "lower it"))
+
+
+def check_sampling(cfg: Config) -> None:
+    """The engine's logprobs are renormalised over what top-p and top-k leave; the trainer's are over everything."""
+    if cfg.algo.correction == "none":
+        return
+    for key, got, off in (("top_p", cfg.rollout.top_p, 1.0), ("top_k", cfg.rollout.top_k, 0)):
+        if got != off:
+            expected = f"{off} in training while algo.correction is {cfg.algo.correction}"
+            do = "the ratio would be wrong by construction; set it in eval only, or use algo.correction=none"
+            raise ConfigError(explain(f"rollout.{key}", got, expected, do))
+
+
+def check_stage(train: TrainConfig) -> None:
+    if train.zero_stage not in (1, 2, 3):
+        do = "use 1"
+        if train.zero_stage == 0:
+            do = "use 1: DeepSpeed's stage 0 differs from PyTorch in bfloat16 and reports no gradient norm in float32"
+        raise ConfigError(explain("train.zero_stage", train.zero_stage, "1, 2 or 3", do))
+
+
+def check_update(train: TrainConfig, rollout: RolloutConfig) -> None:
+    parts, groups = train.optimizer_steps_per_rollout, rollout.groups_per_step
+    if parts > groups:
+        expected = f"<= rollout.groups_per_step = {groups}"
+        do = "each optimizer step trains at least one group; lower it, or raise groups_per_step"
+        raise ConfigError(explain("train.optimizer_steps_per_rollout", parts, expected, do))
+    if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
+        raise ConfigError(explain("train.betas", train.betas, "two numbers from 0 to below 1", "use [0.9, 0.999]"))
+    if train.offload_params and train.zero_stage != 3:
+        do = "use train=zero3_offload, or offload_params=false"
+        raise ConfigError(explain("train.offload_params", True, f"false at zero_stage {train.zero_stage}", do))
+    if train.offload_params and train.sleep_offload:
+        do = "set train.sleep_offload=false: DeepSpeed cannot move the states of a model whose parameters it offloads"
+        raise ConfigError(explain("train.offload_params", True, "false with sleep_offload", do))
+
+
+def _check_choices(cfg: Config) -> None:
+    for key, options in CHOICES.items():
+        got = _get(cfg, key)
+        if got not in options:
+            raise ConfigError(explain(key, got, f"one of {', '.join(options)}", "choose one"))
+
+
+def _check_ranges(cfg: Config, ranges: dict[str, tuple[float, bool, float | None]]) -> None:
+    for key, (lowest, closed, highest) in ranges.items():
+        got = _get(cfg, key)
+        if got is None:
+            continue
+        above: Callable[[Any, Any], bool] = operator.ge if closed else operator.gt
+        # NaN and infinity are no numbers to train with; both fail one of the comparisons.
+        if not (above(got, lowest) and got <= (float("inf") if highest is None else highest)) or got == float("inf"):
+            expected = f"{'>=' if closed else '>'} {lowest}" + (f" and <= {highest}" if highest is not None else "")
+            raise ConfigError(explain(key, got, expected, f"see `rlpost config --keys {key}`"))
+
+
+def _get(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = getattr(cfg, part)
+    return cfg

@@ -1,0 +1,376 @@
+"""Everything about a run that can be checked without a device, in seconds and before one is touched.
+
+``check(cfg, command)`` raises the first UserError it finds, or returns a report: batch arithmetic, model, data, a
+memory plan per device, and what could not be checked offline. ``cli`` calls it before every command. Never imports
+torch, transformers, vllm, deepspeed or datasets (a user's own generator may), never reaches the network, and leaves
+nothing on disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlpost import plugins
+from rlpost.check_values import check_values
+from rlpost.config import Config, SourceConfig
+from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
+from rlpost.locations import resolve_path
+from rlpost.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
+from rlpost.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
+from rlpost.rewards import REWARDS
+from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
+from rlpost.startup import choose_runtime, has_gpu
+
+NUM_MEASURED = 256  # the longest prompts by bytes are tokenised; the rest cannot be longer than they have bytes
+
+
+@dataclass
+class CheckReport:
+    """What was found. Warnings stop nothing; what is not checked here ``train`` checks before any engine starts."""
+
+    sections: list[tuple[str, list[str]]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for title, body in self.sections:
+            lines += [title, *(f"  {line}" for line in body), ""]
+        lines += [f"warning: {line}" for line in self.warnings]
+        lines += [f"not checked: {line}" for line in self.not_checked]
+        return "\n".join(lines).rstrip()
+
+
+def check(cfg: Config, command: str = "train") -> CheckReport:
+    """Checks what ``rlpost COMMAND`` needs: train, sft or eval. Raises ConfigError, DataError, ModelError, RunError."""
+    report = CheckReport()
+    check_values(cfg, command)
+    check_run_directory(cfg)
+    if command == "sft":
+        _check_sft(cfg, report)
+        return report
+    device, dtype = check_device(cfg, report)
+    check_reward(cfg)
+    files = _check_model(cfg, report, dtype)
+    context = _check_context(cfg, files)
+    for split in ("train", "eval") if command == "train" else ("eval",):
+        if split == "train" or command == "eval" or cfg.eval.every >= 0:
+            _check_split(cfg, split, files, context, report)
+    if command == "train":
+        report.sections.insert(0, ("Batch", _describe_batch(cfg)))
+        _plan(cfg, files, context, device, dtype, report)
+    return report
+
+
+# -- machine -------------------------------------------------------------------------------------------------------
+
+
+def check_device(cfg: Config, report: CheckReport) -> tuple[str, str]:
+    """The device and dtype that a run would use. Raises ConfigError where a GPU is asked for and there is none."""
+    runtime = choose_runtime(cfg, num_params=0)
+    if runtime.device == "cpu" and runtime.dtype == "bfloat16":
+        report.warnings.append("model.dtype is bfloat16 on a CPU: several times slower there than float32")
+    if runtime.device == "cpu" and (cfg.train.offload_optimizer or cfg.train.offload_params):
+        report.warnings.append("train.offload_* on a CPU: everything is in host memory already")
+    return runtime.device, runtime.dtype
+
+
+def check_run_directory(cfg: Config) -> None:
+    """A file is created and removed again below the nearest folder that exists. Raises RunError or ConfigError."""
+    name = str(cfg.name)
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ConfigError(explain("name", name, "a plain folder name", "set name=NAME and runs_dir=FOLDER"))
+    target = Path(cfg.runs_dir).expanduser() / name
+    nearest = target
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    try:
+        if not nearest.is_dir():
+            raise NotADirectoryError(20, "a file is in the way")
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = f"{nearest}: {error.strerror}; set runs_dir"
+        raise RunError(explain("run directory", str(target), "a folder this process may write", reason)) from None
+
+
+# -- model ---------------------------------------------------------------------------------------------------------
+
+
+def _check_model(cfg: Config, report: CheckReport, dtype: str) -> ModelFiles:
+    files = find_model(cfg.model)
+    lines = [f"{cfg.model.path}, {dtype}"]
+    if files.folder is None:
+        report.not_checked.append(f"model {cfg.model.path}: not in the local cache; `train` downloads it first")
+    if files.shape is None:
+        report.not_checked.append("memory plan and context length: neither a config.json here nor a model.shape")
+    else:
+        origin = "model.shape" if files.folder is None else str(files.folder / "config.json")
+        check_shape(files.shape, origin)
+        shape = files.shape
+        lines.append(
+            f"{count_params(shape):,} parameters: {shape['num_hidden_layers']} layers, hidden {shape['hidden_size']}, "
+            f"vocabulary {shape['vocab_size']:,} (from {origin})"
+        )
+    report.sections.append(("Model", lines))
+    return files
+
+
+def _check_context(cfg: Config, files: ModelFiles) -> int | None:
+    """Prompt + response, tokens; None where nothing tells it."""
+    own = files.shape.get("max_position_embeddings") if files.shape else None
+    asked = cfg.model.max_context_tokens
+    if asked is not None and own is not None and asked > own:
+        raise ConfigError(explain("model.max_context_tokens", asked, f"<= {own}, the model's own limit", "lower it"))
+    return asked if asked is not None else own
+
+
+def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
+    """The longest prompt that leaves room for a whole response, tokens."""
+    key, response = "rollout.max_response_tokens", cfg.rollout.max_response_tokens
+    if split == "eval" and cfg.eval.max_response_tokens is not None:
+        key, response = "eval.max_response_tokens", cfg.eval.max_response_tokens
+    asked = cfg.data.max_prompt_tokens
+    if context is None:
+        return asked
+    if response >= context:
+        expected = f"< {context}, the context"
+        raise ConfigError(explain(key, response, expected, "lower it, or raise model.max_context_tokens"))
+    if asked is not None and asked + response > context:
+        expected = f"<= {context - response}, context {context} minus {key} {response}"
+        raise ConfigError(explain("data.max_prompt_tokens", asked, expected, "lower one of them"))
+    return context - response if asked is None else asked
+
+
+# -- reward and data -----------------------------------------------------------------------------------------------
+
+
+def check_reward(cfg: Config) -> None:
+    """Imports the reward function, as a worker would. Raises ConfigError for one that is not there."""
+    function = cfg.reward.function
+    if cfg.reward.args:
+        spec = dict(function) if isinstance(function, Mapping) else {"_target_": function}
+        function = {**spec, **cfg.reward.args}
+    plugins.resolve_target(function, REWARDS, "reward.function")
+
+
+def _check_split(cfg: Config, split: str, files: ModelFiles, context: int | None, report: CheckReport) -> None:
+    key = f"data.{split}"
+    source: SourceConfig = getattr(cfg.data, split)
+    limit = _prompt_limit(cfg, split, context)
+    if source.path is None and source.hub is not None:
+        report.not_checked.append(f"{key}: {source.hub} on the hub, split {source.split}; `train` loads it first")
+        return
+    if split == "eval" and source == SourceConfig():
+        do = f"set {key}.path=FILE.jsonl, or eval.every=-1 to train without evaluation"
+        raise ConfigError(explain(key, "no source", "one of path, hub, generator", do))
+    rows = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
+    if split == "eval" and cfg.eval.max_prompts is not None:
+        rows = rows[: cfg.eval.max_prompts]
+    texts = [_read_row(cfg, row) for row in rows]
+    lines = [f"{key}: {len(rows):,} rows from {_name_source(source)}"]
+    lines += _measure(cfg, split, rows, texts, files, limit, report)
+    report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
+
+
+def _name_source(source: SourceConfig) -> str:
+    generator = source.generator
+    return source.path or str(generator.get("_target_") if isinstance(generator, Mapping) else generator)
+
+
+def _read_row(cfg: Config, row: Row) -> str:
+    """The prompt's text; raises for a missing column."""
+    if cfg.data.reference_key is not None:
+        look_up(row, cfg.data.reference_key)
+    return join_messages(make_messages(row, cfg.data))
+
+
+def _measure(
+    cfg: Config,
+    split: str,
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    files: ModelFiles,
+    limit: int | None,
+    report: CheckReport,
+) -> list[str]:
+    """Prompt lengths in tokens, as far as they can be known here. Raises DataError for one that is too long."""
+    what = f"prompt lengths of data.{split}"
+    tokenizer_json = None if files.folder is None else find_tokenizer_json(files.folder)
+    if tokenizer_json is None:
+        report.not_checked.append(f"{what}: no tokenizer.json here; `train` measures them first")
+        return []
+    chat = files.folder is not None and has_chat_template(files.folder)
+    if cfg.data.chat == "always" and not chat:
+        raise ConfigError(explain("data.chat", "always", "a tokenizer with a chat template", "use data.chat=never"))
+    if chat and cfg.data.chat != "never":
+        report.not_checked.append(f"{what} with the chat template: measured here without it")
+    lengths = _count_tokens(tokenizer_json, texts, limit)
+    too_long = [index for index, length in lengths.items() if limit is not None and length > limit]
+    if too_long and cfg.data.long_prompts == "error":
+        first = min(too_long)
+        raise DataError(describe_long(rows[first], lengths[first], limit or 0))
+    if len(too_long) == len(rows):
+        raise DataError(f"data.{split}: all {len(rows)} prompts are longer than {limit} tokens; raise the limit")
+    line = f"longest prompt {max(lengths.values()):,} tokens" + ("" if limit is None else f" of {limit:,} allowed")
+    return [line + (f"; {len(too_long):,} longer ones are dropped" if too_long else "")]
+
+
+def _count_tokens(tokenizer_json: Path, texts: Sequence[str], limit: int | None) -> dict[int, int]:
+    """Index -> tokens of the texts that could be the longest, or longer than the limit."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise ModelError(f"{tokenizer_json}: cannot be read: {' '.join(str(error).split())}; mend the file") from None
+    num_bytes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+    by_size = sorted(range(len(texts)), key=num_bytes.__getitem__, reverse=True)
+    chosen = by_size[:NUM_MEASURED]
+    if limit is not None:
+        chosen += [index for index in by_size[NUM_MEASURED:] if num_bytes[index] > limit]
+    encoded = tokenizer.encode_batch([texts[index] for index in chosen])
+    return {index: len(one.ids) for index, one in zip(chosen, encoded, strict=True)}
+
+
+# -- sft -----------------------------------------------------------------------------------------------------------
+
+
+def _check_sft(cfg: Config, report: CheckReport) -> None:
+    sft = cfg.sft
+    if sft.generator is None:
+        expected = "a function (_target_) that yields lessons"
+        raise ConfigError(explain("sft.generator", None, expected, "set it in the recipe"))
+    plugins.check_target(sft.generator, {}, "sft.generator")
+    if sft.init is not None:
+        find_model(type(cfg.model)(path=sft.init))
+        start = sft.init
+    elif sft.tokenizer is None or cfg.model.shape is None:
+        missing = "sft.tokenizer" if sft.tokenizer is None else "model.shape"
+        do = f"set {missing}, or sft.init to start from a model"
+        raise ConfigError(explain(missing, None, "set for a new model", do))
+    else:
+        check_shape(cfg.model.shape, "model.shape")
+        folder = Path(resolve_path(sft.tokenizer))
+        if not folder.is_dir():
+            do = "nothing there; check the path"
+            raise ModelError(explain("sft.tokenizer", sft.tokenizer, "a tokenizer folder", do))
+        find_tokenizer_json(folder)
+        start = f"a new model of {count_params(cfg.model.shape):,} parameters"
+    tokens = sft.steps * sft.tokens_per_step
+    report.sections.append(("Warm start", [f"{start}; {sft.steps:,} steps, {tokens:,} tokens"]))
+
+
+# -- report --------------------------------------------------------------------------------------------------------
+
+
+def _describe_batch(cfg: Config) -> list[str]:
+    rollout, train = cfg.rollout, cfg.train
+    prompts, size = rollout.groups_per_step, rollout.samples_per_group
+    samples = prompts * size
+    updates = train.optimizer_steps_per_rollout * train.epochs
+    opened = int(rollout.oversample * prompts)
+    slots = min(rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots)
+    mode = "synchronous" if rollout.oversample == 1.0 else f"APRIL, tokens up to {rollout.max_staleness} versions old"
+    return [
+        f"{prompts} prompts x {size} samples = {samples:,} samples per step, at most "
+        f"{samples * rollout.max_response_tokens:,} response tokens ({rollout.max_response_tokens:,} each)",
+        f"{opened} groups open at most ({mode}), {slots} samples in the engine at once",
+        f"{updates} optimizer {'step' if updates == 1 else 'steps'} per rollout (parts {train.optimizer_steps_per_rollout}"
+        f" x epochs {train.epochs}), about {samples // train.optimizer_steps_per_rollout:,} samples each",
+        f"{cfg.steps:,} steps: {cfg.steps * prompts:,} prompts, {cfg.steps * samples:,} samples, "
+        f"{cfg.steps * updates:,} optimizer steps",
+    ]
+
+
+def _plan(
+    cfg: Config, files: ModelFiles, context: int | None, device: str, dtype: str, report: CheckReport
+) -> MemoryPlan | None:
+    if files.shape is None:
+        return None
+    sequence = (cfg.data.max_prompt_tokens or 0) + cfg.rollout.max_response_tokens
+    sequence = context if context is not None and cfg.data.max_prompt_tokens is None else sequence
+    full = kv_bytes(files.shape, num_tokens=cfg.engine.max_slots * sequence, dtype=dtype)
+    total = _device_bytes(device)
+    # As the engine does: unless it is given, the KV cache takes at most half of what is free.
+    bound = full if total is None else min(full, total // 2)
+    plan = plan_memory(
+        files.shape,
+        dtype=dtype,
+        device=device,
+        zero_stage=cfg.train.zero_stage,
+        world_size=1,
+        offload_optimizer=cfg.train.offload_optimizer,
+        offload_params=cfg.train.offload_params,
+        sleep_offload=cfg.train.sleep_offload,
+        gradient_checkpointing=cfg.train.gradient_checkpointing,
+        reference=cfg.algo.kl_coef > 0,
+        kv_cache_bytes=cfg.engine.kv_cache_bytes or bound,
+        row_tokens=max(cfg.train.max_row_tokens or (1024 if device == "cpu" else 16384), sequence),
+        chunk_tokens=cfg.train.logprob_chunk_tokens,
+    )
+    if plan is None:
+        report.not_checked.append(f"memory plan: model_type {files.shape.get('model_type')} is not counted here")
+        return None
+    title = f"Memory per device ({device}, {dtype}, ZeRO stage {cfg.train.zero_stage}, 1 device; an estimate)"
+    report.sections.append((title, _describe_plan(plan, full, cfg)))
+    if total is not None and plan.peak_bytes > total:
+        has, needs = format_bytes(total), format_bytes(plan.peak_bytes)
+        report.warnings.append(f"the run needs about {needs} on a device that has {has}")
+    return plan
+
+
+def _describe_plan(plan: MemoryPlan, full_kv: int, cfg: Config) -> list[str]:
+    lines = [f"{'':34}{'generating':>12}{'training':>12}"]
+    for item in plan.items:
+        size = format_bytes(item.num_bytes)
+        columns = [size if when else "-" for when in (item.while_generating, item.while_training)]
+        where = "" if item.on_device else "  in host memory"
+        lines.append(f"{item.name:34}{columns[0]:>12}{columns[1]:>12}{where}")
+    lines.append(
+        f"{'on the device':34}{format_bytes(plan.generating_bytes):>12}{format_bytes(plan.training_bytes):>12}"
+        f"  peak {format_bytes(plan.peak_bytes)}"
+    )
+    if plan.host_bytes:
+        lines.append(f"{'in host memory beside it':34}{format_bytes(plan.host_bytes):>12}")
+    if cfg.engine.kv_cache_bytes is None:
+        lines.append(
+            f"KV cache: {format_bytes(full_kv)} hold {cfg.engine.max_slots} responses of full length; "
+            "the engine takes that, but at most half of the free memory"
+        )
+    return lines
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Binary units, three digits: ``1.46 GiB``."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
+
+
+def _device_bytes(device: str) -> int | None:
+    """Memory of the device, or of the machine on a CPU; None where it cannot be told without a device."""
+    if device == "cpu":
+        return _first_number(Path("/proc/meminfo").read_text(), 1024) if Path("/proc/meminfo").is_file() else None
+    if not has_gpu() or shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None  # the plan is printed without a comparison
+    return _first_number(answer, 1 << 20)
+
+
+def _first_number(text: str, unit: int) -> int | None:
+    numbers: list[Any] = [word for word in text.split() if word.isdigit()]
+    return int(numbers[0]) * unit if numbers else None

@@ -1,0 +1,238 @@
+"""The ``rlpost`` command: arguments in, exit code out.
+
+Owns parsing, the order check-then-run, and how errors look: one line on stderr for a UserError, 130 for Ctrl-C.
+Everything it calls is imported inside functions, so that ``rlpost --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from rlpost import __version__
+from rlpost.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from rlpost.config import Config
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+DESCRIPTION = """\
+RL post-training of language models: vLLM generates, DeepSpeed ZeRO updates, by turns on the same device, with
+active partial rollouts (APRIL) by default.
+
+start here:
+  rlpost recipes                                    what can be run
+  rlpost check recipe=math/arithmetic               is everything there? seconds, no device touched
+  rlpost train recipe=math/arithmetic               the demo: minutes on a laptop, no GPU, no download
+"""
+
+OVERRIDES = """\
+overrides are Hydra's key=value:
+  steps=50 train.lr=2e-6                            single keys (rlpost config --keys lists them all)
+  algo=gspo rollout=sync train=zero3                another option of a group
+  data.train.path=my.jsonl model.path=my_model      your data, your model (a folder or a hub name)
+  reward.function=my_package.my_module.score        your function
+  recipe=path/to/mine.yaml                          your own recipe file
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 or 3 for a UserError, 130 when interrupted."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        # A user's own functions lie where they call us from; the installed script would not look there.
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        run: Callable[[argparse.Namespace], int] = arguments.run
+        code = run(arguments)
+        sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's shutdown
+        return code
+    except UserError as error:
+        print(f"rlpost: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("rlpost: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as end:  # argparse, after --help or --version
+        return int(end.code or 0)
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    cfg = _load_checked(arguments, "train")
+    from rlpost.loop import train
+
+    train(cfg)
+    return 0
+
+
+def run_sft(arguments: argparse.Namespace) -> int:
+    cfg = _load_checked(arguments, "sft")
+    from rlpost.sft import run_sft as run
+
+    run(cfg)
+    return 0
+
+
+def run_eval(arguments: argparse.Namespace) -> int:
+    cfg = _load_checked(arguments, "eval")
+    from rlpost.evaluate import run_eval as run
+
+    run(cfg)
+    return 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    from rlpost.checks import check
+    from rlpost.compose import load_config
+
+    print(check(load_config(arguments.overrides), arguments.command))
+    return 0
+
+
+def run_config(arguments: argparse.Namespace) -> int:
+    if arguments.keys is not None:
+        print(describe_keys(arguments.keys))
+        return 0
+    from rlpost.compose import load_config, to_yaml
+
+    print(to_yaml(load_config(arguments.overrides)), end="")
+    return 0
+
+
+def run_recipes(arguments: argparse.Namespace) -> int:
+    from rlpost.compose import list_recipes
+
+    recipes = list_recipes()
+    width = max(map(len, recipes))
+    for name, description in recipes.items():
+        print(f"{name:{width}}  {description}")
+    return 0
+
+
+def describe_keys(prefix: str) -> str:
+    """Every key below ``prefix`` with its default and its documentation."""
+    import dataclasses
+
+    from rlpost.config import walk_fields
+
+    rows = [
+        f"{name} = {'null' if default is None else default}\n    {doc}"
+        for name, default, doc in walk_fields()
+        if not dataclasses.is_dataclass(default) and f"{name}.".startswith(f"{prefix}." if prefix else "")
+    ]
+    if not rows:
+        raise ConfigError(f"no key starts with {prefix}; see `rlpost config --keys`")
+    return "\n".join(rows)
+
+
+def _load_checked(arguments: argparse.Namespace, command: str) -> Config:
+    from rlpost.checks import check
+    from rlpost.compose import load_config
+
+    cfg = load_config(arguments.overrides)
+    for warning in check(cfg, command).warnings:
+        print(f"rlpost: warning: {warning}", file=sys.stderr)
+    return cfg
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="rlpost", description=DESCRIPTION, epilog=OVERRIDES, formatter_class=_raw)
+    parser.add_argument("--version", action="version", version=f"rlpost {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, text: str, *, recipe: bool = True
+    ) -> argparse.ArgumentParser:
+        epilog = OVERRIDES if recipe else None
+        usage = f"rlpost {name} recipe=GROUP/NAME [key=value ...]" if recipe else None
+        command = commands.add_parser(
+            name, help=summary, description=text, epilog=epilog, usage=usage, formatter_class=_raw
+        )
+        if recipe:
+            what = "the recipe, then what differs from it"
+            command.add_argument("overrides", nargs="*", metavar="key=value", help=what)
+        command.set_defaults(run=run)
+        return command
+
+    add("train", run_train, "train a policy by RL", TRAIN)
+    add("sft", run_sft, "warm-start a model by imitation", SFT)
+    add("eval", run_eval, "evaluate a model: mean@k, pass@k, intervals", EVAL)
+    check = add("check", run_check, "check a run without touching a device", CHECK)
+    check.add_argument(
+        "--for", dest="command", choices=["train", "eval", "sft"], default="train", help="which command to check for"
+    )
+    config = add("config", run_config, "show the resolved configuration, or every key", CONFIG)
+    config.add_argument(
+        "--keys", nargs="?", const="", metavar="PREFIX", help="list keys with default and meaning, e.g. --keys rollout"
+    )
+    add("recipes", run_recipes, "list the recipes", "The recipes that ship, one line each.", recipe=False)
+    return parser
+
+
+def _raw(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28)
+
+
+TRAIN = """\
+Trains a policy. Writes runs/NAME/: metrics.jsonl, the resolved config, checkpoints, rollouts. An unfinished run of the
+same name goes on where its last checkpoint stands; a finished one is left alone and NAME-2 is started.
+
+examples:
+  rlpost train recipe=math/arithmetic
+  rlpost train recipe=math/arithmetic algo=gspo name=try-gspo seed=1
+  rlpost train recipe=math/gsm8k data.train.path=train.jsonl data.eval.path=test.jsonl model.path=my_model
+"""
+
+SFT = """\
+Makes a warm-started model by imitating lessons from sft.generator, in sft.output or runs/NAME/model.
+
+example:
+  rlpost sft recipe=math/arithmetic                 the demo's model again, about 15 minutes on one core
+"""
+
+EVAL = """\
+Evaluates model.path on data.eval: mean@k and pass@k with the number of samples and a confidence interval.
+
+examples:
+  rlpost eval recipe=math/arithmetic eval.samples_per_prompt=4
+  rlpost eval recipe=math/arithmetic model.path=runs/arithmetic/model eval.temperature=0
+"""
+
+CHECK = """\
+Checks everything that needs no device, in seconds: keys, combinations, model folder, data with line numbers, prompt
+lengths, reward, run directory. Prints the batch arithmetic, a memory plan per device, and what could not be checked.
+
+examples:
+  rlpost check recipe=math/dapo_17k_qwen3_4b
+  rlpost check recipe=math/gsm8k data.train.path=train.jsonl data.eval.path=test.jsonl train=zero3
+"""
+
+CONFIG = """\
+Prints the whole configuration as YAML, as the run would use it and save it; recipe=FILE takes it back.
+
+examples:
+  rlpost config recipe=math/arithmetic algo=dapo
+  rlpost config --keys train                        every key below train: default and meaning
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
