@@ -282,8 +282,8 @@ def _describe_batch(cfg: Config) -> list[str]:
         f"{prompts} prompts x {size} samples = {samples:,} samples per step, at most "
         f"{samples * rollout.max_response_tokens:,} response tokens ({rollout.max_response_tokens:,} each)",
         f"{opened} groups open at most ({mode}), {slots} samples in the engine at once",
-        f"{updates} optimizer {'step' if updates == 1 else 'steps'} per rollout (parts {train.optimizer_steps_per_rollout}"
-        f" x epochs {train.epochs}), about {samples // train.optimizer_steps_per_rollout:,} samples each",
+        f"{updates} optimizer {'step' if updates == 1 else 'steps'} per rollout ({train.optimizer_steps_per_rollout} "
+        f"per epoch x {train.epochs}), about {samples // train.optimizer_steps_per_rollout:,} samples each",
         f"{cfg.steps:,} steps: {cfg.steps * prompts:,} prompts, {cfg.steps * samples:,} samples, "
         f"{cfg.steps * updates:,} optimizer steps",
     ]
