@@ -87,10 +87,13 @@ class MetricsWriter:
                 tracker.log_table(step, "rollouts", table)
 
     def rewind(self, step: int) -> None:
-        """Forget everything logged for later steps: a run resumed at ``step`` goes through them again."""
+        """Forget everything logged for later steps: a run resumed at ``step`` goes through them again.
+
+        At 0 nothing is kept: a run without a checkpoint starts over, its first evaluation included.
+        """
         assert self._trackers is None, "rewind comes before the first line is logged"
         self._file.close()
-        self._started = time.monotonic() - self._cut(lambda row: row["step"] <= step)
+        self._started = time.monotonic() - self._cut(lambda row: 0 < step >= row["step"])
         self._file = self._path.open("a", encoding="utf-8")
         rollout_files.remove_after(self.run_dir, step)
 

@@ -174,12 +174,14 @@ def _start_wandb(
     }
     # console capture would fight the progress display; the banner would break its lines
     settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S, console="off", silent=True, disable_git=True)
+    wandb.setup(settings=settings)  # before init, or logging in prints a line of its own
     try:
         return wandb.init(**options, mode=mode, settings=settings)
     except Exception as error:
         if mode != "online":
             raise
         say(f"W&B: {_one_line(error)}; logging offline, `wandb sync` sends it later")
+        wandb.teardown(exit_code=1)  # the half-started run still holds the id
         return wandb.init(**options, mode="offline", settings=settings)
 
 

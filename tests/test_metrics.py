@@ -103,6 +103,18 @@ def test_rewinding_forgets_later_steps_and_goes_on_in_time(tmp_path: Path) -> No
     assert kept == ["step-000000.parquet", "step-000001.parquet", "step-000002.parquet"]
 
 
+def test_rewinding_to_the_start_forgets_the_first_evaluation_too(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.log(0, {"eval/accuracy": 0.5})
+    log.log(1, {"reward/mean": 1})
+    log.close()
+    again = writer(tmp_path)
+    again.rewind(0)
+    again.log(0, {"eval/accuracy": 0.5})
+    again.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0]
+
+
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     whole = '{"step": 1, "time_s": 5.0}\n'
     (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 2, "ti')
@@ -243,6 +255,42 @@ def test_a_wandb_that_cannot_start_is_one_line_and_the_run_goes_on(tmp_path: Pat
     log.close()
     assert len(said) == 1 and said[0].startswith("W&B is off: ") and "\n" not in said[0]
     assert len(read_metrics(tmp_path)) == 2
+
+
+UNREACHABLE = """
+import sys
+from pathlib import Path
+from rlpost import tracking
+from rlpost.config import LoggingConfig
+from rlpost.metrics import MetricsWriter
+
+tracking.INIT_TIMEOUT_S = 2.0
+log = MetricsWriter(Path(sys.argv[1]), LoggingConfig(), {}, "a-run")
+log.log(1, {"reward/mean": 1.0})
+log.close()
+"""
+
+
+def test_a_server_that_does_not_answer_turns_online_into_offline(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNREACHABLE, str(tmp_path)],
+        cwd=Path(__file__).parent.parent,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "WANDB_BASE_URL": "http://127.0.0.1:9",  # the discard port: nothing listens
+            "WANDB_API_KEY": "a" * 40,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("W&B: ") and "logging offline" in line
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert any(record.HasField("history") for record in read_wandb(file))
 
 
 class Breaking:

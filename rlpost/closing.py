@@ -1,0 +1,118 @@
+"""The short table a finished run closes with, in words a newcomer understands. Pure: facts in, text out.
+
+Measures nothing. ``loop`` fills :class:`ClosingFacts` and prints the table; what was not measured is None and its row
+is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlpost.estimates import Interval
+from rlpost.progress import duration, percent
+
+MAX_SIMULATOR_ERROR = 0.10  # above it the simulated row would say more about the simulator than about APRIL
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosingFacts:
+    run_dir: Path
+    steps: int
+    duration_s: float
+    num_problems: int = 0  # of an evaluation
+    samples_per_problem: int = 1
+    accuracy_before: Interval | None = None
+    accuracy_after: Interval | None = None
+    accuracy_gain: Interval | None = None  # paired over the same problems
+    response_tokens_before: float | None = None
+    response_tokens_after: float | None = None
+    rollout_tokens_per_s: float | None = None  # trained tokens over generation time
+    idle_share: float | None = None
+    carried_share: float | None = None
+    rollout_s: float | None = None  # generation time of the run, as it happened
+    simulated_april_s: float | None = None  # the same rollouts in the simulator, as they were scheduled
+    simulated_sync_s: float | None = None  # and with every step waiting for its slowest response
+    model_dir: Path | None = None
+
+    @property
+    def simulator_error(self) -> float | None:
+        """How far the simulator is off on the rollouts that did happen: a share of their real time."""
+        if not self.rollout_s or self.simulated_april_s is None:
+            return None
+        return abs(self.simulated_april_s - self.rollout_s) / self.rollout_s
+
+
+def closing_table(facts: ClosingFacts) -> str:
+    """Lines of ``label  value``, aligned; no colours, so it reads the same in a terminal, a log and an issue."""
+    rows = [
+        *_accuracy_rows(facts),
+        *_length_rows(facts),
+        *_rollout_rows(facts),
+        *_place_rows(facts),
+    ]
+    width = max(len(label) for label, _ in rows)
+    title = f"Done: {facts.steps} steps in {duration(facts.duration_s)}"
+    return "\n".join([title, "-" * len(title), *(f"{label:<{width}}  {value}".rstrip() for label, value in rows)])
+
+
+Row = tuple[str, str]
+
+
+def _accuracy_rows(facts: ClosingFacts) -> list[Row]:
+    rows: list[Row] = []
+    before, after, gain = facts.accuracy_before, facts.accuracy_after, facts.accuracy_gain
+    if before is not None:
+        rows.append(("Accuracy before", _with_interval(before)))
+    if after is not None:
+        rows.append(("Accuracy after", _with_interval(after)))
+    if gain is not None:
+        ends = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+        rows.append(("  difference", f"{100 * gain.mean:+.1f} points ({ends}, the same problems compared)"))
+    if rows and facts.num_problems:
+        times = f", {facts.samples_per_problem} answers each" if facts.samples_per_problem > 1 else ""
+        problems = f"{facts.num_problems} problems not trained on{times}"
+        rows.append(("  measured on", f"{problems}; in brackets: 95 % interval"))
+    return rows
+
+
+def _length_rows(facts: ClosingFacts) -> list[Row]:
+    before, after = facts.response_tokens_before, facts.response_tokens_after
+    if before is None or after is None:
+        return []
+    return [("Answer length", f"{before:.0f} tokens before, {after:.0f} after")]
+
+
+def _rollout_rows(facts: ClosingFacts) -> list[Row]:
+    rows: list[Row] = []
+    if facts.rollout_tokens_per_s is not None:
+        rows.append(("Generation speed", f"{facts.rollout_tokens_per_s:,.0f} tokens/s that were trained on"))
+    if facts.idle_share is not None:
+        rows.append(("Idle share", f"{percent(facts.idle_share)} of the engine's places stood empty while it ran"))
+    if facts.carried_share is not None:
+        rows.append(("Carried over", f"{percent(facts.carried_share)} of trained tokens were begun in an earlier step"))
+    return rows + _simulated_rows(facts)
+
+
+def _simulated_rows(facts: ClosingFacts) -> list[Row]:
+    error = facts.simulator_error
+    if error is None or error > MAX_SIMULATOR_ERROR or facts.simulated_sync_s is None or facts.rollout_s is None:
+        return []
+    simulated = f"(simulated; the simulator's error here: {percent(error)})"
+    return [
+        ("Generation took", duration(facts.rollout_s)),
+        ("  without APRIL", f"{duration(facts.simulated_sync_s)} {simulated}"),
+    ]
+
+
+def _place_rows(facts: ClosingFacts) -> list[Row]:
+    look = f"{facts.run_dir}/metrics.jsonl (numbers), {facts.run_dir}/rollouts (every answer trained on)"
+    rows = [("Everything is in", str(facts.run_dir)), ("Look at next", look)]
+    if facts.model_dir is not None:
+        rows.append(("The model", str(facts.model_dir)))
+    rows.append(("", "docs/metrics.md says what each number means"))
+    return rows
+
+
+def _with_interval(value: Interval) -> str:
+    return f"{percent(value.mean)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
