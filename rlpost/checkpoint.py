@@ -42,7 +42,12 @@ def save(root: Path, step: int, state: dict[str, Any], save_trainer: Callable[[P
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
-            explain("checkpoint", str(final), "a disk with room", f"{error.strerror or error}; free space, run again to resume")
+            explain(
+                "checkpoint",
+                str(final),
+                "a disk with room",
+                f"{error.strerror or error}; free space, run again to resume",
+            )
         ) from error
     for old in whole(root)[:-keep_last]:
         shutil.rmtree(old)

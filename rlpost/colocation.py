@@ -37,7 +37,9 @@ class Publication:
 class Device:
     """Whose turn it is. Starts in the trainer's hands after ``start_worker`` (trainer asleep, engine awake)."""
 
-    def __init__(self, engine: Engine, trainer: PolicyTrainer, *, canary: Sequence[np.ndarray], threshold: float) -> None:
+    def __init__(
+        self, engine: Engine, trainer: PolicyTrainer, *, canary: Sequence[np.ndarray], threshold: float
+    ) -> None:
         self._engine, self._trainer = engine, trainer
         self._canary, self._threshold = list(canary), threshold
         self._turn = "engine"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from rlpost.colocation import CANARY_THRESHOLD, Device, Publication, make_canary
 from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.errors import RunError, explain
-from rlpost.estimates import paired_difference
+from rlpost.estimates import Interval, paired_difference
 from rlpost.evaluate import EvalResult, eval_sampling, evaluate
 from rlpost.metrics import MetricsWriter
 from rlpost.progress import Progress
@@ -30,11 +29,9 @@ from rlpost.rollout.prompts import PromptCursor, draw_prompts
 from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronous
 from rlpost.session import Session, open_session
 from rlpost.startup import start_worker
-from rlpost.step_metrics import rollout_metrics, update_metrics
+from rlpost.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.types import Group
 from rlpost.watchdog import Watchdog
-
-MAX_REPLAY_ERROR = 0.10  # above it the simulated comparison is not shown
 
 
 def train(cfg: Config) -> dict[str, Any]:
@@ -55,12 +52,16 @@ class Trainer:
         if run.note:
             self.progress.message(run.note)
         runtime = session.runtime
-        self.progress.message(f"device {runtime.device}, {runtime.dtype}, {runtime.threads} CPU thread(s), run in {run.path}")
+        self.progress.message(
+            f"device {runtime.device}, {runtime.dtype}, {runtime.threads} CPU thread(s), run in {run.path}"
+        )
         if session.train_prompts.num_dropped:
-            self.progress.message(f"{session.train_prompts.num_dropped} training prompts are too long and were left out")
+            self.progress.message(
+                f"{session.train_prompts.num_dropped} training prompts are too long and were left out"
+            )
         (run.path / "config.yaml").write_text(to_yaml(cfg))
 
-        self._phase("starting the trainer and the engine")
+        self._phase("start")
         from rlpost.algos.algorithm import build_algorithm
 
         self.algorithm = build_algorithm(cfg)
@@ -98,7 +99,14 @@ class Trainer:
             reject=self.algorithm.reject,
             max_failure_share=cfg.reward.max_failure_share,
         )
-        self.metrics = MetricsWriter(run.path, cfg, decode=session.tokenizer.decode)
+        self.metrics = MetricsWriter(
+            run.path,
+            cfg.logging,
+            asdict(cfg),
+            run.path.name,
+            decode=session.tokenizer.decode,
+            say=self.progress.message,
+        )
         self.record = RunRecord()
         self.step = 0
         self.totals = {"samples": 0, "tokens": 0, "carried_tokens": 0, "idle_s": 0.0, "slot_s": 0.0, "elapsed_s": 0.0}
@@ -112,7 +120,7 @@ class Trainer:
         try:
             self._resume()
             self._started_s = time.monotonic() - self.totals["elapsed_s"]
-            self.progress.start(self.cfg.steps, done=self.step)
+            self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
             self.publication = self._publish()
             if self.step == 0:
                 self._evaluate()
@@ -151,7 +159,7 @@ class Trainer:
     # ---- the moves ------------------------------------------------------------------------------------------
 
     def _collect(self) -> RolloutStats:
-        self._phase("generating")
+        self._phase("generate")
         wanted = self.cfg.rollout.groups_per_step
 
         def on_progress(admitted: int, running: int, open_groups: int) -> None:
@@ -172,7 +180,7 @@ class Trainer:
         """One pass over the rollout per epoch, one optimizer step per part; [] when there is no token to train on."""
         from rlpost.algos.batch import build_batches, reward_kl, with_advantages
 
-        self._phase("updating")
+        self._phase("update")
         trainer, algorithm, train = self.worker.trainer, self.algorithm, self.cfg.train
         zeros = [np.zeros(len(g.scored)) for g in groups]
         advantages = zeros if algorithm.kl_in_reward else algorithm.advantages(groups)
@@ -183,7 +191,10 @@ class Trainer:
             max_row_tokens=self.max_row_tokens,
             num_parts=train.optimizer_steps_per_rollout,
         )
-        for field, needed in (("old_logprobs", algorithm.needs_old_logprobs), ("ref_logprobs", algorithm.needs_reference)):
+        for field, needed in (
+            ("old_logprobs", algorithm.needs_old_logprobs),
+            ("ref_logprobs", algorithm.needs_reference),
+        ):
             if needed:
                 batches = [
                     replace(b, rows=tuple(
@@ -195,7 +206,7 @@ class Trainer:
         if algorithm.kl_in_reward:
             advantages = algorithm.advantages(groups, reward_kl(batches, groups))
             batches = with_advantages(batches, groups, advantages)
-        self._advantages = advantages
+        self.advantages, self.batches = advantages, batches
         results = []
         for _ in range(train.epochs):
             for batch in batches:
@@ -204,7 +215,7 @@ class Trainer:
         return results
 
     def _publish(self) -> Publication:
-        self._phase("publishing weights")
+        self._phase("publish")
         return self.device.publish_weights(policy_version=self.step)
 
     def _settle(self, groups: Sequence[Group], stats: RolloutStats, results: Sequence[Any]) -> dict[str, float]:
@@ -216,14 +227,20 @@ class Trainer:
         self.buffer.check_conservation()
         if not applied:
             self.progress.message(f"step {self.step}: the update was skipped (NaN or infinite), nothing was applied")
-        metrics = rollout_metrics(groups, stats, self.buffer, drawn_steps) | update_metrics(results, self.publication)
-        for name in ("samples", "tokens", "carried_tokens"):
-            self.totals[name] += metrics[f"rollout/num_{name}"]
-            metrics[f"total/{name}"] = self.totals[name]
+        metrics = (
+            reward_metrics(groups, stats)
+            | rollout_metrics(groups, stats, self.buffer, drawn_steps, empty_ids=1)
+            | update_metrics(results, self.batches, self.publication)
+        )
+        consumed = metrics["rollout/consumed_tokens"]
+        self.totals["samples"] += sum(len(g.samples) for g in groups)
+        self.totals["tokens"] += consumed
+        self.totals["carried_tokens"] += metrics["rollout/carried_share"] * consumed
+        metrics |= {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
         self.totals["idle_s"] += stats.idle_share * sum(stats.step_s) * stats.slots
         self.totals["slot_s"] += sum(stats.step_s) * stats.slots
-        self.metrics.log_rollouts(self.step, groups, self._advantages)
-        self._guard_mismatch(metrics.get("mismatch/lag_0/mean_abs_log_ratio"))
+        self.metrics.log_rollouts(self.step, groups, self.advantages)
+        self._guard_mismatch(metrics.get("mismatch/lag_0/abs_log_ratio"))
         return metrics
 
     def _guard_mismatch(self, mismatch: float | None) -> None:
@@ -244,11 +261,11 @@ class Trainer:
         cfg, session = self.cfg, self.session
         if cfg.eval.every < 0:
             return
-        self._phase("evaluating")
+        self._phase("eval")
 
         def on_progress(finished: int, wanted: int) -> None:
             self.watchdog.beat()
-            self.progress.rollout(finished, wanted, self.worker.engine.num_in_flight, 0)
+            self.progress.evaluating(finished, wanted)
 
         result = evaluate(
             self.worker.engine,
@@ -265,16 +282,20 @@ class Trainer:
 
     def _record_evaluation(self, result: EvalResult) -> None:
         self.evaluations.append(
-            {"step": self.step, "correct": result.correct.tolist(), "problems": list(result.problems), **result.metrics()}
+            {
+                "step": self.step,
+                "correct": result.correct.tolist(),
+                "problems": list(result.problems),
+                **result.metrics(),
+            }
         )
         self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
         self.metrics.log(self.step, result.metrics())
-        self.metrics.log_evaluation(self.step, result.samples)
 
     # ---- durable state --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self._phase("saving")
+        self._phase("save")
         self.totals["elapsed_s"] = time.monotonic() - self._started_s
         state = {
             "step": self.step,
@@ -283,7 +304,6 @@ class Trainer:
             "record": self.record.state_dict(),
             "totals": self.totals,
             "evaluations": self.evaluations,
-            "metrics": self.metrics.state_dict(),
         }
         root, keep = self.path / "checkpoints", self.cfg.checkpoint.keep_last
         checkpoint.save(root, self.step, state, self.worker.trainer.save, keep_last=keep)
@@ -294,7 +314,7 @@ class Trainer:
         if not found:
             self.metrics.rewind(0)
             return
-        self._phase("resuming")
+        self._phase("start")
         state = checkpoint.read_state(found[-1])
         self.step = state["step"]
         with self.device.training():
@@ -309,14 +329,13 @@ class Trainer:
     # ---- the end --------------------------------------------------------------------------------------------
 
     def _close_run(self) -> dict[str, Any]:
-        self._phase("exporting")
+        self._phase("save")
         model = self.path / "model"
         with self.device.training():
             self.worker.trainer.export(model)
         self.session.tokenizer.save_pretrained(str(model))
         facts = self._closing_facts(self._compare())
-        summary = facts.summary()
-        self.metrics.summarize(summary)
+        summary = self._summary(facts)
         run_dir.finish(self.path, summary)
         self.progress.close()
         print(closing_table(facts), flush=True)
@@ -343,30 +362,55 @@ class Trainer:
             "replay/synchronous_s": comparison.synchronous_s,
             "replay/measured_s": comparison.measured_s,
         })  # fmt: skip
-        return comparison if comparison.error <= MAX_REPLAY_ERROR else None
+        return comparison
 
     def _closing_facts(self, comparison: Comparison | None) -> ClosingFacts:
-        totals = self.totals
-        first, last = (self.evaluations[0], self.evaluations[-1]) if len(self.evaluations) > 1 else (None, None)
-        lift = None
-        if first and last and first["problems"] == last["problems"]:
-            lift = paired_difference(np.array(first["correct"]), np.array(last["correct"]))
+        totals, rollout_s = self.totals, self.record.generate_s
+        first, last = (self.evaluations[0], self.evaluations[-1]) if len(self.evaluations) > 1 else ({}, {})
+        gain = None
+        if first and first["problems"] == last["problems"]:
+            gain = paired_difference(np.array(first["correct"]), np.array(last["correct"]))
         return ClosingFacts(
-            run_path=Path(self.path),
+            run_dir=self.path,
             steps=self.step,
-            elapsed_s=time.monotonic() - self._started_s,
-            before=first,
-            after=last,
-            best_accuracy=max((e["eval/accuracy"] for e in self.evaluations), default=None),
-            lift=lift,
-            rollout_tokens_per_s=totals["tokens"] / self.record.generate_s if self.record.generate_s else 0.0,
-            idle_share=totals["idle_s"] / totals["slot_s"] if totals["slot_s"] else 0.0,
+            duration_s=time.monotonic() - self._started_s,
+            num_problems=len(last.get("problems", [])),
+            samples_per_problem=self.cfg.eval.samples_per_prompt,
+            accuracy_before=_interval(first),
+            accuracy_after=_interval(last),
+            accuracy_gain=gain,
+            response_tokens_before=first.get("eval/response_tokens"),
+            response_tokens_after=last.get("eval/response_tokens"),
+            rollout_tokens_per_s=totals["tokens"] / rollout_s if rollout_s else None,
+            idle_share=totals["idle_s"] / totals["slot_s"] if totals["slot_s"] else None,
             carried_share=totals["carried_tokens"] / max(1, totals["tokens"]),
-            comparison=comparison,
-            recipe_samples_per_prompt=self.cfg.eval.samples_per_prompt,
+            rollout_s=rollout_s,
+            simulated_april_s=comparison.simulated_s if comparison else None,
+            simulated_sync_s=comparison.synchronous_s if comparison else None,
+            model_dir=self.path / "model",
         )
 
     # ---- small things ---------------------------------------------------------------------------------------
+
+    def _summary(self, facts: ClosingFacts) -> dict[str, Any]:
+        """What ``finished.json`` says and the command returns."""
+        return {
+            "steps": self.step,
+            "duration_s": facts.duration_s,
+            "evaluations": [{k: v for k, v in e.items() if k not in ("correct", "problems")} for e in self.evaluations],
+            "accuracy_gain": asdict(facts.accuracy_gain) if facts.accuracy_gain else None,
+            "idle_share": facts.idle_share,
+            "carried_share": facts.carried_share,
+            "groups": dict(self.buffer.groups_ended),
+            "tokens": dict(self.buffer.tokens_ended),
+        }
+
+    def _evals_left(self) -> int:
+        every, steps = self.cfg.eval.every, self.cfg.steps
+        if every < 0:
+            return 0
+        inside = sum(s % every == 0 for s in range(self.step + 1, steps)) if every else 0
+        return inside + (self.step == 0) + 1
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -381,3 +425,11 @@ class Trainer:
             return call()
         finally:
             times[name] = time.perf_counter() - started
+
+
+def _interval(evaluation: dict[str, Any]) -> Interval | None:
+    if not evaluation:
+        return None
+    names = ("eval/accuracy", "eval/accuracy_low", "eval/accuracy_high")
+    mean, low, high = (evaluation[name] for name in names)
+    return Interval(mean=mean, low=low, high=high)

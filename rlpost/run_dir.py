@@ -63,7 +63,9 @@ def _lock(path: Path) -> TextIO:
         handle.seek(0)
         owner = handle.read().strip() or "unknown"
         raise RunError(
-            explain("run directory", str(path), "one that no other process uses", f"wait for process {owner}, or set name=")
+            explain(
+                "run directory", str(path), "one that no other process uses", f"wait for process {owner}, or set name="
+            )
         ) from None
     handle.seek(0)
     handle.truncate()

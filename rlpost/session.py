@@ -104,7 +104,12 @@ def find_model_folder(cfg: Config) -> str:
 
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            explain("model.path", cfg.model.path, "a local folder or a model on the hub", f"{reason}; check name and network")
+            explain(
+                "model.path",
+                cfg.model.path,
+                "a local folder or a model on the hub",
+                f"{reason}; check name and network",
+            )
         ) from None
 
 
@@ -118,9 +123,7 @@ def find_stop_tokens(cfg: Config, tokenizer: Any, model_folder: Path) -> tuple[i
         end = json.loads(generation.read_text()).get("eos_token_id")
         ids.update([end] if isinstance(end, int) else end or [])
     if not ids:
-        raise ConfigError(
-            explain("stop tokens", "none", "an end token in the tokenizer", "set rollout.stop_token_ids")
-        )
+        raise ConfigError(explain("stop tokens", "none", "an end token in the tokenizer", "set rollout.stop_token_ids"))
     return tuple(sorted(ids))
 
 
@@ -131,7 +134,12 @@ def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int) -> Prom
     limit = min(cfg.data.max_prompt_tokens or context, context - response)
     if limit < 1:
         raise ConfigError(
-            explain("context", f"{context} tokens for {response} of response", "room for a prompt", "lower max_response_tokens")
+            explain(
+                "context",
+                f"{context} tokens for {response} of response",
+                "room for a prompt",
+                "lower max_response_tokens",
+            )
         )
     source = cfg.data.train if split == "train" else cfg.data.eval
     key = f"data.{split}"

@@ -58,7 +58,10 @@ def run_sft(cfg: Config) -> Path:
             needs_reference=False,
             init="pretrained" if sft.init else "random",
         )
-        print(f"sft: {sft.steps} steps of {sft.tokens_per_step} tokens, {runtime.threads} thread(s), to {output}", flush=True)
+        print(
+            f"sft: {sft.steps} steps of {sft.tokens_per_step} tokens, {runtime.threads} thread(s), to {output}",
+            flush=True,
+        )
         started = time.monotonic()
         batches = _batches(lessons, tokenizer, sft.tokens_per_step, sft.row_tokens or ROW_TOKENS[runtime.device])
         for step, batch in enumerate(itertools.islice(batches, sft.steps), start=1):
@@ -66,7 +69,10 @@ def run_sft(cfg: Config) -> Path:
             if not result.applied:
                 raise RunError(explain(f"sft step {step}: loss", result.loss, "a finite number", "lower sft.lr"))
             if step % REPORT_EVERY == 0 or step == sft.steps:
-                print(f"sft: step {step}/{sft.steps}, nll {result.loss:.4f}, {time.monotonic() - started:.0f} s", flush=True)
+                print(
+                    f"sft: step {step}/{sft.steps}, nll {result.loss:.4f}, {time.monotonic() - started:.0f} s",
+                    flush=True,
+                )
         output.mkdir(parents=True, exist_ok=True)
         trainer.export(output)
         tokenizer.save_pretrained(str(output))
@@ -78,7 +84,12 @@ def run_sft(cfg: Config) -> Path:
 def _open_lessons(cfg: Config) -> Iterator[Mapping[str, str]]:
     if cfg.sft.generator is None or cfg.sft.steps < 1:
         raise ConfigError(
-            explain("sft", "no lessons", "sft.generator and sft.steps >= 1", "choose a recipe that has them: math/arithmetic")
+            explain(
+                "sft",
+                "no lessons",
+                "sft.generator and sft.steps >= 1",
+                "choose a recipe that has them: math/arithmetic",
+            )
         )
     return iter(plugins.resolve_target(cfg.sft.generator, {}, "sft.generator")())
 
@@ -88,7 +99,9 @@ def _starting_folder(cfg: Config, scratch: Path) -> Path:
     if cfg.sft.init:
         return Path(resolve_path(cfg.sft.init))
     if cfg.model.shape is None or cfg.sft.tokenizer is None:
-        raise ConfigError(explain("sft", "no sft.init", "model.shape and sft.tokenizer for a new model", "set them, or sft.init"))
+        raise ConfigError(
+            explain("sft", "no sft.init", "model.shape and sft.tokenizer for a new model", "set them, or sft.init")
+        )
     tokenizer = Path(resolve_path(cfg.sft.tokenizer))
     if not (tokenizer / "tokenizer.json").is_file():
         raise ModelError(explain("sft.tokenizer", str(tokenizer), "a folder with tokenizer.json", "check the path"))
@@ -121,7 +134,9 @@ def _as_trainer_config(cfg: Config) -> Config:
     return replace(cfg, train=train, rollout=replace(cfg.rollout, temperature=1.0))
 
 
-def _batches(lessons: Iterator[Mapping[str, str]], tokenizer: Any, tokens: int, row_tokens: int) -> Iterator[TrainBatch]:
+def _batches(
+    lessons: Iterator[Mapping[str, str]], tokenizer: Any, tokens: int, row_tokens: int
+) -> Iterator[TrainBatch]:
     from rlpost.algos.batch import build_batch, supervised_sequence
 
     while True:

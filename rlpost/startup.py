@@ -8,6 +8,7 @@ Called by ``loop``, ``sft`` and ``evaluate``; importing this module changes noth
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -66,6 +67,7 @@ def write_environment(runtime: Runtime, *, vocab_size: int) -> None:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -77,8 +79,9 @@ def write_environment(runtime: Runtime, *, vocab_size: int) -> None:
             environment["TORCHDYNAMO_DISABLE"] = "1"  # spares a compilation of seconds at the first step
     os.environ.update(environment)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # in GiB, and it would override engine.kv_cache_bytes
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch|deepspeed|vllm|transformers")
+    for category in (FutureWarning, UserWarning):  # of libraries, about libraries: nothing a user of ours can mend
+        warnings.filterwarnings("ignore", category=category, module="torch|deepspeed|vllm|transformers")
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available": it is not needed
 
 
 @dataclass(kw_only=True)
@@ -93,7 +96,9 @@ class Worker:
         self.engine.shutdown()
 
 
-def start_worker(cfg: Config, runtime: Runtime, *, model_folder: str, needs_reference: bool, max_model_len: int) -> Worker:
+def start_worker(
+    cfg: Config, runtime: Runtime, *, model_folder: str, needs_reference: bool, max_model_len: int
+) -> Worker:
     """Start the trainer, put it to sleep, start the engine. The engine's weights are not the trainer's yet."""
     from rlpost.train.deepspeed_trainer import build_trainer
 

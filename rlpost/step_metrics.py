@@ -1,4 +1,4 @@
-"""One step's numbers from its groups, its account and its updates. Pure; names are listed in ``metric_names``."""
+"""One step's numbers from its groups, its account and its updates. Pure; ``metric_names`` says what each means."""
 
 from __future__ import annotations
 
@@ -12,43 +12,69 @@ from rlpost.colocation import Publication
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import RolloutStats
 from rlpost.train.policy import UpdateResult
-from rlpost.types import Group
+from rlpost.types import Group, TrainBatch
 
 
-def rollout_metrics(
-    groups: Sequence[Group], stats: RolloutStats, buffer: RolloutBuffer, drawn_steps: Sequence[int]
-) -> dict[str, float]:
-    """reward/ and rollout/ of the step that trained ``groups``; rates are per second of generation, abort included."""
-    samples = [s for g in groups for s in g.samples]
-    scored = [s for s in samples if s.reward is not None]
+def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, float]:
+    """reward/ of the groups trained; failures are those of every verdict that arrived in the step."""
+    scored = [s for g in groups for s in g.scored]
     rewards = np.array([s.reward for s in scored], np.float64)
-    lengths = np.array([s.num_tokens for s in samples], np.float64)
-    versions = np.concatenate([s.policy_versions for s in samples]) if samples else np.zeros(0)
-    carried = int((versions < stats.step).sum())
-    seconds = max(stats.duration_s, 1e-9)
-    discarded = sum(sum(v) for v in stats.dropped_lengths.values())
+    equal = [
+        min(s.reward or 0.0 for s in g.scored) == max(s.reward or 0.0 for s in g.scored) for g in groups if g.scored
+    ]
     metrics = {
         "reward/mean": _mean(rewards),
         "reward/std": float(rewards.std()) if len(rewards) else 0.0,
-        "reward/group_std": _mean([np.std([s.reward for s in g.scored]) for g in groups if g.scored]),
-        "reward/failed_share": stats.num_failed_rewards / max(1, stats.num_judged),
-        "rollout/num_samples": len(samples),
-        "rollout/num_tokens": len(versions),
-        "rollout/num_carried_tokens": carried,
-        "rollout/carried_share": carried / max(1, len(versions)),
-        "rollout/consumed_tokens_per_s": len(versions) / seconds,
-        "rollout/generated_tokens_per_s": stats.num_generated / seconds,
-        "rollout/discarded_tokens_per_s": discarded / seconds,
-        "rollout/replayed_tokens_per_s": stats.num_replayed / seconds,
+        "reward/min": float(rewards.min()) if len(rewards) else 0.0,
+        "reward/max": float(rewards.max()) if len(rewards) else 0.0,
+        "reward/equal_groups_share": _mean(equal),
+        "reward/failed": stats.num_failed_rewards,
+    }
+    metrics |= {f"reward/failed/{kind}": count for kind, count in stats.failures.items()}
+    for name in sorted({n for s in scored for n in s.reward_parts}):
+        metrics[f"reward/part/{name}"] = _mean([s.reward_parts[name] for s in scored if name in s.reward_parts])
+    return metrics
+
+
+def rollout_metrics(
+    groups: Sequence[Group], stats: RolloutStats, buffer: RolloutBuffer, drawn_steps: Sequence[int], empty_ids: int
+) -> dict[str, float]:
+    """rollout/ of the step that trained ``groups``; rates are per second of generation, abort included.
+
+    ``empty_ids``: how many response tokens an empty text may have (its end token).
+    """
+    samples = [s for g in groups for s in g.samples]
+    lengths = np.array([s.num_tokens for s in samples], np.float64)
+    versions = np.concatenate([s.policy_versions for s in samples]) if samples else np.zeros(0)
+    seconds = max(stats.duration_s, 1e-9)
+    counts = {
+        "consumed": len(versions),
+        "generated": stats.num_generated,
+        "discarded": sum(sum(v) for v in stats.dropped_lengths.values()),
+        "replayed": stats.num_replayed,
+    }
+    num_dropped = len(stats.dropped_lengths)
+    states = buffer.states()
+    metrics = {f"rollout/{name}_tokens": count for name, count in counts.items()}
+    metrics |= {f"rollout/{name}_tokens_per_s": count / seconds for name, count in counts.items()}
+    metrics |= {
         "rollout/prefill_tokens": stats.num_prefill,
+        "rollout/carried_share": float((versions < stats.step).sum()) / max(1, len(versions)),
         "rollout/idle_share": stats.idle_share,
+        "rollout/running_mean": stats.slots * (1 - stats.idle_share) if stats.step_s else 0.0,
+        "rollout/own_share": stats.own_s / seconds,
         "rollout/engine_steps": len(stats.step_s),
-        "rollout/num_launched": stats.num_launched,
-        "rollout/num_resumed": stats.num_resumed,
+        "rollout/launched_samples": stats.num_launched,
+        "rollout/resumed_samples": stats.num_resumed,
         "rollout/buffer_age": _mean([stats.step - d for d in drawn_steps]),
-        "rollout/open_groups": len(buffer.groups),
-        "rollout/stop_share": _mean([s.finish_reason == "stop" for s in samples]),
-        "rollout/empty_share": _mean([s.num_tokens <= 1 for s in samples]),
+        "rollout/buffer_age_max": max((stats.step - d for d in drawn_steps), default=0),
+        "rollout/buffer_groups": len(buffer.groups),
+        "rollout/buffer_tokens": sum(s.num_tokens for g in buffer.groups.values() for s in g.samples),
+        "rollout/ready_groups": states["ready"],
+        "rollout/truncated_share": _mean([s.finish_reason == "length" for s in samples]),
+        "rollout/empty_share": _mean([s.num_tokens <= empty_ids and s.finish_reason == "stop" for s in samples]),
+        "rollout/accepted_share": len(groups) / max(1, len(groups) + num_dropped),
+        "rollout/rejected_groups": num_dropped,
         "rollout/length/admitted_mean": _mean(lengths),
         "rollout/length/admitted_max": float(lengths.max(initial=0)),
         "rollout/length/deferred_mean": _mean(stats.deferred_lengths),
@@ -56,23 +82,23 @@ def rollout_metrics(
     }
     spans = Counter(s.version_span for s in samples)
     metrics |= {f"rollout/version_span/{span}": count / len(samples) for span, count in sorted(spans.items())}
-    metrics |= {f"rollout/dropped/{reason}": count for reason, count in stats.rejected.items()}
-    metrics |= {f"reward/failures/{kind}": count for kind, count in stats.failures.items()}
-    for name in sorted({n for s in scored for n in s.reward_parts}):
-        metrics[f"reward/part/{name}"] = _mean([s.reward_parts[name] for s in scored if name in s.reward_parts])
+    metrics |= {f"rollout/rejected_groups/{reason}": count for reason, count in stats.rejected.items()}
     return metrics
 
 
-def update_metrics(results: Sequence[UpdateResult], publication: Publication) -> dict[str, Any]:
+def update_metrics(
+    results: Sequence[UpdateResult], batches: Sequence[TrainBatch], publication: Publication
+) -> dict[str, Any]:
     """loss/ and mismatch/ averaged over the optimizer steps that were applied, and the publication's guards."""
     applied = [r for r in results if r.applied]
-    metrics = {
-        "loss/num_updates": len(applied),
-        "loss/num_skipped": len(results) - len(applied),
-        "publish/canary_max": publication.canary_max,
+    metrics: dict[str, Any] = {
+        "loss/skipped_updates": len(results) - len(applied),
+        "loss/tokens": sum(b.num_tokens for b in batches),
+        "loss/sequences": sum(b.num_sequences for b in batches),
+        "mismatch/canary": publication.canary_max,
+        "publish/gb_per_s": publication.num_bytes / max(publication.load_s, 1e-9) / 1e9,
         "publish/load_s": publication.load_s,
         "publish/fingerprint_s": publication.fingerprint_s,
-        "publish/gb_per_s": publication.num_bytes / max(publication.load_s, 1e-9) / 1e9,
     }
     if results:
         metrics["loss/lr"] = results[-1].lr

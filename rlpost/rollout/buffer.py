@@ -166,7 +166,9 @@ class RolloutBuffer:
 
     # ---- what the engine and the scorer report --------------------------------------------------------------
 
-    def receive(self, uid: str, index: int, token_ids: np.ndarray, logprobs: np.ndarray, finish_reason: str) -> OpenSample:
+    def receive(
+        self, uid: str, index: int, token_ids: np.ndarray, logprobs: np.ndarray, finish_reason: str
+    ) -> OpenSample:
         """New tokens of a running sample, in order, each exactly once."""
         group = self.groups[uid]
         sample = group.samples[index]

@@ -49,6 +49,7 @@ class RolloutStats:
     slots: int
     started_s: float = 0.0
     ended_s: float = 0.0
+    own_s: float = 0.0  # in this module's code and the reward's, outside the engine
     num_generated: int = 0
     num_replayed: int = 0  # tokens of carried-over samples fed to the engine again, their prompts included
     num_prefill: int = 0  # prompt and replayed tokens really computed (prefix-cache hits left out)
@@ -109,6 +110,7 @@ def collect(
             result = engine.step()
             run.receive(result)
             stats.step_s.append(engine.now() - iteration_started)
+            stats.own_s += max(0.0, stats.step_s[-1] - result.duration_s)
             stats.step_running.append(result.num_running)
             stats.step_prefill.append(result.num_prefill_tokens)
         elif scorer.num_pending:

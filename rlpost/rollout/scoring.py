@@ -15,7 +15,9 @@ import numpy as np
 
 from rlpost.types import Prompt
 
-RewardFunction = Callable[..., Any]  # (response, *, prompt, reference, finish_reason, columns) -> float | dict[str, float]
+RewardFunction = Callable[
+    ..., Any
+]  # (response, *, prompt, reference, finish_reason, columns) -> float | dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

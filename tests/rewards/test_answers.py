@@ -30,7 +30,15 @@ def test_exact_answer(response, correct, shows_work):
 
 @pytest.mark.parametrize(
     "response, accuracy",
-    [("so #### 1,234", 1), ("#### 1234.0", 1), ("1234 or so", 1), ("#### 1235", 0), ("1234 #### none", 0), ("", 0), ("#### -1234", 0)],
+    [
+        ("so #### 1,234", 1),
+        ("#### 1234.0", 1),
+        ("1234 or so", 1),
+        ("#### 1235", 0),
+        ("1234 #### none", 0),
+        ("", 0),
+        ("#### -1234", 0),
+    ],
 )
 def test_gsm8k(response, accuracy):
     assert gsm8k(response, reference="work\n#### 1,234")["accuracy"] == accuracy

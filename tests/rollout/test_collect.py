@@ -28,9 +28,13 @@ def heavy_tailed(request_id):
     return max(1, int(np.exp(np.random.default_rng(seed % 2**32).normal(2.0, 1.0))))
 
 
-def build(*, n=4, g=3, oversample=2.0, staleness=3, slots=8, length_of=heavy_tailed, reward=None, reject=None, max_jump=None):
+def build(
+    *, n=4, g=3, oversample=2.0, staleness=3, slots=8, length_of=heavy_tailed, reward=None, reject=None, max_jump=None
+):
     buffer = RolloutBuffer(groups_per_step=n, samples_per_group=g, oversample=oversample, max_staleness=staleness)
-    engine = SimulatedEngine(max_slots=slots, length_of=length_of, max_response_tokens=LIMIT, cost=COST, max_jump=max_jump)
+    engine = SimulatedEngine(
+        max_slots=slots, length_of=length_of, max_response_tokens=LIMIT, cost=COST, max_jump=max_jump
+    )
     scorer = InlineScorer(reward or (lambda response, **_: len(response) % 3), decode=lambda ids: "x" * len(ids))
     settings_ = CollectSettings(
         max_in_flight=slots,
@@ -211,7 +215,9 @@ def test_state_survives_json_and_the_next_steps_are_the_same():
     drawn = buffer.num_drawn
     other, engine2, scorer2, _ = build()
     other.load_state_dict(state)
-    assert finish(other, engine2, scorer2, settings_, prompts(drawn)) == finish(buffer, engine, scorer, settings_, stream)
+    assert finish(other, engine2, scorer2, settings_, prompts(drawn)) == finish(
+        buffer, engine, scorer, settings_, stream
+    )
 
 
 def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume():
@@ -244,13 +250,23 @@ def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume():
 def test_seeds_differ_by_everything_that_matters_and_repeat():
     base = sample_seed(0, "0:1", 2, 0)
     assert base == sample_seed(0, "0:1", 2, 0) and 0 <= base < 2**63
-    others = [sample_seed(1, "0:1", 2, 0), sample_seed(0, "0:2", 2, 0), sample_seed(0, "0:1", 3, 0), sample_seed(0, "0:1", 2, 9)]
+    others = [
+        sample_seed(1, "0:1", 2, 0),
+        sample_seed(0, "0:2", 2, 0),
+        sample_seed(0, "0:1", 3, 0),
+        sample_seed(0, "0:1", 2, 9),
+    ]
     assert len({base, *others}) == 5
 
 
 @pytest.mark.parametrize(
     "outcome, expected",
-    [(1, (1.0, {})), (True, (1.0, {})), ({"a": 1, "b": 0.5}, (1.5, {"a": 1.0, "b": 0.5})), ({"reward": 2, "a": 1}, (2.0, {"a": 1.0}))],
+    [
+        (1, (1.0, {})),
+        (True, (1.0, {})),
+        ({"a": 1, "b": 0.5}, (1.5, {"a": 1.0, "b": 0.5})),
+        ({"reward": 2, "a": 1}, (2.0, {"a": 1.0})),
+    ],
 )
 def test_outcomes(outcome, expected):
     assert read_outcome(outcome) == expected

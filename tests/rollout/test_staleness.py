@@ -31,13 +31,19 @@ def test_no_adversary_breaks_the_bound_or_stalls_a_step(groups_per_step, max_sta
     for step in range(8):
         admitted = 0
         while admitted < groups_per_step:
-            while may_draw(len(untrained), admitted=admitted, groups_per_step=groups_per_step, max_staleness=max_staleness):
+            while may_draw(
+                len(untrained), admitted=admitted, groups_per_step=groups_per_step, max_staleness=max_staleness
+            ):
                 untrained.append(step + max_staleness)
                 if not data.draw(st.booleans()):
                     break
             assert untrained, "a step must always be able to go on"
             due = [untrained.count(step + k) for k in range(max_staleness + 1)]
-            allowed = [d for d in set(untrained) if may_admit(due, d - step, admitted=admitted, groups_per_step=groups_per_step)]
+            allowed = [
+                d
+                for d in set(untrained)
+                if may_admit(due, d - step, admitted=admitted, groups_per_step=groups_per_step)
+            ]
             assert min(untrained) in allowed, "the earliest deadline is always admissible"
             untrained.remove(max(allowed) if data.draw(st.booleans()) else data.draw(st.sampled_from(sorted(allowed))))
             admitted += 1
