@@ -28,9 +28,11 @@ AREAS = {
     "mismatch": "The behaviour ratio r = exp(old_logprobs - rollout_logprobs), by version lag: how many policy versions "
     "lie between a token's sampling and its training. Lag 0 is pure engine mismatch, later lags mismatch and staleness "
     "together.",
+    "publish": "Copying the trained weights into the engine.",
     "eval": "Evaluation on held-out problems.",
     "time": "Wall time of the phases of one step.",
-    "memory": "Device and host memory.",
+    "total": "Sums over the run so far.",
+    "replay": "Once, at the end: the run's rollouts replayed in the simulator, as they were and without APRIL.",
     "log": "The log's own health.",
 }
 
@@ -46,9 +48,6 @@ REGISTRY = (
     Metric("reward/failed/*", "samples", "The same, by kind of failure.", "0"),
     Metric("reward/part/*", "reward", "Mean of one part of the reward."),
     Metric("reward/equal_groups_share", "share", "Groups whose rewards are all equal: no gradient from them.", "below 0.7"),
-    Metric("reward/solved_groups_share", "share", "Groups whose samples all have the largest reward seen."),
-    Metric("reward/advantage_abs_mean", "", "Mean abs(advantage) over samples.", "0.3 to 1 with normalised advantages"),
-    Metric("reward/overlong_penalty_mean", "reward", "Mean shaping penalty for responses near the limit.", "near 0"),
     # rollout
     Metric("rollout/consumed_tokens_per_s", "tokens/s", "Tokens that were trained, over generation time: the useful rate."),
     Metric("rollout/generated_tokens_per_s", "tokens/s", "Tokens newly sampled, over generation time.", "near consumed"),
@@ -62,8 +61,8 @@ REGISTRY = (
     Metric("rollout/idle_share", "share", "1 - (sum of step time x running samples) / (sum of step time x slots).", "below 0.1 with APRIL; the tail makes it 0.3 to 0.7 without"),
     Metric("rollout/carried_share", "share", "Of the tokens trained, those sampled by an older policy version.", "0.2 to 0.5 (the paper: 0.4); 0 is synchronous"),
     Metric("rollout/version_span/*", "share", "Samples trained whose tokens come from so many policy versions.", "falls fast; nothing above max_staleness + 1"),
-    Metric("rollout/buffer_age", "steps", "Mean age of untrained groups: steps since their first token.", "below max_staleness"),
-    Metric("rollout/buffer_age_max", "steps", "Largest age of an untrained group.", "at most max_staleness"),
+    Metric("rollout/buffer_age", "steps", "Mean age of the groups trained: steps since they were drawn.", "below max_staleness"),
+    Metric("rollout/buffer_age_max", "steps", "Largest such age."),
     Metric("rollout/buffer_groups", "groups", "Groups waiting after the step (partial, scoring or ready)."),
     Metric("rollout/ready_groups", "groups", "Complete groups waiting for a later step."),
     Metric("rollout/buffer_tokens", "tokens", "Tokens generated and not yet trained."),
@@ -71,7 +70,6 @@ REGISTRY = (
     Metric("rollout/length/deferred_mean", "tokens", "Mean length so far of samples carried over."),
     Metric("rollout/length/launched_mean", "tokens", "Mean length so far of samples first started in this step."),
     Metric("rollout/length/admitted_max", "tokens", "Longest response trained."),
-    Metric("rollout/reward/*_mean", "reward", "Mean reward of admitted and of deferred samples, where known."),
     Metric("rollout/truncated_share", "share", "Samples trained that were cut at max_response_tokens.", "below 0.1"),
     Metric("rollout/empty_share", "share", "Samples trained with an empty response.", "0"),
     Metric("rollout/accepted_share", "share", "Groups admitted, of those judged (the rest were rejected by the filter)."),
@@ -82,7 +80,6 @@ REGISTRY = (
     Metric("rollout/engine_steps", "steps", "Engine steps of the rollout."),
     Metric("rollout/running_mean", "samples", "Samples in the engine, mean over time.", "near max_in_flight"),
     Metric("rollout/own_share", "share", "Share of the rollout spent in rlpost's own code, outside the engine.", "below 0.1"),
-    Metric("rollout/oversample", "", "Groups that may be open or admitted, over groups_per_step."),
     # loss
     Metric("loss/policy", "", "The policy loss as reduced; its size means little, its sign less.", "finite"),
     Metric("loss/total", "", "Policy loss plus KL and entropy terms.", "finite"),
@@ -97,13 +94,9 @@ REGISTRY = (
     Metric("loss/dual_clip_share", "share", "Tokens held by the dual clip.", "near 0"),
     Metric("loss/grad_norm", "", "Global gradient norm before clipping, mean over optimizer steps.", "steady; spikes are clipped"),
     Metric("loss/lr", "", "Learning rate of the last optimizer step."),
-    Metric("loss/optimizer_steps", "steps", "Optimizer steps since the run began."),
     Metric("loss/skipped_updates", "updates", "Updates skipped for NaN or infinite values; never applied.", "0"),
     Metric("loss/tokens", "tokens", "Trainable tokens of the step."),
     Metric("loss/sequences", "sequences", "Sequences with at least one trainable token."),
-    Metric("loss/left_out_samples", "samples", "Samples that trained nothing (no reward, no tokens)."),
-    Metric("loss/left_out_samples/*", "samples", "The same, by reason."),
-    Metric("loss/padding_share", "share", "Padding in the packed rows.", "below 0.1"),
     # mismatch
     Metric("mismatch/*/ratio", "", "Mean r at this lag (lag_0, lag_1, ..., the last with _plus).", "near 1"),
     Metric("mismatch/*/abs_log_ratio", "nats", "Mean abs(log r) at this lag.", "lag_0: below 1e-4 in fp32, 0.05 in bf16"),
@@ -111,13 +104,15 @@ REGISTRY = (
     Metric("mismatch/*/token_share", "share", "Trainable tokens of this lag."),
     Metric("mismatch/abs_log_ratio/max", "nats", "Largest abs(log r) over all lags."),
     Metric("mismatch/canary", "nats", "Largest logprob difference between trainer and engine on fixed sequences.", "below 1e-4 in fp32, 0.3 in bf16; beyond it the run stops"),
+    # publish
+    Metric("publish/gb_per_s", "GB/s", "Bytes of the weights over the time of copying them.", "near the memory's bandwidth"),
+    Metric("publish/load_s", "s", "Copying."),
+    Metric("publish/fingerprint_s", "s", "Reading back and comparing every tensor."),
     # eval
     Metric("eval/accuracy", "share", "mean@k: mean over problems of the share of correct samples.", "rises"),
     Metric("eval/accuracy_low", "share", "Lower end of its 95 % interval, bootstrap over problems."),
     Metric("eval/accuracy_high", "share", "Upper end of the same."),
     Metric("eval/pass_at_k", "share", "Problems with at least one correct sample among k (unbiased estimate).", "falls while accuracy rises: the policy narrows"),
-    Metric("eval/pass_at_k_low", "share", "Lower end of its 95 % interval."),
-    Metric("eval/pass_at_k_high", "share", "Upper end of the same."),
     Metric("eval/response_tokens", "tokens", "Mean response length."),
     Metric("eval/truncated_share", "share", "Responses cut at the limit.", "below 0.05"),
     Metric("eval/num_samples", "samples", "Responses judged."),
@@ -126,20 +121,16 @@ REGISTRY = (
     # time
     Metric("time/step", "s", "The whole step."),
     Metric("time/generate", "s", "Generation, scoring beside it included."),
-    Metric("time/score", "s", "Waiting for rewards with nothing left to generate.", "near 0"),
-    Metric("time/advantages", "s", "Advantages and packing."),
-    Metric("time/old_logprobs", "s", "The proximal pass, where there is one."),
-    Metric("time/ref_logprobs", "s", "The reference's pass, where there is one."),
     Metric("time/update", "s", "Forward, backward and optimizer."),
     Metric("time/publish", "s", "Copying weights into the engine, fingerprint and canary included."),
-    Metric("time/swap", "s", "Putting engine and trainer to sleep and waking them."),
-    Metric("time/settle", "s", "Writing the step to the ledger."),
-    Metric("time/save", "s", "Saving a checkpoint."),
     Metric("time/eval", "s", "Evaluation."),
-    Metric("time/log", "s", "Writing metrics and rollouts."),
-    # memory
-    Metric("memory/device_peak_bytes", "bytes", "Most device memory allocated in the step."),
-    Metric("memory/host_bytes", "bytes", "Resident memory of the process.", "steady"),
+    # total
+    Metric("total/samples", "samples", "Samples trained."),
+    Metric("total/tokens", "tokens", "Response tokens trained."),
+    # replay
+    Metric("replay/measured_s", "s", "Generation time of the whole run."),
+    Metric("replay/synchronous_s", "s", "The simulator's time for the same rollouts, every step waiting for its slowest."),
+    Metric("replay/error", "share", "How far the simulator is off on the run as it was.", "below 0.1"),
     # log
     Metric("log/not_finite", "numbers", "Numbers of this line that were NaN or infinite (written as null).", "absent"),
 )
