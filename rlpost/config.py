@@ -201,8 +201,10 @@ class SFTConfig:
     lr: float = opt(2e-3, "Peak learning rate.")
     final_lr_share: float = opt(0.05, "Cosine ends at lr times this.")
     warmup_steps: int = opt(20, "Optimizer steps of linear warm-up.")
+    betas: list[float] = opt([0.9, 0.95], "AdamW's betas.")
     weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")
     grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
+    row_tokens: Optional[int] = opt(None, "Tokens per packed row; None: 256 on a CPU, 16384 on a GPU.")
     output: Optional[str] = opt(None, "Folder for the model; None: the run directory's `model`.")
     init: Optional[str] = opt(None, "Model folder to start from; None: a new model of model.shape with sft.tokenizer.")
     tokenizer: Optional[str] = opt(None, "Tokenizer folder for a new model; rlpost://NAME for one that ships.")
@@ -249,7 +251,7 @@ def walk_fields(schema: type = Config, prefix: str = "") -> list[tuple[str, Any,
     """Every key of the schema as (dotted name, default, doc), in order."""
     rows: list[tuple[str, Any, str]] = []
     for f in fields(schema):
-        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc,operator]
         rows.append((prefix + f.name, default, f.metadata["doc"]))
         if is_dataclass(default):
             rows += walk_fields(type(default), f"{prefix}{f.name}.")

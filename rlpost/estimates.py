@@ -20,7 +20,7 @@ class Interval:
 
 
 def bootstrap_mean(per_problem: np.ndarray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
-    """Mean of f64[n] with a 95 % interval; problems are resampled, never samples within one (they are not independent)."""
+    """Mean of f64[n] with a 95 % interval; problems are resampled, not samples: those of one problem go together."""
     if len(per_problem) == 0:
         raise ValueError("no problems to average over")
     rng = np.random.default_rng(seed)
@@ -37,7 +37,7 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0) -
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased chance that at least one of k samples is right, from n of which c are (Codex, arXiv 2107.03374, eq. 1)."""
+    """Unbiased chance that one of k samples is right at least, from n of which c are (arXiv 2107.03374, eq. 1)."""
     if not 0 < k <= num_samples:
         raise ValueError(f"k: got {k}; expected 1 to the number of samples, {num_samples}")
     return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)

@@ -27,7 +27,8 @@ class EvalResult:
     correct: np.ndarray
     problems: tuple[str, ...]  # uid of each problem in ``correct``
     accuracy: Interval  # mean@k
-    pass_at_k: Interval
+    pass_at: dict[int, Interval]  # pass@k for k = 1, 2, 4, ... and samples_per_prompt
+    samples_per_prompt: int
     num_samples: int
     num_failed: int  # responses without a verdict, left out of the means
     mean_response_tokens: float
@@ -36,11 +37,14 @@ class EvalResult:
     samples: tuple[tuple[Prompt, Sample], ...]
 
     def metrics(self) -> dict[str, float]:
+        best = self.pass_at[max(self.pass_at)]
         return {
             "eval/accuracy": self.accuracy.mean,
             "eval/accuracy_low": self.accuracy.low,
             "eval/accuracy_high": self.accuracy.high,
-            "eval/pass_at_k": self.pass_at_k.mean,
+            "eval/pass_at_k": best.mean,
+            "eval/pass_at_k_low": best.low,
+            "eval/pass_at_k_high": best.high,
             "eval/response_tokens": self.mean_response_tokens,
             "eval/truncated_share": self.truncated_share,
             "eval/num_samples": self.num_samples,
@@ -131,13 +135,16 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig) -> Eval
         raise RunError(explain("evaluation: judged responses", 0, "at least one", f"mend the reward ({failure})"))
     outcomes = list(by_problem.values())
     correct = np.array([np.mean(o) for o in outcomes])
-    solved = np.array([pass_at_k(len(o), sum(o), len(o)) for o in outcomes])
+    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < cfg.samples_per_prompt} | {cfg.samples_per_prompt})
+    whole = [o for o in outcomes if len(o) == cfg.samples_per_prompt] or outcomes  # without failed responses
+    pass_at = {k: bootstrap_mean(np.array([pass_at_k(len(o), sum(o), min(k, len(o))) for o in whole])) for k in ks}
     lengths = [s.num_tokens for _, s in samples]
     return EvalResult(
         correct=correct,
         problems=tuple(by_problem),
         accuracy=bootstrap_mean(correct),
-        pass_at_k=bootstrap_mean(solved),
+        pass_at=pass_at,
+        samples_per_prompt=cfg.samples_per_prompt,
         num_samples=len(samples),
         num_failed=sum(s.reward is None for _, s in samples),
         mean_response_tokens=float(np.mean(lengths)),
@@ -161,3 +168,57 @@ def eval_sampling(cfg: Config, stop_token_ids: Sequence[int]) -> SamplingSetting
     return SamplingSettings(
         temperature=cfg.eval.temperature, top_p=cfg.eval.top_p, stop_token_ids=tuple(stop_token_ids)
     )
+
+
+def run_eval(cfg: Config) -> EvalResult:
+    """``rlpost eval``: the model as it lies in its folder, on the engine alone; prints mean@k and pass@k."""
+    from rlpost.progress import Progress
+    from rlpost.session import open_session
+
+    session = open_session(cfg, train=False)
+    from rlpost.rollout.vllm_engine import build_engine
+
+    with Progress(cfg.logging.progress) as progress:
+        progress.phase("start")
+        engine = build_engine(
+            cfg,
+            model_folder=session.model_folder,
+            device=session.runtime.device,
+            max_model_len=session.max_model_len,
+        )
+        try:
+            progress.phase("eval")
+            result = evaluate(
+                engine,
+                session.eval_prompts,
+                session.scorer,
+                cfg.eval,
+                max_response_tokens=session.eval_response_tokens,
+                sampling=eval_sampling(cfg, session.stop_token_ids),
+                seed=cfg.seed,
+                policy_version=0,
+                on_progress=progress.evaluating,
+            )
+        finally:
+            session.scorer.close()
+            engine.shutdown()
+    print(describe(result, session.model_folder), flush=True)
+    return result
+
+
+def describe(result: EvalResult, model: str) -> str:
+    """Lines for a person: mean@k, pass@k for powers of two up to k, lengths, failures."""
+    lines = [
+        f"model     {model}",
+        f"problems  {len(result.correct)}, {result.samples_per_prompt} responses each, {result.num_samples} in all",
+        f"mean@{result.samples_per_prompt}    {_percent(result.accuracy)}",
+        *(f"pass@{k}    {_percent(interval)}" for k, interval in result.pass_at.items()),
+        f"length    {result.mean_response_tokens:.1f} tokens, {100 * result.truncated_share:.1f} % cut at the limit",
+    ]
+    if result.num_failed:
+        lines.append(f"failed    {result.num_failed} responses could not be judged and are left out")
+    return "\n".join(lines)
+
+
+def _percent(value: Interval) -> str:
+    return f"{100 * value.mean:.1f} % (95 % interval {100 * value.low:.1f} to {100 * value.high:.1f}, over problems)"

@@ -30,7 +30,7 @@ from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronou
 from rlpost.session import Session, open_session
 from rlpost.startup import start_worker
 from rlpost.step_metrics import reward_metrics, rollout_metrics, update_metrics
-from rlpost.types import Group
+from rlpost.types import Group, TrainBatch
 from rlpost.watchdog import Watchdog
 
 
@@ -191,18 +191,10 @@ class Trainer:
             max_row_tokens=self.max_row_tokens,
             num_parts=train.optimizer_steps_per_rollout,
         )
-        for field, needed in (
-            ("old_logprobs", algorithm.needs_old_logprobs),
-            ("ref_logprobs", algorithm.needs_reference),
-        ):
-            if needed:
-                batches = [
-                    replace(b, rows=tuple(
-                        replace(row, **{field: values})
-                        for row, values in zip(b.rows, trainer.logprobs(b.rows, reference=field == "ref_logprobs"), strict=True)
-                    ))
-                    for b in batches
-                ]  # fmt: skip
+        if algorithm.needs_old_logprobs:
+            batches = [self._with_logprobs(b, "old_logprobs") for b in batches]
+        if algorithm.needs_reference:
+            batches = [self._with_logprobs(b, "ref_logprobs") for b in batches]
         if algorithm.kl_in_reward:
             advantages = algorithm.advantages(groups, reward_kl(batches, groups))
             batches = with_advantages(batches, groups, advantages)
@@ -213,6 +205,13 @@ class Trainer:
                 self.watchdog.beat()
                 results.append(trainer.update(batch, algorithm.objective))
         return results
+
+    def _with_logprobs(self, batch: TrainBatch, field: str) -> TrainBatch:
+        """The batch scored by the policy as it is now (``old_logprobs``) or by the frozen reference."""
+        self.watchdog.beat()
+        logprobs = self.worker.trainer.logprobs(batch.rows, reference=field == "ref_logprobs")
+        rows = [replace(row, **{field: values}) for row, values in zip(batch.rows, logprobs, strict=True)]
+        return replace(batch, rows=tuple(rows))
 
     def _publish(self) -> Publication:
         self._phase("publish")

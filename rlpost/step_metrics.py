@@ -22,7 +22,7 @@ def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, fl
     equal = [
         min(s.reward or 0.0 for s in g.scored) == max(s.reward or 0.0 for s in g.scored) for g in groups if g.scored
     ]
-    metrics = {
+    metrics: dict[str, float] = {
         "reward/mean": _mean(rewards),
         "reward/std": float(rewards.std()) if len(rewards) else 0.0,
         "reward/min": float(rewards.min()) if len(rewards) else 0.0,
@@ -55,7 +55,7 @@ def rollout_metrics(
     }
     num_dropped = len(stats.dropped_lengths)
     states = buffer.states()
-    metrics = {f"rollout/{name}_tokens": count for name, count in counts.items()}
+    metrics: dict[str, float] = {f"rollout/{name}_tokens": count for name, count in counts.items()}
     metrics |= {f"rollout/{name}_tokens_per_s": count / seconds for name, count in counts.items()}
     metrics |= {
         "rollout/prefill_tokens": stats.num_prefill,

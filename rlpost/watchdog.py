@@ -40,7 +40,7 @@ class Watchdog:
             if silent_s > self.limit_s:
                 print(
                     f"watchdog: no progress in phase {self.phase!r} for {silent_s:.0f} s (watchdog_s={self.limit_s:g}); "
-                    "all stacks follow, then the run ends; the same command resumes from the last checkpoint",
+                    "stacks follow, then the run ends; the same command resumes from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

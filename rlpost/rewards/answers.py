@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 def exact_answer(response: str, *, reference: str, marker: str = "#", **_: Any) -> dict[str, float]:
     """1 when the text after the last ``marker`` equals the reference exactly, else 0; also whether work was shown.
 
-    Parts: ``reward`` and ``accuracy`` (0 or 1), ``shows_work`` (1 when anything stands before the marker; not rewarded).
+    Parts: ``reward`` and ``accuracy`` (0 or 1), ``shows_work`` (1 when text stands before the marker; not rewarded).
     """
     work, found, answer = response.rpartition(marker)
     correct = float(bool(found) and answer.strip() == str(reference).strip())

@@ -242,7 +242,7 @@ class _Collection:
                     f"step {self.buffer.step}: groups dropped in a row without one to train on",
                     f"{self.filtered_in_a_row} ({self.stats.rejected}){detail}",
                     f"fewer than algo.max_filtered_groups={self.settings.max_filtered_groups}",
-                    "check that the reward varies within a group (too easy, too hard, or failing), or set algo.filter=none",
+                    "check that rewards vary within a group (too easy, too hard, failing?), or set algo.filter=none",
                 )
             )
 

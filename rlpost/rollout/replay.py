@@ -76,7 +76,7 @@ def fit_cost(record: RunRecord) -> StepCost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Generation seconds over the whole run. ``error`` is |simulated - measured| / measured of the run's own strategy."""
+    """Generation seconds of the whole run. ``error``: |simulated - measured| / measured of the run's own strategy."""
 
     measured_s: float
     simulated_s: float

@@ -82,7 +82,7 @@ _EVAL_POOL = 2000  # the training split avoids this many evaluation problems
 
 
 def lessons(*, seed: int = LESSON_SEED, working_share: float = 0.5) -> Iterator[dict[str, str]]:
-    """An endless stream of the mixed teacher's lessons: rows with prompt and response. Held-out problems never occur."""
+    """The mixed teacher's lessons without end: rows with prompt and response. Held-out problems never occur."""
     held_out = {row["prompt"] for row in problems(count=_EVAL_POOL, split="eval")}
     rng = np.random.default_rng(seed)
     while True:

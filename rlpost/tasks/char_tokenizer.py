@@ -12,7 +12,7 @@ END, PAD = "<end>", "<pad>"
 
 
 def write_char_tokenizer(folder: Path | str, characters: str = ARITHMETIC_CHARACTERS) -> None:
-    """Ids are positions in ``characters``, then the end and the padding token. An unknown character becomes the padding token."""
+    """Ids are positions in ``characters``, then end and padding. An unknown character becomes the padding token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

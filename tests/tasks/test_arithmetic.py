@@ -12,7 +12,7 @@ def test_answers_are_right_and_totals_stay_in_range():
     for row in problems(count=500, split="eval"):
         terms = [int(t) for t in re.findall(r"[+-]?\d", row["prompt"])]
         totals = np.cumsum(terms)
-        assert row["answer"] == str(totals[-1]) and 0 <= totals.min() and totals.max() <= MAX_VALUE
+        assert row["answer"] == str(totals[-1]) and totals.min() >= 0 and totals.max() <= MAX_VALUE
         assert MIN_TERMS <= len(terms) == row["num_terms"] <= MAX_TERMS
 
 
@@ -40,4 +40,4 @@ def test_lessons_show_working_half_of_the_time_and_working_is_right():
             assert eval(left) == int(right)  # noqa: S307 - our own digits
         assert int(answer) == eval(row["prompt"][:-1])  # noqa: S307
     guesses = [int(r["response"][1:]) - eval(r["prompt"][:-1]) for r in rows if "=" not in r["response"]]  # noqa: S307
-    assert -5 <= min(guesses) and max(guesses) <= 5 and 0.05 < np.mean(np.array(guesses) == 0) < 0.15
+    assert min(guesses) >= -5 and max(guesses) <= 5 and 0.05 < np.mean(np.array(guesses) == 0) < 0.15
