@@ -3,9 +3,10 @@
     python tests/run.py fast | all | slow | torture  [pytest arguments]
 
 A vLLM engine's shutdown destroys the process group of its process, DeepSpeed's included, so files that start an engine
-get a process of their own: those that carry the marker ``own_process`` or name the vLLM engine class. Files that use
-DeepSpeed share one process, all others share another (``fast`` runs only that one). Every process runs even when an
-earlier one failed; the exit status is non-zero when any failed. At the end: the 20 slowest tests of all and the totals.
+get a process of their own: those in ``tests/e2e``, those that carry the marker ``own_process`` and those that name the
+vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, all others share another
+(``fast`` runs only that one). Every process runs even when an earlier one failed; the exit status is non-zero when any
+failed. At the end: the 20 slowest tests of all and the totals.
 """
 
 from __future__ import annotations
@@ -54,20 +55,26 @@ def main(arguments: list[str]) -> int:
 
 def plan(mode: str) -> list[tuple[str, list[Path]]]:
     """The processes to run as (name, files). The shared process comes last, so pytest's last summary is the largest."""
-    own, deepspeed, rest = [], [], []
+    files: dict[str, list[Path]] = {"own": [], "trainer": [], "fast": []}
     for file in sorted(TESTS.rglob("test_*.py")):
-        text = file.read_text()
-        (own if OWN_PROCESS.search(text) else deepspeed if DEEPSPEED.search(text) else rest).append(file)
-    groups = [] if mode == "fast" else [(str(file.relative_to(TESTS)), [file]) for file in own]
-    if deepspeed and mode != "fast":
-        groups.append(("DeepSpeed", deepspeed))
-    if rest:
-        groups.append(("everything else", rest))
-    return groups
+        files[kind_of(file)].append(file)
+    groups = [("everything else", files["fast"])] if files["fast"] else []
+    if mode == "fast":
+        return groups
+    if files["trainer"]:
+        groups.insert(0, ("trainer", files["trainer"]))
+    return [*((str(file.relative_to(TESTS)), [file]) for file in files["own"]), *groups]
+
+
+def kind_of(file: Path) -> str:
+    folder, text = file.relative_to(TESTS).parts[0], file.read_text()
+    if folder == "e2e" or OWN_PROCESS.search(text):
+        return "own"
+    return "trainer" if folder == "train" or DEEPSPEED.search(text) else "fast"
 
 
 def run_pytest(files: list[Path], marker: str, report: Path, extra: list[str]) -> int:
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marker, "--durations=20", "--durations-min=1.0"]
+    command = [sys.executable, "-m", "pytest", "-m", marker, "--durations=20", "--durations-min=1.0"]
     command += [f"--junitxml={report}", *extra, *map(str, files)]
     environment = {**os.environ, **ENVIRONMENT}
     return subprocess.run(command, cwd=TESTS.parent, env=environment, stdin=subprocess.DEVNULL).returncode
