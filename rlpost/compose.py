@@ -9,6 +9,7 @@ tests. Hydra resolves the defaults lists; recipes are its group ``recipe``, whic
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -89,10 +90,7 @@ def take_recipe(overrides: list[str]) -> tuple[str, list[str]]:
 
 def register_recipe(recipe: str) -> tuple[str, str]:
     """Tells Hydra about the shipped recipes and a user's file; returns (option of group ``recipe``, its origin)."""
-    shipped = _recipe_files()
-    store = ConfigStore.instance()
-    for name, path in shipped.items():
-        _store(store, name, _read(path))
+    shipped = _register_shipped()
     if recipe in shipped:
         _check_file(shipped[recipe])
         return recipe, str(shipped[recipe])
@@ -104,7 +102,7 @@ def register_recipe(recipe: str) -> tuple[str, str]:
     if not path.is_file():
         raise ConfigError(explain("recipe", recipe, "a file that is there", "check the path"))
     _check_file(path)
-    _store(store, "file/" + path.stem, _read(path))
+    _store("file/" + path.stem, _read(path))
     return "file/" + path.stem, str(path)
 
 
@@ -113,8 +111,18 @@ def _recipe_files() -> dict[str, Path]:
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
 
 
-def _store(store: ConfigStore, name: str, node: Mapping[str, Any]) -> None:
+@functools.cache
+def _register_shipped() -> dict[str, Path]:
+    """All of them, because a recipe may build on another: ``defaults: [/recipe/math/arithmetic, _self_]``."""
+    shipped = _recipe_files()
+    for name, path in shipped.items():
+        _store(name, _read(path))
+    return shipped
+
+
+def _store(name: str, node: Mapping[str, Any]) -> None:
     group, _, leaf = f"recipe/{name}".rpartition("/")
+    store = ConfigStore.instance()
     store.store(group=group, name=leaf, node=OmegaConf.create(dict(node)), package="_global_", provider="recipes")
 
 
@@ -206,14 +214,20 @@ def _choose(config: DictConfig, group: str, chosen: DictConfig) -> None:
         OmegaConf.update(config, key, OmegaConf.select(chosen, key, default=defaults[key]), merge=False, force_add=True)
 
 
-def _keys_set_by(group: str) -> list[str]:
+@functools.cache
+def _keys_set_by(group: str) -> tuple[str, ...]:
+    """Keys of the schema that some option's file of this group sets, in the schema's order."""
     files = [_read(locations.find_conf() / group / f"{option}.yaml") for option in _options(group)]
-    leaves = {name for name, default, _ in walk_fields() if not is_dataclass(default)}
-    return [
-        key
-        for key in sorted(leaves)
-        if any(OmegaConf.select(OmegaConf.create({group: file}), key, default=files) is not files for file in files)
-    ]
+    keys = [name for name, default, _ in walk_fields() if not is_dataclass(default)]
+    return tuple(key for key in keys if any(_sets({group: file}, key) for file in files))
+
+
+def _sets(node: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _options(group: str) -> list[str]:
