@@ -1,0 +1,338 @@
+"""Bad input gets one clear line before a device is touched; good input gets its arithmetic and its plan."""
+
+import importlib
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from rlpost import checks
+from rlpost.check_values import CHOICES, RANGES, SFT_RANGES, check_values
+from rlpost.checks import check, format_bytes
+from rlpost.compose import list_recipes, load_config
+from rlpost.config import Config, walk_fields
+from rlpost.errors import ConfigError, DataError, ModelError, RunError, UserError
+
+SHAPE = {
+    "model_type": "qwen3",
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 16,
+    "vocab_size": 10,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+DEFAULTS = {name: default for name, default, _ in walk_fields()}
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """A run that passes: a model folder of a few bytes, three lines of data, room for 32 + 32 tokens."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(SHAPE))
+    save_file({"w": np.zeros(3, np.float32)}, model / "model.safetensors")
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # a token a word
+    tokenizer.save(str(model / "tokenizer.json"))
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "a " * n, "answer": "1"}) + "\n" for n in (3, 5, 4)))
+    cfg = Config(name="run", runs_dir=str(tmp_path / "runs"), device="cpu")
+    cfg.model.path = str(model)
+    cfg.data.train.path = cfg.data.eval.path = str(data)
+    cfg.rollout.max_response_tokens = 32
+    return cfg
+
+
+def set_key(cfg, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        cfg = getattr(cfg, part)
+    assert hasattr(cfg, last)
+    setattr(cfg, last, value)
+
+
+def fails(cfg, kind, *expected, command="train", **changes):
+    for key, value in changes.items():
+        set_key(cfg, key.replace("__", "."), value)
+    with pytest.raises(UserError) as caught:
+        check(cfg, command)
+    message = str(caught.value)
+    assert isinstance(caught.value, kind) and "\n" not in message
+    for text in expected:
+        assert text in message
+    return message
+
+
+def test_a_good_run_passes_and_prints_its_arithmetic(cfg, tmp_path):
+    cfg.rollout.groups_per_step, cfg.rollout.samples_per_group, cfg.steps = 6, 4, 10
+    cfg.train.optimizer_steps_per_rollout, cfg.train.epochs = 3, 2
+    text = str(check(cfg))
+    assert "6 prompts x 4 samples = 24 samples per step, at most 768 response tokens (32 each)" in text
+    assert "12 groups open at most (APRIL, tokens up to 4 versions old)" in text
+    assert "6 optimizer steps per rollout (3 per epoch x 2), about 8 samples each" in text
+    assert "10 steps: 60 prompts, 240 samples, 60 optimizer steps" in text
+    assert "longest prompt 5 tokens of 32 allowed" in text
+    assert "on the device" in text and "KV cache" in text
+    assert not (tmp_path / "runs").exists()  # nothing is left behind
+    assert check(cfg).not_checked == []
+
+
+@pytest.mark.parametrize("recipe", sorted(list_recipes()))
+def test_every_shipped_recipe_checks(recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    report = check(load_config([f"recipe={recipe}", f"runs_dir={tmp_path}"]))
+    assert [title for title, _ in report.sections][0] == "Batch"
+    assert any("Memory" in title for title, _ in report.sections)
+
+
+def test_the_demo_leaves_nothing_unchecked(tmp_path):
+    cfg = load_config(["recipe=math/arithmetic", f"runs_dir={tmp_path}"])
+    assert check(cfg).not_checked == []
+    assert "Warm start" in str(check(cfg, "sft"))
+    assert "Data for evaluation" in str(check(cfg, "eval"))
+
+
+def test_the_4b_recipe_says_what_it_could_not_check(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    text = str(check(load_config(["recipe=math/dapo_17k_qwen3_4b", f"runs_dir={tmp_path}"])))
+    assert "4,022,468,096 parameters" in text and "256 samples per step" in text
+    for what in ("model Qwen/Qwen3-4B", "data.train: BytedTsinghua-SIA/DAPO-Math-17k", "data.eval"):
+        assert f"not checked: {what}" in text
+
+
+# -- values --------------------------------------------------------------------------------------------------------
+
+
+def test_oversample_messages_in_the_house_form(cfg):
+    message = fails(cfg, ConfigError, rollout__oversample=0.5)
+    assert message == "rollout.oversample: got 0.5; expected >= 1.0; use 1.0 for synchronous rollouts"
+    fails(cfg, ConfigError, "max_staleness + 1 = 5", rollout__oversample=5.5)
+    cfg.rollout.oversample = 5.0
+    check(cfg)
+    fails(cfg, ConfigError, "max_staleness + 1 = 1", rollout__oversample=1.5, rollout__max_staleness=0)
+
+
+@pytest.mark.parametrize("key", sorted({**RANGES, **SFT_RANGES}))
+def test_every_range_is_held_on_both_sides(key):
+    lowest, closed, highest = {**RANGES, **SFT_RANGES}[key]
+    command = "sft" if key in SFT_RANGES else "train"
+    whole = isinstance(DEFAULTS[key], int)
+    bad = [lowest - 1] + ([] if closed else [lowest]) + ([] if highest is None else [highest + 1])
+    bad += [] if whole else [math.nan, math.inf]
+    for value in bad:
+        cfg = Config()
+        cfg.sft.steps = 1
+        set_key(cfg, key, value)
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+            check_values(cfg, command)
+    if closed:
+        cfg = Config()
+        cfg.sft.steps = 1
+        set_key(cfg, key, lowest)
+        if key not in ("rollout.samples_per_group", "rollout.max_staleness"):  # other rules want more of these
+            check_values(cfg, command)
+
+
+@pytest.mark.parametrize("key", sorted(CHOICES))
+def test_every_choice_is_held(key):
+    cfg = Config()
+    assert DEFAULTS[key] in CHOICES[key]
+    set_key(cfg, key, "nosuch")
+    with pytest.raises(ConfigError, match=f"{key}: got 'nosuch'; expected one of"):
+        check_values(cfg, "train")
+
+
+def test_impossible_batches(cfg):
+    fails(cfg, ConfigError, "<= rollout.groups_per_step = 32", train__optimizer_steps_per_rollout=33)
+    cfg.train.optimizer_steps_per_rollout = 32
+    check(cfg)
+    fails(cfg, ConfigError, "engine.max_slots = 64", rollout__max_in_flight=65)
+
+
+def test_a_group_of_one(cfg):
+    fails(cfg, ConfigError, ">= 2", "advantage grpo", rollout__samples_per_group=1)
+    fails(cfg, ConfigError, "dynamic_sampling", algo__advantage="reinforce_pp", algo__filter="dynamic_sampling")
+    cfg.algo.filter = "none"
+    check(cfg)
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_p", 0.9), ("top_k", 5)])
+def test_top_p_and_top_k_need_the_correction_off(cfg, key, value):
+    set_key(cfg, f"rollout.{key}", value)
+    fails(cfg, ConfigError, f"rollout.{key}", "token_truncate")
+    cfg.algo.correction = "none"
+    check(cfg)
+    cfg.algo.correction = "token_mask"
+    cfg.rollout.top_p, cfg.rollout.top_k, cfg.eval.top_p = 1.0, 0, 0.7  # evaluation is free
+    check(cfg)
+
+
+def test_zero_stages_and_offload(cfg):
+    fails(cfg, ConfigError, "got 0", "expected 1, 2 or 3", "bfloat16", "gradient norm", train__zero_stage=0)
+    fails(cfg, ConfigError, "got 4", train__zero_stage=4)
+    fails(cfg, ConfigError, "zero_stage 2", train__zero_stage=2, train__offload_params=True)
+    fails(cfg, ConfigError, "sleep_offload=false", train__zero_stage=3)
+    cfg.train.sleep_offload = False
+    assert any("offload" in warning for warning in check(cfg).warnings)  # it does nothing on a CPU
+    fails(cfg, ConfigError, "train.betas", train__betas=[0.9])
+
+
+@pytest.mark.parametrize("key", ["advantage", "loss", "reduction", "filter", "correction", "kl_estimator"])
+def test_unknown_parts(cfg, key):
+    fails(cfg, ConfigError, f"algo.{key}", **{f"algo__{key}": "nosuch"})
+
+
+def test_the_simulated_engine_cannot_train(cfg):
+    fails(cfg, ConfigError, "engine=vllm", engine__kind="simulated")
+    fails(cfg, ConfigError, "engine=vllm", command="eval")
+
+
+def test_context_and_responses(cfg):
+    fails(cfg, ConfigError, "rollout.max_response_tokens", "< 64", rollout__max_response_tokens=64)
+    cfg.rollout.max_response_tokens = 63
+    fails(cfg, DataError, "3 tokens; expected at most 1")
+    cfg.rollout.max_response_tokens = 32
+    fails(cfg, ConfigError, "data.max_prompt_tokens", "<= 32", data__max_prompt_tokens=33)
+    cfg.data.max_prompt_tokens = None
+    fails(cfg, ConfigError, "eval.max_response_tokens", eval__max_response_tokens=64)
+    cfg.eval.max_response_tokens = None
+    fails(cfg, ConfigError, "the model's own limit", model__max_context_tokens=65)
+
+
+# -- machine -------------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_not_there(cfg, monkeypatch):
+    monkeypatch.setattr("rlpost.startup.has_gpu", lambda: False)
+    fails(cfg, ConfigError, "device", "NVIDIA", device="cuda")
+    cfg.device = "auto"
+    cfg.model.dtype = "bfloat16"
+    assert any("bfloat16" in warning for warning in check(cfg).warnings)
+
+
+def test_run_directories(cfg, tmp_path):
+    (tmp_path / "file").write_text("")
+    fails(cfg, RunError, "a file is in the way", runs_dir=str(tmp_path / "file" / "runs"))
+    fails(cfg, RunError, "may write", runs_dir="/proc/rlpost")  # not even root may
+    cfg.runs_dir = str(tmp_path)
+    for name in ("", "..", "a/b"):
+        fails(cfg, ConfigError, "name", name=name)
+
+
+# -- model, reward, data -------------------------------------------------------------------------------------------
+
+
+def test_models(cfg, tmp_path):
+    model = tmp_path / "model"
+    (model / "tokenizer.json").write_text("{}")
+    fails(cfg, ModelError, "tokenizer.json")
+    (model / "tokenizer.json").unlink()
+    fails(cfg, ModelError, "no tokenizer")
+    (model / "model.safetensors").unlink()
+    fails(cfg, ModelError, "no weights")
+    (model / "config.json").write_text(json.dumps({"hidden_size": 8}))
+    save_file({"w": np.zeros(3, np.float32)}, model / "model.safetensors")
+    fails(cfg, ModelError, "num_hidden_layers")
+    fails(cfg, ModelError, "nothing there", model__path="./nowhere")
+
+
+def test_rewards(cfg, tmp_path, monkeypatch):
+    fails(cfg, ConfigError, "reward.function", reward__function="nosuch")
+    fails(cfg, ConfigError, "reward.function", "nosuch_package", reward__function="nosuch_package.score")
+    fails(cfg, ConfigError, "no_such_function", reward__function="rlpost.rewards.answers.no_such_function")
+    (tmp_path / "my_rewards.py").write_text("def score(response, *, bonus=0.0, **_):\n    return bonus\n")
+    (tmp_path / "broken_rewards.py").write_text("import nosuch_module\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    fails(cfg, ConfigError, "nosuch_module", reward__function="broken_rewards.score")
+    cfg.reward.function, cfg.reward.args = "my_rewards.score", {"bonus": 1.0}
+    check(cfg)
+    cfg.reward.function = {"_target_": "my_rewards.score"}
+    check(cfg)
+    sys.modules.pop("my_rewards")
+
+
+def test_data(cfg, tmp_path):
+    data = tmp_path / "data.jsonl"
+    good = data.read_text()
+    data.write_text(good + "{oops\n")
+    fails(cfg, DataError, "data.jsonl line 4", "not JSON")
+    data.write_text(good + '{"question": "a", "answer": "1"}\n')
+    fails(cfg, DataError, "line 4", "no column 'prompt'", "question, answer")
+    data.write_text(good + '{"prompt": "a"}\n')
+    fails(cfg, DataError, "line 4", "no column 'answer'")
+    data.write_text("")
+    fails(cfg, DataError, "is empty")
+    data.unlink()
+    fails(cfg, DataError, "nothing there", "data.jsonl")
+
+
+def test_a_missing_evaluation_set(cfg):
+    cfg.data.eval.path = None
+    fails(cfg, ConfigError, "eval.every=-1")
+    cfg.eval.every = -1
+    check(cfg)
+    fails(cfg, ConfigError, "data.eval", command="eval")
+
+
+def test_prompts_longer_than_the_context(cfg, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text(data.read_text() + json.dumps({"prompt": "a " * 33, "answer": ""}) + "\n")
+    fails(cfg, DataError, "data.jsonl line 4: the prompt has 33 tokens; expected at most 32", "long_prompts=drop")
+    cfg.data.long_prompts = "drop"
+    assert "1 longer ones are dropped" in str(check(cfg))
+    cfg.data.long_prompts, cfg.data.template = "error", "{prompt}"
+    data.write_text(json.dumps({"prompt": "a " * 31, "answer": ""}) + "\n")
+    check(cfg)
+    fails(cfg, DataError, "line 1: the prompt has 33 tokens", data__template="a a {prompt}")  # the template counts
+
+
+def test_a_long_prompt_among_many_is_found(cfg, tmp_path, monkeypatch):
+    """Only the longest texts are tokenised, and those that have more bytes than the limit has tokens."""
+    monkeypatch.setattr(checks, "NUM_MEASURED", 2)
+    rows = ["word" * 40, "word" * 41, "x" * 5] + ["a " * 33]  # the two longest texts are one token each
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": ""}) + "\n" for p in rows))
+    fails(cfg, DataError, "line 4: the prompt has 33 tokens")
+
+
+def test_chat_templates_are_left_to_the_run(cfg, tmp_path):
+    fails(cfg, ConfigError, "data.chat", data__chat="always")
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert any("chat template" in line for line in check(cfg).not_checked)
+    cfg.data.chat = "never"
+    assert check(cfg).not_checked == []
+
+
+def test_warm_start(cfg):
+    fails(cfg, ConfigError, "sft.steps", command="sft")
+    fails(cfg, ConfigError, "sft.generator", command="sft", sft__steps=3)
+    cfg.sft.generator = {"_target_": "rlpost.tasks.arithmetic.lessons"}
+    fails(cfg, ConfigError, "sft.tokenizer", command="sft")
+    cfg.sft.tokenizer = cfg.model.path
+    fails(cfg, ConfigError, "model.shape", command="sft")
+    cfg.model.shape = SHAPE
+    assert "a new model" in str(check(cfg, "sft"))
+    fails(cfg, ModelError, "nothing there", command="sft", sft__init="./nowhere")
+
+
+def test_units():
+    assert [format_bytes(n) for n in (0, 1023, 1024, 1536, 200 << 20, 1.5 * 2**40)] == [
+        "0 B",
+        "1023 B",
+        "1 KiB",
+        "1.5 KiB",
+        "200 MiB",
+        "1.5 TiB",
+    ]
