@@ -148,3 +148,9 @@ def test_supervised_sequence() -> None:
     assert sequence.loss_mask.tolist() == [False, False, True, True, True]
     batch = batching.build_batch([sequence], policy_version=0, max_row_tokens=16)
     assert batch.num_tokens == 3
+
+
+def test_a_huge_group_does_not_take_the_others_out_of_its_part() -> None:
+    """Optimizer steps have equal numbers of groups first, equal tokens second."""
+    groups = [group(sample(1.0, segment(n)), prompt_tokens=1) for n in (90, 1, 1, 1)]
+    assert [len(part) for part in batching.split_parts(groups, 2)] == [2, 2]

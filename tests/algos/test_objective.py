@@ -225,6 +225,13 @@ def test_kl_in_the_loss_carries_the_behaviour_weight() -> None:
     assert loss == pytest.approx(0.5 * math.exp(0.5) * 0.4**2 / 2, rel=1e-6)
 
 
+def test_the_rollout_clip_and_a_kl_in_the_loss_together() -> None:
+    """The weight is on the KL alone: the policy loss has its ratio already."""
+    cfg = AlgoConfig(kl_coef=0.5, kl_estimator="k2", old_logprobs="rollout")
+    loss, _, _ = one_token(cfg, logprob=-1.0, rollout=-1.1, ref=-1.4)
+    assert loss == pytest.approx(-math.exp(0.1) + 0.5 * math.exp(0.1) * 0.4**2 / 2, rel=1e-6)
+
+
 def test_k1_is_reported_and_not_added() -> None:
     loss, gradient, metrics = one_token(AlgoConfig(kl_coef=0.5, kl_estimator="k1"), ref=-1.4, advantage=0.0)
     assert loss == 0.0 and gradient == 0.0
