@@ -134,10 +134,10 @@ class DeepSpeedTrainer:
         """One optimizer step over the batch's rows; see ``PolicyTrainer.update``.
 
         ``batch`` holds this rank's rows and the denominators of the global batch; loss, metrics and gradient are
-        those of the global batch. A loss or gradient that is not finite on any rank applies nothing: parameters,
-        optimizer states and schedule stay as they were (``applied=False``). A batch without a trainable token
-        (``num_tokens == 0``) runs nothing and applies nothing either: a step of zero gradients would still move the
-        weights by AdamW's momentum.
+        those of the global batch. A row without a trainable token is left out. A loss or gradient that is not finite
+        on any rank applies nothing: parameters, optimizer states and schedule stay as they were (``applied=False``).
+        A batch without a trainable token (``num_tokens == 0``) runs nothing and applies nothing either: a step of
+        zero gradients would still move the weights by AdamW's momentum.
         """
         lr = self._lr_of_step(self.optimizer_step)
         if batch.num_tokens == 0:
@@ -145,7 +145,9 @@ class DeepSpeedTrainer:
         self.engine.train()
         losses: list[torch.Tensor] = []
         row_metrics: list[Mapping[str, tuple[Any, Any]]] = []
-        for row in self._padded(batch.rows):
+        rows = self._padded([row for row in batch.rows if len(trainable_positions(row))])
+        assert rows, "a batch with trainable tokens has rows with trainable positions"
+        for row in rows:
             if row is None:
                 self._backward_times(0.0)
                 continue
@@ -219,9 +221,9 @@ class DeepSpeedTrainer:
         return self.reference.to(self._device)
 
     def _forward(self, module: Any, row: _Inputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        return module(
-            self._tensor(row.token_ids), self._tensor(row.position_ids), self._tensor(row.positions), temperature
-        )
+        arrays = (row.token_ids, row.position_ids, row.positions)
+        logprobs, entropy = module(*(self._tensor(array) for array in arrays), temperature).unbind(0)
+        return logprobs, entropy
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device, non_blocking=True)
@@ -261,16 +263,15 @@ class DeepSpeedTrainer:
 
         Raises RunError when the checkpoint is not there or was written by another number of ranks or ZeRO stage.
         """
+        what = "trainer checkpoint"
         if not (folder / "trainer.json").is_file():
-            raise RunError(
-                explain("trainer checkpoint", str(folder), "a folder with trainer.json", "check the path, or start a new run")
-            )
+            raise RunError(explain(what, str(folder), "a folder with trainer.json", "check the path"))
         layout = json.loads((folder / "trainer.json").read_text())
         if layout != self._layout():
-            raise RunError(explain("trainer checkpoint", layout, str(self._layout()), "resume with the settings it has"))
+            raise RunError(explain(what, layout, str(self._layout()), "resume with the settings it was written with"))
         loaded, state = self.engine.load_checkpoint(str(folder), tag=_TAG)
         if loaded is None:
-            raise RunError(explain("trainer checkpoint", str(folder), f"DeepSpeed's files in {_TAG}/", "use an older one"))
+            raise RunError(explain(what, str(folder), f"DeepSpeed's files in {_TAG}/", "use an older checkpoint"))
         self.optimizer_step = state["rlpost"]["optimizer_step"]
         _restore_random_state(torch.load(folder / f"random-state-rank{self.rank}.pt", weights_only=True))
 

@@ -34,11 +34,13 @@ class PolicyModule(nn.Module):
         position_ids: torch.Tensor,
         positions: torch.Tensor,
         temperature: float = 1.0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         """token_ids, position_ids i64[L] of ONE packed row; positions i64[N], ascending, none the first of a sequence.
 
-        Returns (logprobs f32[L], entropy f32[L]); position t describes token t given the tokens before it in its own
-        sequence, and every position not asked for is 0. Sequences are kept apart by position_ids that restart at 0:
+        Returns f32[2, L], the logprobs and the entropies; position t describes token t given the tokens before it in
+        its own sequence, and every position not asked for is 0. They are one tensor because ZeRO-3 traces a module's
+        backward pass by its outputs: with two, a rank whose loss leaves the entropy out would make other collective
+        calls than one whose loss uses it, and hang. Sequences are kept apart by position_ids that restart at 0:
         transformers builds the block mask from them only without an attention mask and without a cache, and flash
         attention only for a batch of one row.
         """
@@ -57,8 +59,8 @@ class PolicyModule(nn.Module):
             temperature=temperature,
             chunk_tokens=self.chunk_tokens,
         )
-        zeros = logprobs.new_zeros(token_ids.shape[0])
-        return zeros.index_copy(0, positions, logprobs), zeros.index_copy(0, positions, entropy)
+        zeros = logprobs.new_zeros(2, token_ids.shape[0])
+        return zeros.index_copy(1, positions, torch.stack((logprobs, entropy)))
 
 
 def trainable_positions(row: PackedRow) -> np.ndarray:

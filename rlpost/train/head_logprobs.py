@@ -49,23 +49,21 @@ class _HeadLogprobs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         num_tokens, vocab_size = hidden.shape[0], weight.shape[0]
         normaliser = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)  # log sum exp z
-        mean_logit = torch.empty_like(normaliser)  # sum_j p_j z_j
-        target_logit = torch.empty_like(normaliser)
+        logprobs = torch.empty_like(normaliser)
+        entropy = torch.empty_like(normaliser)
         for chunk in _chunks(num_tokens, chunk_tokens):
             logits = _logits(hidden[chunk], weight, bias, temperature)
-            target_logit[chunk] = logits.gather(1, targets[chunk].unsqueeze(1)).squeeze(1)
             for rows in _slices(chunk, vocab_size):
                 z = logits[rows.start - chunk.start : rows.stop - chunk.start]
                 normaliser[rows] = torch.logsumexp(z, dim=1)
-                p = (z - normaliser[rows].unsqueeze(1)).exp_()
-                mean_logit[rows] = p.mul_(z).sum(1)
-                del p  # before the next slice makes its own
+                z.sub_(normaliser[rows].unsqueeze(1))  # log p: its mean is exact where that of z would cancel
+                logprobs[rows] = z.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
+                entropy[rows] = z.exp().mul_(z).sum(1).neg_()
             del logits, z  # before the next chunk's logits are made
-        entropy = normaliser - mean_logit
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
-        ctx.set_materialize_grads(False)  # an unused entropy arrives as None and costs nothing
-        return target_logit - normaliser, entropy
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: torch.Tensor | None, grad_entropy: torch.Tensor | None) -> tuple:  # type: ignore[override]
@@ -74,6 +72,8 @@ class _HeadLogprobs(torch.autograd.Function):
             return (None,) * 6
         if grad_logprobs is None:
             grad_logprobs = torch.zeros_like(normaliser)
+        if grad_entropy is not None and not grad_entropy.any():
+            grad_entropy = None  # no entropy bonus, the usual case: half of the elementwise work
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None

@@ -53,9 +53,8 @@ def load_model(path: Path | str, *, dtype: torch.dtype, device: str, init: str =
                 path, config=config, dtype=dtype, attn_implementation=implementation, **options
             )
     except (OSError, ValueError) as error:
-        raise ModelError(
-            explain("model.path", str(path), "a Hugging Face causal LM with config and weights", str(error).split("\n")[0])
-        ) from error
+        reason = str(error).split("\n")[0]
+        raise ModelError(explain("model.path", str(path), "a Hugging Face causal LM with weights", reason)) from error
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -66,6 +65,4 @@ def _refuse_unknown_head(config: Any) -> None:
     for name, harmless in _HEAD_SETTINGS.items():
         value = getattr(config, name, harmless)
         if value not in (None, harmless):
-            raise ModelError(
-                explain(f"the model's {name}", value, "a plain linear head", "choose a model without it; it is not supported")
-            )
+            raise ModelError(explain(f"the model's {name}", value, "a plain linear head", "choose a model without it"))
