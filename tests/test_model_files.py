@@ -101,6 +101,20 @@ def test_a_hub_name_is_left_to_the_download(tmp_path, monkeypatch):
     fails("some-org/some-model", "HF_HUB_OFFLINE")
 
 
+def test_a_model_in_the_local_cache_is_used(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repository = tmp_path / "hub" / "models--some-org--some-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123")
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / "abc123")
+    assert find("some-org/some-model").folder == repository / "snapshots" / "abc123"
+    fails("some-org/some-model", "HF_HUB_OFFLINE", revision="v2")
+    (repository / "snapshots" / "abc123" / "model.safetensors").unlink()  # the config alone is no model
+    fails("some-org/some-model", "HF_HUB_OFFLINE")
+
+
 def test_tokenizer_and_chat_template(folder):
     with pytest.raises(ModelError, match="no tokenizer"):
         find_tokenizer_json(folder)

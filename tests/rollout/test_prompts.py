@@ -171,7 +171,9 @@ def test_order_depends_on_seed_and_epoch():
         cursor = PromptCursor(50, seed)
         return [cursor.find_row(f"{epoch}:{i}") for i in range(50)]
 
-    assert order(0, 0) == order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
+    assert order(0, 0) == order(0, 0) != order(1, 0)
+    orders = [order(0, epoch) for epoch in range(4)] + [list(range(50))]
+    assert len({tuple(o) for o in orders}) == 5  # every epoch has an order of its own, none the file's
 
 
 def test_resuming_with_other_data_is_refused():
