@@ -27,6 +27,7 @@ from rlpost.rewards import REWARDS
 from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
 from rlpost.startup import choose_runtime, has_gpu
 
+ASSUMED_GPU_BYTES = 80 << 30  # an A100's or H100's, for a plan on a machine without a GPU
 NUM_MEASURED = 256  # the longest prompts by bytes are tokenised; the rest cannot be longer than they have bytes
 
 
@@ -291,17 +292,41 @@ def _describe_batch(cfg: Config) -> list[str]:
 
 def _plan(
     cfg: Config, files: ModelFiles, context: int | None, device: str, dtype: str, report: CheckReport
-) -> MemoryPlan | None:
+) -> None:
+    """The plan for this machine and, where it is too small a CPU, for the GPU that the recipe was written for."""
     if files.shape is None:
-        return None
+        return
+    total = _device_bytes(device)
+    plan = _plan_device(cfg, files.shape, context, device, dtype, total)
+    if plan is None:
+        report.not_checked.append(f"memory plan: model_type {files.shape.get('model_type')} is not counted here")
+        return
+    stage = f"ZeRO stage {cfg.train.zero_stage}, one device, an estimate"
+    size = "" if total is None else f" of {format_bytes(total)}"
+    report.sections.append((f"Memory per device: {device}{size}, {dtype}, {stage}", _describe_plan(plan)))
+    if total is None or plan.peak_bytes <= total:
+        return
+    report.warnings.append(
+        f"the run needs about {format_bytes(plan.peak_bytes)} on a device that has {format_bytes(total)}"
+    )
+    if device == "cpu" and cfg.device == "auto":
+        dtype = "bfloat16" if cfg.model.dtype == "auto" else cfg.model.dtype
+        plan = _plan_device(cfg, files.shape, context, "cuda", dtype, ASSUMED_GPU_BYTES)
+        assert plan is not None
+        title = f"Memory per device: a GPU of {format_bytes(ASSUMED_GPU_BYTES)} (assumed), {dtype}, {stage}"
+        report.sections.append((title, _describe_plan(plan)))
+
+
+def _plan_device(
+    cfg: Config, shape: Mapping[str, Any], context: int | None, device: str, dtype: str, total: int | None
+) -> MemoryPlan | None:
     sequence = (cfg.data.max_prompt_tokens or 0) + cfg.rollout.max_response_tokens
     sequence = context if context is not None and cfg.data.max_prompt_tokens is None else sequence
-    full = kv_bytes(files.shape, num_tokens=cfg.engine.max_slots * sequence, dtype=dtype)
-    total = _device_bytes(device)
-    # As the engine does: unless it is given, the KV cache takes at most half of what is free.
-    bound = full if total is None else min(full, total // 2)
-    plan = plan_memory(
-        files.shape,
+    # As the engine does: room for max_slots sequences of full length, but at most half of the memory.
+    wanted = kv_bytes(shape, num_tokens=cfg.engine.max_slots * sequence, dtype=dtype)
+    bounded = wanted if total is None else min(wanted, total // 2)
+    return plan_memory(
+        shape,
         dtype=dtype,
         device=device,
         zero_stage=cfg.train.zero_stage,
@@ -311,22 +336,13 @@ def _plan(
         sleep_offload=cfg.train.sleep_offload,
         gradient_checkpointing=cfg.train.gradient_checkpointing,
         reference=cfg.algo.kl_coef > 0,
-        kv_cache_bytes=cfg.engine.kv_cache_bytes or bound,
+        kv_cache_bytes=cfg.engine.kv_cache_bytes or bounded,
         row_tokens=max(cfg.train.max_row_tokens or (1024 if device == "cpu" else 16384), sequence),
         chunk_tokens=cfg.train.logprob_chunk_tokens,
     )
-    if plan is None:
-        report.not_checked.append(f"memory plan: model_type {files.shape.get('model_type')} is not counted here")
-        return None
-    title = f"Memory per device ({device}, {dtype}, ZeRO stage {cfg.train.zero_stage}, 1 device; an estimate)"
-    report.sections.append((title, _describe_plan(plan, full, cfg)))
-    if total is not None and plan.peak_bytes > total:
-        has, needs = format_bytes(total), format_bytes(plan.peak_bytes)
-        report.warnings.append(f"the run needs about {needs} on a device that has {has}")
-    return plan
 
 
-def _describe_plan(plan: MemoryPlan, full_kv: int, cfg: Config) -> list[str]:
+def _describe_plan(plan: MemoryPlan) -> list[str]:
     lines = [f"{'':34}{'generating':>12}{'training':>12}"]
     for item in plan.items:
         size = format_bytes(item.num_bytes)
@@ -339,11 +355,6 @@ def _describe_plan(plan: MemoryPlan, full_kv: int, cfg: Config) -> list[str]:
     )
     if plan.host_bytes:
         lines.append(f"{'in host memory beside it':34}{format_bytes(plan.host_bytes):>12}")
-    if cfg.engine.kv_cache_bytes is None:
-        lines.append(
-            f"KV cache: {format_bytes(full_kv)} hold {cfg.engine.max_slots} responses of full length; "
-            "the engine takes that, but at most half of the free memory"
-        )
     return lines
 
 

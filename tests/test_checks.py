@@ -327,6 +327,28 @@ def test_warm_start(cfg):
     fails(cfg, ModelError, "nothing there", command="sft", sft__init="./nowhere")
 
 
+def test_too_large_for_this_machine_is_a_warning_and_a_plan_for_a_gpu(cfg, monkeypatch):
+    cfg.device = "auto"
+    monkeypatch.setattr("rlpost.startup.has_gpu", lambda: False)
+    monkeypatch.setattr(checks, "_device_bytes", lambda device: 1 << 40)
+    assert check(cfg).warnings == []
+    monkeypatch.setattr(checks, "_device_bytes", lambda device: 4000)
+    report = check(cfg)
+    assert any("on a device that has 3.91 KiB" in warning for warning in report.warnings)
+    assert any("a GPU of 80 GiB (assumed), bfloat16" in title for title, _ in report.sections)
+
+
+def test_the_kv_cache_is_planned_as_the_engine_sizes_it(cfg):
+    """64 slots x 64 tokens x (key and value x 1 layer x 1 head x 4 numbers x 4 bytes), at most half of the memory."""
+    wanted = 64 * 64 * 2 * 4 * 4
+    for total, expected in ((None, wanted), (10 * wanted, wanted), (wanted, wanted // 2)):
+        plan = checks._plan_device(cfg, SHAPE, 64, "cpu", "float32", total)
+        assert {item.name: item.num_bytes for item in plan.items}["KV cache"] == expected
+    cfg.engine.kv_cache_bytes = 5
+    plan = checks._plan_device(cfg, SHAPE, 64, "cpu", "float32", wanted)
+    assert {item.name: item.num_bytes for item in plan.items}["KV cache"] == 5
+
+
 def test_units():
     assert [format_bytes(n) for n in (0, 1023, 1024, 1536, 200 << 20, 1.5 * 2**40)] == [
         "0 B",
