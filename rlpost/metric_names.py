@@ -113,6 +113,8 @@ REGISTRY = (
     Metric("eval/accuracy_low", "share", "Lower end of its 95 % interval, bootstrap over problems."),
     Metric("eval/accuracy_high", "share", "Upper end of the same."),
     Metric("eval/pass_at_k", "share", "Problems with at least one correct sample among k (unbiased estimate).", "falls while accuracy rises: the policy narrows"),
+    Metric("eval/pass_at_k_low", "share", "Lower end of its 95 % interval."),
+    Metric("eval/pass_at_k_high", "share", "Upper end of the same."),
     Metric("eval/response_tokens", "tokens", "Mean response length."),
     Metric("eval/truncated_share", "share", "Responses cut at the limit.", "below 0.05"),
     Metric("eval/num_samples", "samples", "Responses judged."),
