@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rlpost.train import attention
 from rlpost.train.head_logprobs import head_logprobs
 from rlpost.types import PackedRow
 
@@ -49,6 +50,7 @@ class PolicyModule(nn.Module):
             position_ids=position_ids.unsqueeze(0),
             attention_mask=None,
             use_cache=False,
+            **_packing(self.lm, position_ids),
         ).last_hidden_state[0]
         head = self.lm.get_output_embeddings()
         logprobs, entropy = head_logprobs(
@@ -79,6 +81,12 @@ def pack_sequences(sequences: Sequence[np.ndarray], max_row_tokens: int) -> list
         rows[-1].append(index)
         room -= len(sequence)
     return rows
+
+
+def _packing(lm: nn.Module, position_ids: torch.Tensor) -> dict[str, list[int]]:
+    """What our attention needs to know of the row; the others read it off position_ids themselves."""
+    ours = lm.config._attn_implementation == attention.NAME
+    return {"packed_lengths": attention.sequence_lengths(position_ids)} if ours else {}
 
 
 def _backbone(lm: nn.Module) -> nn.Module:

@@ -9,6 +9,10 @@ import torch
 from torch import nn
 
 from rlpost.errors import ModelError, explain
+from rlpost.train import attention as packed_attention
+
+# Model types whose attention was compared with ours (tests/train/test_forward.py) or has the same code path.
+_PLAIN_ATTENTION = {"qwen2", "qwen3", "llama", "mistral"}
 
 # Settings under which the model's own head does more than `hidden @ weight^T + bias`; the value is harmless.
 _HEAD_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
@@ -21,12 +25,22 @@ def torch_dtype(name: str, device: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def attention(device: str, dtype: torch.dtype) -> str:
-    """Flash attention on a GPU when it is installed, else sdpa, which builds a full T^2 mask for a packed row."""
+def attention(config: Any, device: str, dtype: torch.dtype) -> str:
+    """Flash attention on a GPU when it is installed, else ours, which needs no mask over the whole packed row.
+
+    Models whose attention does more than a causal softmax fall back to transformers' sdpa.
+    """
+    from transformers import AutoModelForCausalLM
     from transformers.utils import is_flash_attn_2_available
 
-    usable = device != "cpu" and dtype == torch.bfloat16 and is_flash_attn_2_available()
-    return "flash_attention_2" if usable else "sdpa"
+    if device != "cpu" and dtype == torch.bfloat16 and is_flash_attn_2_available():
+        return "flash_attention_2"
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    plain = getattr(model_class, "_supports_attention_backend", False) and config.model_type in _PLAIN_ATTENTION
+    if not plain:
+        return "sdpa"
+    packed_attention.register()
+    return packed_attention.NAME
 
 
 def load_model(path: Path | str, *, dtype: torch.dtype, device: str, init: str = "pretrained") -> nn.Module:
@@ -45,7 +59,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype, device: str, init: str =
         _refuse_unknown_head(config)
         if hasattr(config, "attention_dropout"):
             config.attention_dropout = 0.0
-        implementation = attention(device, dtype)
+        implementation = attention(config, device, dtype)
         if init == "random":
             lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation)
         else:
