@@ -337,7 +337,7 @@ def _plan_device(
         gradient_checkpointing=cfg.train.gradient_checkpointing,
         reference=cfg.algo.kl_coef > 0,
         kv_cache_bytes=cfg.engine.kv_cache_bytes or bounded,
-        row_tokens=max(cfg.train.max_row_tokens or (1024 if device == "cpu" else 16384), sequence),
+        row_tokens=max(cfg.train.row_tokens(device), sequence),
         chunk_tokens=cfg.train.logprob_chunk_tokens,
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,9 @@ def _apply(config: DictConfig, override: Override) -> None:
         raise ConfigError(_unknown(unknown))
     try:
         # Another function's arguments are no use to this one: a mapping with _target_ replaces, others merge.
-        replaces = isinstance(override.value(), dict) and "_target_" in override.value()
-        OmegaConf.update(config, key, override.value(), merge=not replaces, force_add=True)
+        value = override.value()
+        replaces = isinstance(value, dict) and "_target_" in value
+        OmegaConf.update(config, key, value, merge=not replaces, force_add=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain("override", override.input_line, "key=value", _first_line(error))) from None
 
@@ -260,7 +261,8 @@ def _unknown_keys(node: Any, schema: type = Config, prefix: str = "") -> Iterato
         if key not in known:
             yield f"{prefix}{key}"
             continue
-        default = known[key].default_factory() if callable(known[key].default_factory) else None
+        factory = known[key].default_factory
+        default = factory() if factory is not MISSING else None
         if is_dataclass(default) and isinstance(value, Mapping):
             yield from _unknown_keys(value, type(default), f"{prefix}{key}.")
 

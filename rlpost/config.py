@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Optional
 
+ROW_TOKENS = {"cpu": 256, "cuda": 16384}
+
 
 def opt(default: Any, doc: str) -> Any:
     """A field with its documentation; mutable defaults are copied per instance."""
@@ -25,7 +27,9 @@ def opt(default: Any, doc: str) -> Any:
 class ModelConfig:
     path: str = opt("", "Local folder, Hugging Face name, or rlpost://NAME for a model that ships with the package.")
     revision: Optional[str] = opt(None, "Branch, tag or commit on the hub; None is the default branch.")
-    dtype: str = opt("auto", "Weights and activations: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on a GPU).")
+    dtype: str = opt(
+        "auto", "Weights and activations: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on a GPU)."
+    )
     shape: Optional[dict[str, Any]] = opt(
         None, "config.json's keys, for planning and checks where path is a hub name; a local config.json wins."
     )
@@ -41,9 +45,12 @@ class SourceConfig:
     subset: Optional[str] = opt(None, "The dataset's configuration name on the hub.")
     split: str = opt("train", "The dataset's split on the hub.")
     generator: Optional[Any] = opt(
-        None, "A function (Hydra _target_ with its arguments) returning a list of rows; used when path and hub are not set."
+        None,
+        "A function (Hydra _target_ with its arguments) returning a list of rows; used when path and hub are not set.",
     )
-    unique: bool = opt(False, "Leave out rows whose prompt repeats an earlier row's (some hub datasets hold each row many times).")
+    unique: bool = opt(
+        False, "Leave out rows whose prompt repeats an earlier row's (some hub datasets hold each row many times)."
+    )
     limit: Optional[int] = opt(None, "Use only the first rows (after unique); None: all.")
 
 
@@ -98,7 +105,9 @@ class AlgoConfig:
     kl_coef: float = opt(0.0, "Weight of the KL to the frozen reference; at 0 the reference is not even loaded.")
     kl_estimator: str = opt("k3", "k1 (subtracted from the reward), k2 or k3 (added to the loss).")
     entropy_coef: float = opt(0.0, "Weight of the entropy bonus, per token.")
-    filter: Any = opt("none", "none, dynamic_sampling (DAPO: leave out groups of equal unshaped rewards), or {_target_: ...}.")
+    filter: Any = opt(
+        "none", "none, dynamic_sampling (DAPO: leave out groups of equal unshaped rewards), or {_target_: ...}."
+    )
     max_filtered_groups: int = opt(
         512, "Groups a filter may reject in a row without admitting one before the run stops with a message."
     )
@@ -119,7 +128,8 @@ class RolloutConfig:
     groups_per_step: int = opt(32, "N: prompts trained per step, >= 1.")
     samples_per_group: int = opt(8, "G: responses per prompt, >= 1 (>= 2 for group-relative advantages).")
     oversample: float = opt(
-        2.0, "Groups that may be open or admitted in a step, over N; >= 1.0 and <= max_staleness + 1. 1.0 is synchronous."
+        2.0,
+        "Groups that may be open or admitted in a step, over N; >= 1.0 and <= max_staleness + 1. 1.0 is synchronous.",
     )
     max_staleness: int = opt(4, "S: how many policy versions older than the trained one a token may be, >= 0.")
     max_in_flight: Optional[int] = opt(None, "Samples in the engine at once; None: engine.max_slots.")
@@ -159,15 +169,21 @@ class TrainConfig:
     final_lr_share: float = opt(0.0, "The schedule ends at lr times this.")
     grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
     max_row_tokens: Optional[int] = opt(
-        None, "Tokens per packed row; None: 1024 on a CPU (attention costs T^2 there), 16384 on a GPU. Longer sequences get a row of their own."
+        None, "Tokens per packed row; None: 256 on a CPU, 16384 on a GPU. A longer sequence gets a row of its own."
     )
     logprob_chunk_tokens: int = opt(1024, "Tokens whose logits exist at once in the logprob pass.")
     gradient_checkpointing: bool = opt(False, "Recompute activations in the backward pass.")
 
+    def row_tokens(self, device: str) -> int:
+        """``max_row_tokens``, or the device's own: attention costs T^2 per row on a CPU, a kernel launch on a GPU."""
+        return self.max_row_tokens or ROW_TOKENS[device]
+
 
 @dataclass
 class EvalConfig:
-    every: int = opt(10, "Evaluate every so many steps (and before the first and after the last); 0: only first and last; -1: never.")
+    every: int = opt(
+        10, "Evaluate every so many steps (and before the first and after the last); 0: only first and last; -1: never."
+    )
     samples_per_prompt: int = opt(1, "k of mean@k and pass@k.")
     max_prompts: Optional[int] = opt(None, "Use only the first prompts; None: all.")
     temperature: float = opt(1.0, "Sampling temperature; 0 is greedy.")
@@ -195,7 +211,9 @@ class LoggingConfig:
 
 @dataclass
 class SFTConfig:
-    generator: Any = opt(None, "A function (Hydra _target_) returning an endless iterator of rows with prompt and response.")
+    generator: Any = opt(
+        None, "A function (Hydra _target_) returning an endless iterator of rows with prompt and response."
+    )
     steps: int = opt(0, "Optimizer steps.")
     tokens_per_step: int = opt(4096, "Tokens per optimizer step, prompts included.")
     lr: float = opt(2e-3, "Peak learning rate.")
@@ -204,7 +222,6 @@ class SFTConfig:
     betas: list[float] = opt([0.9, 0.95], "AdamW's betas.")
     weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")
     grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
-    row_tokens: Optional[int] = opt(None, "Tokens per packed row; None: 256 on a CPU, 16384 on a GPU.")
     output: Optional[str] = opt(None, "Folder for the model; None: the run directory's `model`.")
     init: Optional[str] = opt(None, "Model folder to start from; None: a new model of model.shape with sft.tokenizer.")
     tokenizer: Optional[str] = opt(None, "Tokenizer folder for a new model; rlpost://NAME for one that ships.")
@@ -230,7 +247,8 @@ class Config:
         None, "Largest logprob difference between trainer and engine, nats; None: 1e-4 in float32, 0.3 in bfloat16."
     )
     mismatch_stop: float = opt(
-        0.5, "Stop when the mean |old - rollout| logprob of current-version tokens exceeds this, nats; warns at a tenth."
+        0.5,
+        "Stop when the mean |old - rollout| logprob of current-version tokens exceeds this, nats; warns at a tenth.",
     )
     model: ModelConfig = opt(ModelConfig, "The policy.")
     data: DataConfig = opt(DataConfig, "Prompts.")

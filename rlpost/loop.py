@@ -111,7 +111,7 @@ class Trainer:
         self.step = 0
         self.totals = {"samples": 0, "tokens": 0, "carried_tokens": 0, "idle_s": 0.0, "slot_s": 0.0, "elapsed_s": 0.0}
         self.evaluations: list[dict[str, Any]] = []
-        self.max_row_tokens = cfg.train.max_row_tokens or (512 if runtime.device == "cpu" else 16384)
+        self.max_row_tokens = cfg.train.row_tokens(runtime.device)
 
     # ---- the program ----------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
     tokenizer = load_tokenizer(model_folder)
     context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)
     train_prompts = _load_prompts(cfg, tokenizer, "train", context) if train else PromptSet(prompts=(), num_dropped=0)
-    eval_prompts = () if cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context).prompts
+    eval_prompts = () if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context).prompts
     stop_token_ids = find_stop_tokens(cfg, tokenizer, Path(model_folder))
     function = plugins.resolve_target(_with_args(cfg), REWARDS, "reward.function")
     longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
@@ -97,7 +97,9 @@ def find_model_folder(cfg: Config) -> str:
 
     try:
         return snapshot_download(
-            path, revision=cfg.model.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+            path,
+            revision=cfg.model.revision,
+            allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         from rlpost.errors import ModelError

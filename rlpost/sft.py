@@ -26,7 +26,6 @@ from rlpost.memory_plan import count_params
 from rlpost.startup import choose_runtime, write_environment
 from rlpost.types import TrainBatch
 
-ROW_TOKENS = {"cpu": 256, "cuda": 16384}  # short rows: attention costs T^2 per row on a CPU
 REPORT_EVERY = 50
 
 
@@ -63,7 +62,7 @@ def run_sft(cfg: Config) -> Path:
             flush=True,
         )
         started = time.monotonic()
-        batches = _batches(lessons, tokenizer, sft.tokens_per_step, sft.row_tokens or ROW_TOKENS[runtime.device])
+        batches = _batches(lessons, tokenizer, sft.tokens_per_step, cfg.train.row_tokens(runtime.device))
         for step, batch in enumerate(itertools.islice(batches, sft.steps), start=1):
             result = trainer.update(batch, nll)
             if not result.applied:

@@ -39,8 +39,9 @@ class Watchdog:
             silent_s = time.monotonic() - self._last_beat_s
             if silent_s > self.limit_s:
                 print(
-                    f"watchdog: no progress in phase {self.phase!r} for {silent_s:.0f} s (watchdog_s={self.limit_s:g}); "
-                    "stacks follow, then the run ends; the same command resumes from the last checkpoint",
+                    f"watchdog: no progress in phase {self.phase!r} for {silent_s:.0f} s "
+                    f"(watchdog_s={self.limit_s:g}); all stacks follow, then the run ends; "
+                    "the same command resumes from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -86,7 +86,7 @@ def build_trainer(
         reference=reference,
         device=device,
         temperature=cfg.rollout.temperature,
-        max_row_tokens=cfg.train.max_row_tokens or (1024 if device == "cpu" else 16384),
+        max_row_tokens=cfg.train.row_tokens(device),
         sleeps=device != "cpu" and cfg.train.sleep_offload and not cfg.train.offload_params,
         lr_of_step=partial(
             lr_at,
