@@ -28,7 +28,9 @@ import torch  # noqa: E402  the environment comes before anything that may impor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 from rlpost.config import Config  # noqa: E402
+from rlpost.train.attention import sequence_lengths  # noqa: E402
 from rlpost.train.deepspeed_trainer import build_trainer  # noqa: E402
+from rlpost.train.model import load_model  # noqa: E402
 from rlpost.train.process_group import init_process_group  # noqa: E402
 from rlpost.train.zero import build_optimizer, zero_config  # noqa: E402
 from rlpost.types import PackedRow, TrainBatch  # noqa: E402
@@ -57,14 +59,18 @@ def main() -> None:
         for stage in arguments.stages:
             sides: dict[str, Callable[[], None]] = {
                 "rlpost": trainer_update(folder, stage, batch),
-                "bare": bare_deepspeed(folder, stage, packed_micro_batches(batch)),
+                "bare": bare_deepspeed(folder, stage, packed_micro_batches(batch), own_attention=True),
+                "stock": bare_deepspeed(folder, stage, packed_micro_batches(batch)),
             }
             if stage == 1:
-                sides["torch"] = plain_torch(folder, packed_micro_batches(batch))
+                sides["torch"] = plain_torch(folder, packed_micro_batches(batch), own_attention=True)
+                sides["stock torch"] = plain_torch(folder, packed_micro_batches(batch))
             times = take_turns(sides, arguments.repeats)
             report(f"update / bare DeepSpeed loop, stage {stage}", times["rlpost"], times["bare"], "<= 1.05")
+            report("  the same over transformers' sdpa", times["rlpost"], times["stock"], "reported only")
             if stage == 1:
                 report("update / plain PyTorch, stage 1", times["rlpost"], times["torch"], "<= 1.20")
+                report("  the same over transformers' sdpa", times["rlpost"], times["stock torch"], "reported only")
         times = take_turns(
             {
                 "packed": trainer_update(folder, 1, batch),
@@ -98,13 +104,22 @@ def trainer_update(folder: str, stage: int, batch: TrainBatch) -> Callable[[], N
 MicroBatch = dict[str, Any]  # ids, positions [B, T]; attention_mask or None; advantages [B, T], 0 where no loss
 
 
-def bare_deepspeed(folder: str, stage: int, micro_batches: list[MicroBatch]) -> Callable[[], None]:
+def load(folder: str, own_attention: bool) -> Any:
+    """With rlpost's attention the ratio shows what the trainer adds, and not what that attention saves."""
+    if own_attention:
+        return load_model(folder, dtype=torch.float32, device="cpu")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+
+
+def bare_deepspeed(
+    folder: str, stage: int, micro_batches: list[MicroBatch], own_attention: bool = False
+) -> Callable[[], None]:
     """What one would write by hand: the Hugging Face model, a log softmax, backward per micro-batch, one step."""
     import deepspeed
 
     cfg = Config()
     cfg.train.zero_stage = stage
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load(folder, own_attention)
     num_params = sum(p.numel() for p in model.parameters())
     settings = zero_config(cfg.train, dtype=torch.float32, num_params=num_params)
     engine = deepspeed.initialize(model=model, optimizer=build_optimizer(model, cfg.train, "cpu"), config=settings)[0]
@@ -112,29 +127,33 @@ def bare_deepspeed(folder: str, stage: int, micro_batches: list[MicroBatch]) -> 
     def update() -> None:
         engine.train()
         for micro_batch in micro_batches:
-            engine.backward(plain_loss(engine, micro_batch))
+            engine.backward(plain_loss(engine, micro_batch, own_attention))
         engine.step()
 
     return update
 
 
-def plain_torch(folder: str, micro_batches: list[MicroBatch]) -> Callable[[], None]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+def plain_torch(folder: str, micro_batches: list[MicroBatch], own_attention: bool = False) -> Callable[[], None]:
+    model = load(folder, own_attention)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def update() -> None:
         optimizer.zero_grad()
         for micro_batch in micro_batches:
-            plain_loss(model, micro_batch).backward()
+            plain_loss(model, micro_batch, own_attention).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return update
 
 
-def plain_loss(model: Any, m: MicroBatch) -> torch.Tensor:
+def plain_loss(model: Any, m: MicroBatch, own_attention: bool) -> torch.Tensor:
     output = model(
-        input_ids=m["ids"], position_ids=m["positions"], attention_mask=m["attention_mask"], use_cache=False
+        input_ids=m["ids"],
+        position_ids=m["positions"],
+        attention_mask=m["attention_mask"],
+        use_cache=False,
+        **({"packed_lengths": sequence_lengths(m["positions"][0])} if own_attention else {}),
     )
     logprobs = torch.log_softmax(output.logits[:, :-1], dim=-1).gather(2, m["ids"][:, 1:, None]).squeeze(2)
     return -(m["advantages"][:, 1:] * logprobs).sum() / m["num_tokens"]
