@@ -147,14 +147,14 @@ class Trainer:
         self.step += 1
         self.publication = self._timed(times, "publish", self._publish)
         metrics = self._settle(groups, stats, results)
-        if self._due(self.cfg.eval.every) or (self.step == self.cfg.steps and self.cfg.eval.every >= 0):
-            self._timed(times, "eval", self._evaluate)
         times["step"] = time.perf_counter() - started
-        metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
-        self.metrics.log(self.step, metrics)
-        if self._due(self.cfg.checkpoint.every) or (self.step == self.cfg.steps and self.cfg.checkpoint.every >= 0):
+        self.metrics.log(self.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
+        self.progress.step_done(self.step, metrics | {"time/step": times["step"]})
+        last = self.step == self.cfg.steps
+        if self._due(self.cfg.eval.every) or (last and self.cfg.eval.every >= 0):
+            self._evaluate()
+        if self._due(self.cfg.checkpoint.every) or (last and self.cfg.checkpoint.every >= 0):
             self._save()
-        self.progress.step_done(self.step, metrics)
 
     # ---- the moves ------------------------------------------------------------------------------------------
 
@@ -261,6 +261,7 @@ class Trainer:
         if cfg.eval.every < 0:
             return
         self._phase("eval")
+        started = time.perf_counter()
 
         def on_progress(finished: int, wanted: int) -> None:
             self.watchdog.beat()
@@ -277,9 +278,9 @@ class Trainer:
             policy_version=self.step,
             on_progress=on_progress,
         )
-        self._record_evaluation(result)
+        self._record_evaluation(result, time.perf_counter() - started)
 
-    def _record_evaluation(self, result: EvalResult) -> None:
+    def _record_evaluation(self, result: EvalResult, seconds: float) -> None:
         self.evaluations.append(
             {
                 "step": self.step,
@@ -289,12 +290,13 @@ class Trainer:
             }
         )
         self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
-        self.metrics.log(self.step, result.metrics())
+        self.metrics.log(self.step, result.metrics() | {"time/eval": seconds})
 
     # ---- durable state --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         self._phase("save")
+        started = time.perf_counter()
         self.totals["elapsed_s"] = time.monotonic() - self._started_s
         state = {
             "step": self.step,
@@ -306,6 +308,7 @@ class Trainer:
         }
         root, keep = self.path / "checkpoints", self.cfg.checkpoint.keep_last
         checkpoint.save(root, self.step, state, self.worker.trainer.save, keep_last=keep)
+        self.metrics.log(self.step, {"time/save": time.perf_counter() - started})
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint in the run directory, if there is one."""
