@@ -55,14 +55,11 @@ def packed_attention(
     start = 0
     for length, run in groupby(packed_lengths):
         count = len(list(run))
-        parts = [_sequences(x, start, count, length) for x in (query, key, value)]
-        outputs.append(_causal(*parts, scaling, sliding_window).transpose(1, 2).reshape(count * length, *_tail(query)))
+        q, k, v = (_sequences(x, start, count, length) for x in (query, key, value))
+        attended = _causal(q, k, v, scaling, sliding_window)  # [count, heads, length, D]
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
         start += count * length
     return torch.cat(outputs).unsqueeze(0), None
-
-
-def _tail(query: torch.Tensor) -> tuple[int, int]:
-    return query.shape[1], query.shape[3]
 
 
 def _sequences(x: torch.Tensor, start: int, count: int, length: int) -> torch.Tensor:
