@@ -239,7 +239,8 @@ class Trainer:
         self.totals["idle_s"] += stats.idle_share * sum(stats.step_s) * stats.slots
         self.totals["slot_s"] += sum(stats.step_s) * stats.slots
         self.metrics.log_rollouts(self.step, groups, self.advantages)
-        self._guard_mismatch(metrics.get("mismatch/lag_0/abs_log_ratio"))
+        if results:  # the first optimizer step's: later ones may hold the update's own movement
+            self._guard_mismatch(results[0].metrics.get("mismatch/lag_0/abs_log_ratio"))
         return metrics
 
     def _guard_mismatch(self, mismatch: float | None) -> None:

@@ -1,0 +1,69 @@
+"""Our own code inside ``collect`` as a share of the engine's step time, at 64 samples in flight on the demo's model.
+
+    .venv/bin/python benchmarks/collect_overhead.py [--steps 12] [--repeats 5]
+
+Target: at most 0.10. Own time is an iteration's wall time minus what ``engine.step()`` reports: buffer, scheduling,
+scoring (``exact_answer``), decoding of responses, admission. One engine, repeats in one process; medians and spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from rlpost.compose import load_config
+from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.rollout.collect import CollectSettings, collect
+from rlpost.rollout.prompts import PromptCursor, draw_prompts
+from rlpost.session import open_session
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12, help="rollout steps per repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+
+    cfg = load_config(["recipe=math/arithmetic", "engine.max_slots=64"])
+    session = open_session(cfg)
+    from rlpost.rollout.vllm_engine import build_engine
+
+    engine = build_engine(
+        cfg, model_folder=session.model_folder, device=session.runtime.device, max_model_len=session.max_model_len
+    )
+    settings = CollectSettings(
+        max_in_flight=64,
+        max_response_tokens=cfg.rollout.max_response_tokens,
+        sampling=session.sampling,
+        seed=0,
+        max_filtered_groups=512,
+        reject=lambda group: None,
+    )
+    cursor = PromptCursor(len(session.train_prompts.prompts))
+    prompts = draw_prompts(cursor, session.train_prompts.prompts)
+    shares = []
+    for repeat in range(args.repeats + 1):  # the first one warms up
+        buffer = RolloutBuffer(groups_per_step=32, samples_per_group=8, oversample=2.0, max_staleness=4)
+        own_s = engine_s = 0.0
+        num_steps = 0
+        for step in range(args.steps):
+            stats = collect(engine, buffer, prompts, session.scorer, settings, step=step)
+            buffer.settle(applied=True)
+            own_s += stats.own_s
+            engine_s += sum(stats.step_s) - stats.own_s
+            num_steps += len(stats.step_s)
+        if repeat:
+            shares.append(own_s / engine_s)
+            print(
+                f"repeat {repeat}: own {1e3 * own_s / num_steps:.2f} ms, engine {1e3 * engine_s / num_steps:.2f} ms "
+                f"a step, ratio {shares[-1]:.3f}"
+            )
+    engine.shutdown()
+    print(
+        f"own time / engine time: median {statistics.median(shares):.3f} "
+        f"({min(shares):.3f} to {max(shares):.3f}, {len(shares)} repeats, target <= 0.10)"
+    )
+
+
+if __name__ == "__main__":
+    main()

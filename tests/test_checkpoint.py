@@ -1,0 +1,50 @@
+"""A checkpoint is there whole or not at all."""
+
+import errno
+
+import pytest
+
+from rlpost import checkpoint
+from rlpost.errors import RunError
+
+
+def save(root, step, content="x", keep_last=2):
+    def save_trainer(folder):
+        folder.mkdir()
+        (folder / "weights").write_text(content)
+
+    return checkpoint.save(root, step, {"step": step}, save_trainer, keep_last=keep_last)
+
+
+def test_the_newest_are_kept_and_read_back(tmp_path):
+    for step in (2, 4, 10):
+        save(tmp_path, step)
+    assert [p.name for p in checkpoint.whole(tmp_path)] == ["step-000004", "step-000010"]
+    assert checkpoint.read_state(checkpoint.whole(tmp_path)[-1]) == {"step": 10}
+    assert (tmp_path / "step-000010/trainer/weights").read_text() == "x"
+
+
+def test_the_same_step_again_replaces_it(tmp_path):
+    save(tmp_path, 2, "old")
+    save(tmp_path, 2, "new")
+    assert (tmp_path / "step-000002/trainer/weights").read_text() == "new"
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path):
+    save(tmp_path, 2, keep_last=1)
+
+    def full(folder):
+        folder.mkdir()
+        (folder / "half").write_text("...")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left on device.*run again to resume"):
+        checkpoint.save(tmp_path, 4, {"step": 4}, full, keep_last=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_what_a_killed_process_left_is_not_a_checkpoint(tmp_path):
+    (tmp_path / ".partial-000004/trainer").mkdir(parents=True)
+    assert checkpoint.whole(tmp_path) == []
+    save(tmp_path, 4)
+    assert [p.name for p in checkpoint.whole(tmp_path)] == ["step-000004"]

@@ -1,0 +1,66 @@
+"""Evaluation on the simulated engine: every response judged once, failures left out and counted."""
+
+import numpy as np
+import pytest
+
+from rlpost.config import EvalConfig
+from rlpost.errors import RunError
+from rlpost.evaluate import describe, evaluate
+from rlpost.rollout.engine import SamplingSettings
+from rlpost.rollout.scoring import InlineScorer
+from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
+from rlpost.types import Prompt
+
+PROMPTS = [Prompt(uid=f"eval:{i}", token_ids=np.arange(4, dtype=np.int32), text=str(i), reference=i) for i in range(6)]
+
+
+def run(reward, *, k=4, length_of=lambda request_id: 3):
+    engine = SimulatedEngine(
+        max_slots=5,
+        length_of=length_of,
+        max_response_tokens=8,
+        cost=StepCost(base_s=1, sample_s=0, prefill_s=0),
+    )
+    return evaluate(
+        engine,
+        PROMPTS,
+        InlineScorer(reward, decode=lambda ids: str(len(ids))),
+        EvalConfig(samples_per_prompt=k),
+        max_response_tokens=8,
+        sampling=SamplingSettings(),
+        seed=0,
+        policy_version=7,
+    )
+
+
+def test_accuracy_is_the_mean_over_problems():
+    result = run(lambda response, *, reference, **_: {"reward": 5.0, "accuracy": float(reference < 3)})
+    assert result.correct.tolist() == [1, 1, 1, 0, 0, 0] and result.accuracy.mean == 0.5
+    assert result.problems == tuple(p.uid for p in PROMPTS)
+    assert {k: v.mean for k, v in result.pass_at.items()} == {1: 0.5, 2: 0.5, 4: 0.5}
+    assert result.num_samples == 24 and result.mean_response_tokens == 3 and result.truncated_share == 0
+    assert all(s.policy_versions.tolist() == [7, 7, 7] for _, s in result.samples)
+
+
+def test_cut_responses_and_rewards_without_an_accuracy_part():
+    result = run(lambda response, **_: float(response == "8"), length_of=lambda rid: 99 if rid.startswith("eval:0") else 2)
+    assert result.truncated_share == pytest.approx(1 / 6) and result.accuracy.mean == pytest.approx(1 / 6)
+
+
+def test_failures_are_left_out_and_counted():
+    def reward(response, *, reference, **_):
+        if reference == 0:
+            raise ValueError("unreadable")
+        return 1.0
+
+    result = run(reward)
+    assert result.num_failed == 4 and len(result.correct) == 5 and result.accuracy.mean == 1.0
+    assert "4 responses could not be judged" in describe(result, "m")
+
+
+def test_when_nothing_can_be_judged_it_says_why():
+    def reward(response, **_):
+        raise ValueError("unreadable")
+
+    with pytest.raises(RunError, match="unreadable"):
+        run(reward)
