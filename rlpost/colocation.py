@@ -109,9 +109,8 @@ class Device:
                     )
 
     def _check_canary(self, expected: Sequence[np.ndarray]) -> float:
-        worst = 0.0
-        for ours, theirs in zip(expected, self._engine.score(self._canary), strict=True):
-            worst = max(worst, float(np.abs(ours - theirs).max(initial=0.0)))
+        pairs = zip(expected, self._engine.score(self._canary), strict=True)
+        worst = float(np.max([np.abs(ours - theirs).max(initial=0.0) for ours, theirs in pairs]))  # a NaN stays NaN
         if not worst <= self._threshold:
             raise RunError(
                 explain(

@@ -43,7 +43,10 @@ def test_accuracy_is_the_mean_over_problems():
 
 
 def test_cut_responses_and_rewards_without_an_accuracy_part():
-    result = run(lambda response, **_: float(response == "8"), length_of=lambda rid: 99 if rid.startswith("eval:0") else 2)
+    def length_of(request_id):
+        return 99 if request_id.startswith("eval:0") else 2
+
+    result = run(lambda response, **_: float(response == "8"), length_of=length_of)
     assert result.truncated_share == pytest.approx(1 / 6) and result.accuracy.mean == pytest.approx(1 / 6)
 
 

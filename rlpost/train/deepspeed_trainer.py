@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from rlpost.algos.batch import pack
 from rlpost.config import Config
 from rlpost.errors import RunError, explain
 from rlpost.train import metric_sums, states
-from rlpost.train.forward import PolicyModule, pack_sequences, trainable_positions
+from rlpost.train.forward import PolicyModule, trainable_positions
 from rlpost.train.model import load_model, torch_dtype
 from rlpost.train.policy import Objective, UpdateResult
 from rlpost.train.process_group import init_process_group
@@ -196,12 +197,13 @@ class DeepSpeedTrainer:
     def score(self, sequences: Sequence[Any]) -> list[np.ndarray]:
         """f32[len - 1] per sequence: log pi(x_t | x_<t) at temperature 1, for t = 1 .. len - 1."""
         arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-        rows = pack_sequences(arrays, self._max_row_tokens)
+        rows = pack([len(array) for array in arrays], self._max_row_tokens)
         scored = self._evaluate([_inputs_of_sequences([arrays[i] for i in row]) for row in rows], 1.0)
-        result: list[np.ndarray] = []
+        result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(arrays)
         for row, logprobs in zip(rows, scored, strict=True):
             ends = np.cumsum([len(arrays[i]) for i in row])
-            result += [part[1:] for part in np.split(logprobs, ends[:-1])]
+            for index, part in zip(row, np.split(logprobs, ends[:-1]), strict=True):
+                result[index] = part[1:]
         return result
 
     @torch.no_grad()

@@ -6,8 +6,6 @@ Called by ``train.deepspeed_trainer`` for the policy and for the frozen referenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import nn
@@ -68,19 +66,6 @@ class PolicyModule(nn.Module):
 def trainable_positions(row: PackedRow) -> np.ndarray:
     """i64[N]: the positions a loss may read. The first token of a sequence has no logprob and is never among them."""
     return np.flatnonzero(row.loss_mask & (row.position_ids > 0))
-
-
-def pack_sequences(sequences: Sequence[np.ndarray], max_row_tokens: int) -> list[list[int]]:
-    """Indices of the sequences of each row, in order: the next sequence joins the row while it fits."""
-    rows: list[list[int]] = []
-    room = -1
-    for index, sequence in enumerate(sequences):
-        if not rows or len(sequence) > room:
-            rows.append([])
-            room = max_row_tokens
-        rows[-1].append(index)
-        room -= len(sequence)
-    return rows
 
 
 def _packing(lm: nn.Module, position_ids: torch.Tensor) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlpost.train.attention import packed_attention, sequence_lengths
-from rlpost.train.forward import PolicyModule, pack_sequences, trainable_positions
+from rlpost.train.forward import PolicyModule, trainable_positions
 from rlpost.train.model import load_model
 from tests.train import cases
 
@@ -85,12 +85,6 @@ def test_a_masked_first_token_is_never_a_position():
     row = cases.pack([{**s, "loss_mask": np.ones_like(s["loss_mask"])} for s in cases.sequences(5, 3)])
     assert (row.position_ids[trainable_positions(row)] > 0).all()
     assert len(trainable_positions(row)) == len(row.token_ids) - 3
-
-
-def test_pack_sequences_keeps_order_and_budget():
-    lengths = [4, 4, 3, 9, 1, 2]
-    rows = pack_sequences([np.zeros(n) for n in lengths], 8)
-    assert rows == [[0, 1], [2], [3], [4, 5]]  # 9 does not fit any row and gets its own
 
 
 def test_attention_with_a_window_and_repeated_lengths():
