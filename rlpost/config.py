@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Optional
 
-ROW_TOKENS = {"cpu": 256, "cuda": 16384}
+# Tokens per packed row. CPU: 1,024 and 2,048 were fastest on the demo's model, 256 took 1.17x, 4,096 1.2x as long.
+ROW_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 def opt(default: Any, doc: str) -> Any:
@@ -169,13 +170,13 @@ class TrainConfig:
     final_lr_share: float = opt(0.0, "The schedule ends at lr times this.")
     grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
     max_row_tokens: Optional[int] = opt(
-        None, "Tokens per packed row; None: 256 on a CPU, 16384 on a GPU. A longer sequence gets a row of its own."
+        None, "Tokens per packed row; None: 1024 on a CPU, 16384 on a GPU. A longer sequence gets a row of its own."
     )
     logprob_chunk_tokens: int = opt(1024, "Tokens whose logits exist at once in the logprob pass.")
     gradient_checkpointing: bool = opt(False, "Recompute activations in the backward pass.")
 
     def row_tokens(self, device: str) -> int:
-        """``max_row_tokens``, or the device's own: attention costs T^2 per row on a CPU, a kernel launch on a GPU."""
+        """``max_row_tokens``, or what suits the device."""
         return self.max_row_tokens or ROW_TOKENS[device]
 
 
