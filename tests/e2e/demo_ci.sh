@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # The demo cut short, with its accuracy asserted. Called by `make demo-ci`, from the top folder.
+# 14 of 30 steps and half of the evaluation; seeds 0 to 2 reached 85 to 86 % after 10 steps of the whole demo.
 set -euo pipefail
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TORCHDYNAMO_DISABLE=1 WANDB_MODE=offline
 runs=$(mktemp -d)
 trap 'rm -rf "$runs"' EXIT
 
-.venv/bin/rlpost train recipe=math/arithmetic name=demo-ci runs_dir="$runs" steps=12 \
-    eval.max_prompts=200 eval.samples_per_prompt=1 logging.progress=lines
+.venv/bin/rlpost train recipe=math/arithmetic name=demo-ci runs_dir="$runs" steps=14 eval.every=0 \
+    eval.max_prompts=250 logging.progress=lines
 
 .venv/bin/python - "$runs/demo-ci/metrics.jsonl" <<'PYTHON'
 import json
 import sys
 
 rows = [json.loads(line) for line in open(sys.argv[1])]
-accuracy = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
-print(f"demo-ci: accuracy {accuracy[0]:.3f} before, {accuracy[-1]:.3f} after")
-if len(accuracy) < 2 or accuracy[-1] < accuracy[0] + 0.15:
-    sys.exit("demo-ci: expected a lift of at least 15 points")
+before, after = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
+tokens = [row["eval/response_tokens"] for row in rows if "eval/accuracy" in row]
+print(f"demo-ci: accuracy {before:.3f} before, {after:.3f} after; answers of {tokens[0]:.0f} tokens, then {tokens[1]:.0f}")
+if after < 0.80 or after < before + 0.20 or tokens[1] < tokens[0] + 5:
+    sys.exit("demo-ci: expected 80 % accuracy, a lift of 20 points and longer answers")
 PYTHON
