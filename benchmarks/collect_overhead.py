@@ -49,9 +49,9 @@ def main() -> None:
         for step in range(args.steps):
             stats = collect(engine, buffer, prompts, session.scorer, settings, step=step)
             buffer.settle(applied=True)
-            own_s += stats.own_s
-            engine_s += sum(stats.step_s) - stats.own_s
-            num_steps += len(stats.step_s)
+            own_s += stats.work.own_s
+            engine_s += sum(stats.work.step_s) - stats.work.own_s
+            num_steps += len(stats.work.step_s)
         if repeat:
             shares.append(own_s / engine_s)
             print(

@@ -15,7 +15,7 @@ from rlpost.config import Config, EvalConfig
 from rlpost.errors import RunError, explain
 from rlpost.estimates import Interval, bootstrap_mean, pass_at_k
 from rlpost.rollout.collect import SCORE_POLL_S, sample_seed
-from rlpost.rollout.engine import Engine, Request, SamplingSettings
+from rlpost.rollout.engine import Engine, EngineWork, Request, SamplingSettings
 from rlpost.rollout.scoring import Scorer, Verdict
 from rlpost.types import Prompt, Sample, Segment
 
@@ -35,6 +35,7 @@ class EvalResult:
     truncated_share: float
     parts: dict[str, float]  # mean of each reward part
     samples: tuple[tuple[Prompt, Sample], ...]
+    work: EngineWork  # its tail, with few samples running, is what tells a step's fixed cost from a sample's
 
     def metrics(self) -> dict[str, float]:
         best = self.pass_at[max(self.pass_at)]
@@ -73,14 +74,17 @@ def evaluate(
     logprobs: dict[str, list[np.ndarray]] = {}
     finish: dict[str, str] = {}
     verdicts: list[Verdict] = []
+    work = EngineWork()
     position = 0
     while position < len(queue) or engine.num_in_flight:
+        iteration_started = engine.now()
         free = engine.max_slots - engine.num_in_flight
         batch = queue[position : position + free]
         position += len(batch)
         if batch:
             engine.submit([_request(p, i, max_response_tokens, seed, sampling) for p, i in batch])
-        for delta in engine.step().deltas:
+        result = engine.step()
+        for delta in result.deltas:
             tokens.setdefault(delta.request_id, []).append(delta.token_ids)
             logprobs.setdefault(delta.request_id, []).append(delta.logprobs)
             if delta.finish_reason:
@@ -88,6 +92,7 @@ def evaluate(
                 uid, _, index = delta.request_id.rpartition("/")
                 scorer.submit(by_uid[uid], int(index), np.concatenate(tokens[delta.request_id]), delta.finish_reason)
         verdicts += scorer.poll()
+        work.add(engine.now() - iteration_started, result)
         if on_progress is not None:
             on_progress(len(finish), len(queue))
     while len(verdicts) < len(queue):
@@ -113,10 +118,10 @@ def evaluate(
 
     order = {p.uid: n for n, p in enumerate(prompts)}
     judged = sorted(verdicts, key=lambda v: (order[v.uid], v.index))
-    return summarize([(by_uid[v.uid], as_sample(v)) for v in judged], cfg)
+    return summarize([(by_uid[v.uid], as_sample(v)) for v in judged], cfg, work)
 
 
-def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig) -> EvalResult:
+def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: EngineWork) -> EvalResult:
     """Means over problems of means over their judged samples.
 
     Raises:
@@ -151,6 +156,7 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig) -> Eval
         truncated_share=float(np.mean([s.finish_reason == "length" for _, s in samples])),
         parts={name: float(np.mean(values)) for name, values in parts.items()},
         samples=tuple(samples),
+        work=work,
     )
 
 

@@ -236,8 +236,8 @@ class Trainer:
         self.totals["tokens"] += consumed
         self.totals["carried_tokens"] += metrics["rollout/carried_share"] * consumed
         metrics |= {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
-        self.totals["idle_s"] += stats.idle_share * sum(stats.step_s) * stats.slots
-        self.totals["slot_s"] += sum(stats.step_s) * stats.slots
+        self.totals["idle_s"] += stats.idle_share * sum(stats.work.step_s) * stats.slots
+        self.totals["slot_s"] += sum(stats.work.step_s) * stats.slots
         self.metrics.log_rollouts(self.step, groups, self.advantages)
         if results:  # the first optimizer step's: later ones may hold the update's own movement
             self._guard_mismatch(results[0].metrics.get("mismatch/lag_0/abs_log_ratio"))
@@ -279,6 +279,7 @@ class Trainer:
             policy_version=self.step,
             on_progress=on_progress,
         )
+        self.record.observe(result.work)
         self._record_evaluation(result, time.perf_counter() - started)
 
     def _record_evaluation(self, result: EvalResult, seconds: float) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from rlpost.errors import RunError, explain
 from rlpost.rollout.buffer import OpenGroup, OpenSample, RolloutBuffer, reconcile
-from rlpost.rollout.engine import Engine, EngineStep, Request, SamplingSettings
+from rlpost.rollout.engine import Engine, EngineStep, EngineWork, Request, SamplingSettings
 from rlpost.rollout.scoring import Scorer
 from rlpost.types import Group, Prompt
 
@@ -49,7 +49,6 @@ class RolloutStats:
     slots: int
     started_s: float = 0.0
     ended_s: float = 0.0
-    own_s: float = 0.0  # in this module's code and the reward's, outside the engine
     num_generated: int = 0
     num_replayed: int = 0  # tokens of carried-over samples fed to the engine again, their prompts included
     num_prefill: int = 0  # prompt and replayed tokens really computed (prefix-cache hits left out)
@@ -59,9 +58,7 @@ class RolloutStats:
     num_judged: int = 0
     rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
     failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
-    step_s: list[float] = field(default_factory=list)  # per engine step: wall time of the whole iteration
-    step_running: list[int] = field(default_factory=list)
-    step_prefill: list[int] = field(default_factory=list)
+    work: EngineWork = field(default_factory=EngineWork)
     launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
     dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
     deferred_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples carried over
@@ -73,9 +70,8 @@ class RolloutStats:
     @property
     def idle_share(self) -> float:
         """1 - (sum of step time x running samples) / (sum of step time x slots); 0 where nothing ran."""
-        offered = sum(self.step_s) * self.slots
-        used = float(np.dot(self.step_s, self.step_running)) if self.step_s else 0.0
-        return 1.0 - used / offered if offered else 0.0
+        offered = sum(self.work.step_s) * self.slots
+        return 1.0 - self.work.slot_seconds() / offered if offered else 0.0
 
 
 OnProgress = Callable[[int, int, int], None]  # (groups admitted, samples running, groups open)
@@ -109,10 +105,7 @@ def collect(
         if engine.num_in_flight:
             result = engine.step()
             run.receive(result)
-            stats.step_s.append(engine.now() - iteration_started)
-            stats.own_s += max(0.0, stats.step_s[-1] - result.duration_s)
-            stats.step_running.append(result.num_running)
-            stats.step_prefill.append(result.num_prefill_tokens)
+            stats.work.add(engine.now() - iteration_started, result)
         elif scorer.num_pending:
             scorer.wait(SCORE_POLL_S)
         run.admit_ready()

@@ -8,7 +8,7 @@ their versions belong to the buffer. Tokens are handed over exactly once, in the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +53,26 @@ class EngineStep:
     duration_s: float
     num_running: int  # samples that held a slot during the step
     num_prefill_tokens: int  # prompt (and replayed) tokens computed, prefix-cache hits left out
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineWork:
+    """Iterations of a loop over ``Engine.step``, one entry each; what idle shares and fitted costs are made from."""
+
+    step_s: list[float] = field(default_factory=list)  # wall time of the whole iteration, the caller's code included
+    running: list[int] = field(default_factory=list)
+    prefill: list[int] = field(default_factory=list)
+    own_s: float = 0.0  # of the sum of step_s, outside the engine
+
+    def add(self, iteration_s: float, result: EngineStep) -> None:
+        self.step_s.append(iteration_s)
+        self.running.append(result.num_running)
+        self.prefill.append(result.num_prefill_tokens)
+        self.own_s += max(0.0, iteration_s - result.duration_s)
+
+    def slot_seconds(self) -> float:
+        """Sum of iteration time x samples running."""
+        return sum(s * r for s, r in zip(self.step_s, self.running, strict=True))
 
 
 WAKE_TAGS = ("weights", "kv_cache")

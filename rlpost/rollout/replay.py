@@ -16,6 +16,7 @@ import numpy as np
 
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
+from rlpost.rollout.engine import EngineWork
 from rlpost.rollout.scoring import InlineScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Group, Prompt
@@ -39,10 +40,15 @@ class RunRecord:
         self.dropped.update(stats.dropped_lengths)
         self.generate_s += stats.duration_s
         self.num_steps += 1
-        if stats.step_s:
-            features = np.stack([np.ones(len(stats.step_s)), stats.step_running, stats.step_prefill], axis=1)
+        self.observe(stats.work)
+
+    def observe(self, work: EngineWork) -> None:
+        """Iterations to fit costs to. APRIL keeps the slots full, so its own say nothing about how an iteration's
+        fixed cost and a sample's cost divide; evaluations, which run dry at their end, do."""
+        if work.step_s:
+            features = np.stack([np.ones(len(work.step_s)), work.running, work.prefill], axis=1)
             self.moments += features.T @ features
-            self.targets += features.T @ np.asarray(stats.step_s)
+            self.targets += features.T @ np.asarray(work.step_s)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -107,7 +107,7 @@ def test_staleness_and_conservation_hold_for_any_shape(n, g, staleness, share, s
     for step, (groups, stats) in enumerate(history):
         assert len(groups) == n
         assert all(step - s.oldest_version <= staleness for group in groups for s in group.samples)
-        assert stats.num_generated == 0 or max(stats.step_running) <= slots
+        assert stats.num_generated == 0 or max(stats.work.running) <= slots
     uids = [group.uid for groups, _ in history for group in groups]
     assert len(set(uids)) == len(uids), "a group was trained twice"
 
@@ -115,7 +115,7 @@ def test_staleness_and_conservation_hold_for_any_shape(n, g, staleness, share, s
 def test_slots_are_refilled_one_for_one():
     _, history = run(6, n=8, g=4, slots=16, oversample=3.0, staleness=2)
     for _, stats in history:
-        running = stats.step_running
+        running = stats.work.running
         assert all(r == 16 for r in running[:-1]), "a slot stood empty while samples were waiting"
 
 
@@ -131,7 +131,7 @@ def test_surplus_complete_groups_train_first_in_the_next_step():
     buffer, history = run(2, n=2, g=1, slots=4, oversample=2.0, staleness=1, length_of=lambda rid: 3)
     assert [g.uid for g in history[0][0]] == ["0:0", "0:1"]
     assert [g.uid for g in history[1][0]] == ["0:2", "0:3"]
-    assert history[1][1].num_generated == 0 and history[1][1].step_s == []
+    assert history[1][1].num_generated == 0 and history[1][1].work.step_s == []
 
 
 def test_rejected_groups_make_room_and_are_counted():
