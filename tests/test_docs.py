@@ -18,7 +18,7 @@ import pytest
 
 from rlpost.cli import build_parser
 from rlpost.compose import GROUPS, list_recipes, load_config
-from rlpost.config import Config, walk_fields
+from rlpost.config import ROW_TOKENS, Config, walk_fields
 from rlpost.metric_names import AREAS, find
 
 ROOT = Path(__file__).parent.parent
@@ -245,3 +245,8 @@ def test_a_recipe_may_build_on_another(example: Path) -> None:
     (example / "mine.yaml").write_text("defaults: [/recipe/math/arithmetic, _self_]\nsteps: 3\n")
     cfg = load_config(["recipe=mine.yaml"])
     assert (cfg.steps, cfg.rollout.groups_per_step, cfg.train.lr) == (3, 32, 1e-4)
+
+
+def test_numbers_copied_from_the_schema_are_still_its_own() -> None:
+    text = " ".join(read(ROOT / "docs" / "training.md").split())
+    assert f"({ROW_TOKENS['cpu']:,} on a CPU, {ROW_TOKENS['cuda']:,} on a GPU)" in text
