@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.errors import RunError, explain
 from rlpost.rollout.staleness import may_admit, may_draw
 from rlpost.types import Group, Prompt, Sample, Segment
 
 WAITING, RUNNING, PAUSED, FINISHED, JUDGED = "waiting", "running", "paused", "finished", "judged"
+REWARD_FAILED = "reward"
 
 
 @dataclass(slots=True)
@@ -120,10 +122,17 @@ class RolloutBuffer:
             self._offer(group)
 
     def settle(self, *, applied: bool, reason: str = "nan_update") -> list[Group]:
-        """The admitted groups leave: trained, or failed[reason] where the update applied nothing."""
+        """The admitted groups leave: trained, or failed[reason] where the update applied nothing.
+
+        The tokens of a sample without a reward are in no batch: they end as failed in a trained group, too.
+        """
         groups = [g.freeze() for g in self.admitted]
         for group in groups:
             self._end(group, "trained" if applied else f"failed[{reason}]")
+            untrained = sum(s.num_tokens for s in group.samples if s.reward is None)
+            if applied and untrained:
+                self.tokens_ended["trained"] -= untrained
+                self.tokens_ended[f"failed[{REWARD_FAILED}]"] += untrained
         self.admitted = []
         return groups
 
@@ -237,7 +246,8 @@ class RolloutBuffer:
         return Counter([g.state for g in self.groups.values()] + ["admitted"] * len(self.admitted))
 
     def check_conservation(self) -> None:
-        """Drawn groups and received tokens all stand in exactly one known place; else LedgerError with the numbers."""
+        """Drawn groups and received tokens all stand in exactly one known place, and no group that was due in this
+        step was left over; else LedgerError with the numbers. Holds after a step's last admission."""
         groups_known = len(self.groups) + len(self.admitted) + sum(self.groups_ended.values())
         held = sum(s.num_tokens for g in [*self.groups.values(), *self.admitted] for s in g.samples)
         tokens_known = held + sum(self.tokens_ended.values())
@@ -247,7 +257,7 @@ class RolloutBuffer:
                 f"({dict(self.states())}, {dict(self.groups_ended)}); {self.tokens_received} tokens received, "
                 f"{tokens_known} known ({held} held, {dict(self.tokens_ended)})"
             )
-        late = [g.prompt.uid for g in self.groups.values() if g.deadline(self.step, self.max_staleness) < self.step]
+        late = [g.prompt.uid for g in self.groups.values() if g.deadline(self.step, self.max_staleness) <= self.step]
         if late:
             raise LedgerError(f"groups past their staleness deadline at step {self.step}: {late[:8]}")
 
@@ -255,6 +265,8 @@ class RolloutBuffer:
         """Everything as JSON values. Nothing may be running or admitted: call it between steps."""
         assert not self.admitted and not any(s.state == RUNNING for g in self.groups.values() for s in g.samples)
         return {
+            "groups_per_step": self.groups_per_step,
+            "max_staleness": self.max_staleness,
             "step": self.step,
             "num_drawn": self.num_drawn,
             "tokens_received": self.tokens_received,
@@ -264,6 +276,12 @@ class RolloutBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken. Raises RunError where fewer groups a step, or a smaller staleness, would
+        leave waiting groups that can no longer be trained in time."""
+        for name in ("groups_per_step", "max_staleness"):
+            if getattr(self, name) < state[name]:
+                do = "set it as it was, or use another name"
+                raise RunError(explain(f"resuming: rollout.{name}", getattr(self, name), f">= {state[name]}", do))
         self.step = state["step"]
         self.num_drawn = state["num_drawn"]
         self.tokens_received = state["tokens_received"]

@@ -13,18 +13,17 @@ Calls the engine, the buffer, the prompt stream and the scorer; called by ``loop
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from rlpost.errors import RunError, explain
-from rlpost.rollout.buffer import OpenGroup, OpenSample, RolloutBuffer, reconcile
-from rlpost.rollout.engine import Engine, EngineStep, EngineWork, Request, SamplingSettings
+from rlpost.rollout.buffer import REWARD_FAILED, LedgerError, OpenGroup, OpenSample, RolloutBuffer, reconcile
+from rlpost.rollout.engine import Delta, Engine, EngineWork, Request, SamplingSettings
 from rlpost.rollout.scoring import Scorer
 from rlpost.types import Group, Prompt
 
-REWARD_FAILED = "reward"
 SCORE_POLL_S = 60.0  # how long one wait for verdicts lasts before the loop looks around again
 
 
@@ -104,16 +103,21 @@ def collect(
         run.fill_slots()
         if engine.num_in_flight:
             result = engine.step()
-            run.receive(result)
+            run.receive(result.deltas)
+            run.admit_ready()
+            stats.num_prefill += result.num_prefill_tokens
             stats.work.add(engine.now() - iteration_started, result)
         elif scorer.num_pending:
             scorer.wait(SCORE_POLL_S)
-        run.admit_ready()
+            run.admit_ready()
+        else:  # the proof in rollout.staleness says this cannot be; waiting would be for ever
+            raise LedgerError(f"step {step} cannot go on: {dict(buffer.states())}, none running, none to be drawn")
         if on_progress is not None:
             on_progress(len(buffer.admitted), engine.num_in_flight, len(buffer.groups))
     run.abort()
     stats.ended_s = engine.now()
     run.measure_lengths()
+    run.stop_where_rewards_fail()
     return stats
 
 
@@ -141,11 +145,12 @@ class _Collection:
         self.engine, self.buffer, self.prompts, self.scorer = engine, buffer, prompts, scorer
         self.settings, self.stats = settings, stats
         self.filtered_in_a_row = 0
+        self.last_failure: str | None = None
         self.running: dict[str, tuple[str, int]] = {}  # request id -> (uid, index)
 
     def resubmit_unjudged(self) -> None:
         """After a resume the scorer is new: samples whose verdict was pending are handed to it again."""
-        if not self.scorer.num_pending:
+        if not self.scorer.num_pending:  # else it is the one that holds those verdicts
             for group, sample in reconcile(self.buffer.groups.values()):
                 self.submit_for_judging(group, sample)
 
@@ -181,9 +186,8 @@ class _Collection:
             sampling=self.settings.sampling,
         )
 
-    def receive(self, result: EngineStep) -> None:
-        self.stats.num_prefill += result.num_prefill_tokens
-        for delta in result.deltas:
+    def receive(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
             uid, index = self.running[delta.request_id]
             sample = self.buffer.receive(uid, index, delta.token_ids, delta.logprobs, delta.finish_reason)
             self.stats.num_generated += len(delta.token_ids)
@@ -204,32 +208,33 @@ class _Collection:
                 kind = verdict.failure.split(":")[0]
                 self.stats.failures[kind] = self.stats.failures.get(kind, 0) + 1
                 self.stats.num_failed_rewards += 1
+                self.last_failure = verdict.failure
             complete = self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure)
             if complete:
-                self.filter(self.buffer.groups[verdict.uid], verdict.failure)
+                self.filter(self.buffer.groups[verdict.uid])
         for group in self.buffer.ready():
             if len(self.buffer.admitted) >= self.buffer.groups_per_step:
                 break
             if self.buffer.try_admit(group):
                 self.filtered_in_a_row = 0
 
-    def filter(self, group: OpenGroup, last_failure: str | None) -> None:
+    def filter(self, group: OpenGroup) -> None:
         """A complete group is dropped here, for a named reason, or stays ready."""
         frozen = group.freeze()
         if len(frozen.scored) < min(2, len(frozen.samples)):
-            self.drop(group, f"failed[{REWARD_FAILED}]", REWARD_FAILED, last_failure)
+            self.drop(group, f"failed[{REWARD_FAILED}]", REWARD_FAILED)
             return
         reason = self.settings.reject(frozen)
         if reason is not None:
-            self.drop(group, f"rejected[{reason}]", reason, None)
+            self.drop(group, f"rejected[{reason}]", reason)
 
-    def drop(self, group: OpenGroup, end: str, reason: str, last_failure: str | None) -> None:
+    def drop(self, group: OpenGroup, end: str, reason: str) -> None:
         self.buffer.drop(group, end)
         self.stats.dropped_lengths[group.order] = [s.num_tokens for s in group.samples]
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
         self.filtered_in_a_row += 1
         if self.filtered_in_a_row >= self.settings.max_filtered_groups:
-            detail = f" (last reward failure: {last_failure})" if last_failure else ""
+            detail = f" (last reward failure: {self.last_failure})" if self.last_failure else ""
             raise RunError(
                 explain(
                     f"step {self.buffer.step}: groups dropped in a row without one to train on",
@@ -240,10 +245,7 @@ class _Collection:
             )
 
     def abort(self) -> None:
-        for delta in self.engine.abort_all():
-            uid, index = self.running[delta.request_id]
-            self.buffer.receive(uid, index, delta.token_ids, delta.logprobs, "")
-            self.stats.num_generated += len(delta.token_ids)
+        self.receive(self.engine.abort_all())
         assert self.engine.num_in_flight == 0, "the engine kept requests after an abort"
         self.running.clear()
         self.buffer.pause_running()
@@ -256,6 +258,8 @@ class _Collection:
                     self.stats.launched_lengths.append(sample.num_tokens)
                 if open_group and not sample.finish_reason and sample.num_tokens:
                     self.stats.deferred_lengths.append(sample.num_tokens)
+
+    def stop_where_rewards_fail(self) -> None:
         failed, judged = self.stats.num_failed_rewards, self.stats.num_judged
         if judged and failed / judged > self.settings.max_failure_share:
             raise RunError(
@@ -263,6 +267,6 @@ class _Collection:
                     f"step {self.buffer.step}: share of rewards that failed",
                     f"{failed} of {judged} ({self.stats.failures})",
                     f"at most reward.max_failure_share={self.settings.max_failure_share}",
-                    "mend the reward function; the failures stand in the rollout files",
+                    f"mend the reward function (last failure: {self.last_failure})",
                 )
             )

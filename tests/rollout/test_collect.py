@@ -51,8 +51,15 @@ def run(steps, **kwargs):
     buffer, engine, scorer, settings_ = build(**kwargs)
     stream = prompts()
     history = []
+    most_open = 0
+
+    def count_open(admitted, running, open_groups):
+        nonlocal most_open
+        most_open = max(most_open, admitted + open_groups)
+
     for step in range(steps):
-        stats = collect(engine, buffer, stream, scorer, settings_, step=step)
+        stats = collect(engine, buffer, stream, scorer, settings_, step=step, on_progress=count_open)
+        assert most_open <= buffer.max_open, "more groups were open or admitted than oversample allows"
         buffer.check_conservation()
         history.append((buffer.settle(applied=True), stats))
         buffer.check_conservation()
@@ -161,6 +168,8 @@ def test_a_raising_reward_is_a_counted_failure_and_the_sample_leaves_its_group()
         return 1.0
 
     buffer, history = run(8, reward=reward)
+    assert buffer.tokens_ended["trained"] == sum(s.num_tokens for gs, _ in history for g in gs for s in g.scored)
+    assert buffer.tokens_ended["failed[reward]"] > 0
     failed = [s for groups, _ in history for g in groups for s in g.samples if s.failure]
     assert failed and all(s.reward is None and s.failure.startswith("reward_error: ZeroDivisionError") for s in failed)
     assert sum(stats.failures.get("reward_error", 0) for _, stats in history) >= len(failed)
@@ -218,6 +227,16 @@ def test_state_survives_json_and_the_next_steps_are_the_same():
     assert finish(other, engine2, scorer2, settings_, prompts(drawn)) == finish(
         buffer, engine, scorer, settings_, stream
     )
+
+
+@pytest.mark.parametrize("change", [{"n": 3}, {"staleness": 2}])
+def test_a_resume_that_could_miss_deadlines_is_refused(change):
+    buffer, engine, scorer, settings_ = build()
+    collect(engine, buffer, prompts(), scorer, settings_, step=0)
+    buffer.settle(applied=True)
+    with pytest.raises(RunError, match="resuming: rollout.*as it was"):
+        build(**change)[0].load_state_dict(buffer.state_dict())
+    build(n=5, staleness=4)[0].load_state_dict(buffer.state_dict())
 
 
 def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume():
