@@ -38,7 +38,8 @@ class Scorer(Protocol):
         """Verdicts that arrived since the last call; never blocks."""
 
     @property
-    def num_pending(self) -> int: ...
+    def num_pending(self) -> int:
+        """Samples submitted whose verdict was not polled yet."""
 
     def wait(self, timeout_s: float) -> None:
         """Block until a verdict can be polled, at most ``timeout_s``."""
@@ -63,7 +64,7 @@ class InlineScorer:
 
     @property
     def num_pending(self) -> int:
-        return 0
+        return len(self._verdicts)
 
     def wait(self, timeout_s: float) -> None:
         return None
