@@ -43,6 +43,31 @@ def test_a_full_disk_leaves_the_one_before(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
 
 
+def test_a_kill_before_everything_is_on_disk_leaves_no_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_sync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 4)
+    assert [p.name for p in checkpoint.whole(tmp_path)] == ["step-000002"]
+
+
+def test_every_file_is_on_disk_before_the_name_appears(tmp_path, monkeypatch):
+    synced = []
+
+    def record(path):
+        synced.append(path.relative_to(tmp_path).as_posix())
+        assert path == tmp_path or not (tmp_path / "step-000002").exists(), "named before it was durable"
+
+    monkeypatch.setattr(checkpoint, "_sync", record)
+    save(tmp_path, 2)
+    parts = {"", "/trainer", "/trainer/weights", "/state.json"}
+    assert set(synced) == {".partial-000002" + part for part in parts} | {"."}
+
+
 def test_what_a_killed_process_left_is_not_a_checkpoint(tmp_path):
     (tmp_path / ".partial-000004/trainer").mkdir(parents=True)
     assert checkpoint.whole(tmp_path) == []

@@ -14,15 +14,20 @@ from rlpost.types import Prompt
 PROMPTS = [Prompt(uid=f"eval:{i}", token_ids=np.arange(4, dtype=np.int32), text=str(i), reference=i) for i in range(6)]
 
 
-def run(reward, *, k=4, length_of=lambda request_id: 3):
-    engine = SimulatedEngine(
-        max_slots=5,
-        length_of=length_of,
-        max_response_tokens=8,
-        cost=StepCost(base_s=1, sample_s=0, prefill_s=0),
-    )
+class RecordingEngine(SimulatedEngine):
+    def __init__(self, length_of=lambda request_id: 3):
+        cost = StepCost(base_s=1, sample_s=0, prefill_s=0)
+        super().__init__(max_slots=5, length_of=length_of, max_response_tokens=8, cost=cost)
+        self.requests = []
+
+    def submit(self, requests):
+        self.requests += requests
+        super().submit(requests)
+
+
+def run(reward, *, k=4, length_of=lambda request_id: 3, engine=None):
     return evaluate(
-        engine,
+        engine or RecordingEngine(length_of),
         PROMPTS,
         InlineScorer(reward, decode=lambda ids: str(len(ids))),
         EvalConfig(samples_per_prompt=k),
@@ -40,6 +45,32 @@ def test_accuracy_is_the_mean_over_problems():
     assert {k: v.mean for k, v in result.pass_at.items()} == {1: 0.5, 2: 0.5, 4: 0.5}
     assert result.num_samples == 24 and result.mean_response_tokens == 3 and result.truncated_share == 0
     assert all(s.policy_versions.tolist() == [7, 7, 7] for _, s in result.samples)
+
+
+def test_each_response_has_a_seed_of_its_own_and_the_same_at_every_evaluation():
+    first, second = RecordingEngine(), RecordingEngine()
+    result = run(lambda response, **_: 1.0, engine=first)
+    run(lambda response, **_: 1.0, engine=second)
+    assert len({r.seed for r in first.requests}) == 24
+    assert {r.request_id: r.seed for r in first.requests} == {r.request_id: r.seed for r in second.requests}
+    assert max(result.work.running) == 5, "the engine's slots stood empty"
+
+
+def test_responses_are_reported_in_the_order_of_prompts_and_draws():
+    result = run(lambda response, **_: 1.0, length_of=lambda request_id: 8 - int(request_id[5]))
+    assert [(s.uid, s.index) for _, s in result.samples] == [(p.uid, i) for p in PROMPTS for i in range(4)]
+
+
+def test_pass_at_k_counts_whole_problems_only():
+    def reward(response, *, reference, **_):
+        failing.append(reference)
+        if reference == 0 and failing.count(0) > 1:
+            raise ValueError("unreadable")
+        return float(reference == 0)
+
+    failing = []
+    result = run(reward)
+    assert result.num_failed == 3 and result.pass_at[4].mean == 0.0, "a problem with one judged response has no pass@4"
 
 
 def test_cut_responses_and_rewards_without_an_accuracy_part():

@@ -241,29 +241,23 @@ def test_a_resume_that_could_miss_deadlines_is_refused(change):
 
 def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume():
     class Slow(InlineScorer):
-        """Holds all verdicts back until told otherwise."""
-
-        release = False
+        """Never gives the verdicts of the second group."""
 
         def poll(self):
-            return super().poll() if self.release else ()
+            given = [v for v in self._verdicts if v.uid == "0:0"]
+            self._verdicts = [v for v in self._verdicts if v.uid != "0:0"]
+            return given
 
-        @property
-        def num_pending(self):
-            return len(self._verdicts)
-
-        def wait(self, timeout_s):
-            self.release = True
-
-    buffer, engine, _, settings_ = build(n=1, g=2, oversample=2.0, staleness=1, slots=4)
+    shape = {"n": 1, "g": 2, "oversample": 2.0, "staleness": 1, "slots": 4, "length_of": lambda request_id: 3}
+    buffer, engine, _, settings_ = build(**shape)
     slow = Slow(lambda response, **_: 1.0, decode=lambda ids: "")
     collect(engine, buffer, prompts(), slow, settings_, step=0)
     buffer.settle(applied=True)
-    state = buffer.state_dict()
-    other, engine2, scorer2, _ = build(n=1, g=2, oversample=2.0, staleness=1, slots=4)
-    other.load_state_dict(state)
-    collect(engine2, other, prompts(10), scorer2, settings_, step=1)
-    assert len(other.settle(applied=True)) == 1
+    assert buffer.states() == {"scoring": 1} and slow.num_pending == 2
+    other, engine2, scorer2, _ = build(**shape)
+    other.load_state_dict(buffer.state_dict())
+    stats = collect(engine2, other, prompts(10), scorer2, settings_, step=1)
+    assert [g.uid for g in other.settle(applied=True)] == ["0:1"] and stats.num_generated == 0
 
 
 def test_seeds_differ_by_everything_that_matters_and_repeat():
