@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from rlpost import __version__
-from rlpost.errors import ConfigError, UserError
+from rlpost.errors import ConfigError, RunError, UserError
 
 if TYPE_CHECKING:
     from rlpost.config import Config
@@ -43,7 +43,10 @@ overrides are Hydra's key=value:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 or 3 for a UserError, 130 when interrupted."""
     try:
-        arguments = build_parser().parse_args(argv)
+        try:
+            arguments = build_parser().parse_args(argv)
+        except SystemExit as end:  # argparse, after --help or --version
+            return int(end.code or 0)
         # A user's own functions lie where they call us from; the installed script would not look there.
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
@@ -60,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except SystemExit as end:  # argparse, after --help or --version
-        return int(end.code or 0)
+    except SystemExit as end:  # somebody's part called exit(): whatever the code, the command did not finish
+        print(f"rlpost: something in the run called exit({end.code!r}); it ended before it was done", file=sys.stderr)
+        return RunError.exit_code
 
 
 # -- commands ------------------------------------------------------------------------------------------------------

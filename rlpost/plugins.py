@@ -101,7 +101,7 @@ def _import(path: str, what: str) -> Any:
     module, name = path.rsplit(".", 1)
     try:
         loaded = importlib.import_module(module)
-    except Exception as error:  # a user's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
         message = explain(what, path, "an importable module", f"importing {module} failed: {_one_line(error)}")
         raise ConfigError(message) from error
     try:

@@ -144,6 +144,8 @@ def test_interrupts_and_run_errors_from_the_run_itself(capsys, monkeypatch):
     assert stop(KeyboardInterrupt())[0] == 130
     code, _, err = stop(RunError("stopped"))
     assert (code, err) == (3, "rlpost: stopped\n")
+    code, _, err = stop(SystemExit(0))  # a user's part that calls exit() must not look like success
+    assert code == 3 and "called exit(0)" in err
     with pytest.raises(ZeroDivisionError):  # our own bugs keep their traceback
         stop(ZeroDivisionError())
 

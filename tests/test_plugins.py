@@ -40,11 +40,12 @@ class Silent:
 def their_package(tmp_path, monkeypatch):
     (tmp_path / "their_parts.py").write_text(SOURCE)
     (tmp_path / "broken_parts.py").write_text("raise RuntimeError('no\\nluck')\ndef f(): pass\n")
+    (tmp_path / "leaving_parts.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "unparsable_parts.py").write_text("def f(:\n")
     (tmp_path / "costly_parts.py").write_text("import torch\ndef f(): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    for name in ("their_parts", "broken_parts", "unparsable_parts", "costly_parts"):
+    for name in ("their_parts", "broken_parts", "leaving_parts", "unparsable_parts", "costly_parts"):
         sys.modules.pop(name, None)
 
 
@@ -108,6 +109,7 @@ def test_what_both_refuse(value, part) -> None:
     ("value", "part"),
     [
         ("broken_parts.f", "RuntimeError: no luck"),
+        ("leaving_parts.f", "SystemExit: 0"),
         ({"_target_": "their_parts.square", "scael": 2}, "scael"),
         ({"_target_": "their_parts.Adder", "much": 2}, "much"),
         ("their_parts.LIMIT", "callable class"),

@@ -82,7 +82,8 @@ class InlineScorer:
                 columns=prompt.columns,
             )
             reward, parts = read_outcome(outcome)
-        except Exception as error:  # a user's function may raise anything; it becomes data that metrics count
+        # A user's function may raise anything, and code it runs may call exit(): data that metrics count.
+        except (Exception, SystemExit) as error:
             failure = f"reward_error: {type(error).__name__}: {error}"
             return Verdict(uid=prompt.uid, index=index, reward=None, failure=failure)
         return Verdict(uid=prompt.uid, index=index, reward=reward, parts=parts)
