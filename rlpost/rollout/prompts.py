@@ -86,9 +86,16 @@ def read_jsonl(path: Path, key: str = "data") -> list[Row]:
 
 def _parse_line(line: bytes, origin: str) -> Row:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8-sig"))  # Windows editors put a mark before the first line
+        if b"\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{origin}: not UTF-8 (byte {error.start}); expected JSONL in UTF-8; convert it") from None
+    except UnicodeEncodeError:
+        got = "half a surrogate pair (\\ud800 to \\udfff)"
+        raise DataError(f"{origin}: {got}; expected Unicode text; mend the line") from None
+    except RecursionError:
+        raise DataError(f"{origin}: nested too deeply; expected a JSON object with named columns; mend it") from None
     except json.JSONDecodeError as error:
         got = f"not JSON ({error.msg} at column {error.colno})"
         raise DataError(f"{origin}: {got}; expected one JSON object a line; mend the line") from None

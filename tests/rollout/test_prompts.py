@@ -42,7 +42,13 @@ def test_jsonl_rows_keep_their_columns_and_line_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [('{"prompt": ', "not JSON"), ("[1, 2]", "got list"), ("prompt,answer", "not JSON")],
+    [
+        ('{"prompt": ', "not JSON"),
+        ("[1, 2]", "got list"),
+        ("prompt,answer", "not JSON"),
+        ('{"prompt": "\\ud83d"}', "half a surrogate pair"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, reason):
     source = write(tmp_path / "d.jsonl", '{"prompt": "a"}', line)
@@ -55,6 +61,12 @@ def test_a_line_in_another_encoding_is_named(tmp_path):
     path.write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
     with pytest.raises(DataError, match="line 2: not UTF-8"):
         load_rows(SourceConfig(path=str(path)))
+
+
+def test_the_mark_that_windows_editors_write_and_whole_surrogate_pairs_are_fine(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "\\ud83d\\ude00"}\n')
+    assert load_rows(SourceConfig(path=str(path))) == [{"prompt": "\U0001f600"}]
 
 
 def test_missing_empty_and_no_source(tmp_path):
