@@ -1,17 +1,19 @@
 """Which values a key may have, and which combinations of keys cannot work. Pure functions of the configuration.
 
-Looks at no file and no device; ``rlpost.checks`` calls it before it does. Every message is one line in the house form.
+Looks at no file and no device; ``rlpost.checks`` calls it before it does, ``rlpost.session`` again with the shape of a
+model that had to be fetched. Every message is one line in the house form.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlpost.algos.table import check_algo
 from rlpost.config import Config, RolloutConfig, TrainConfig
-from rlpost.errors import ConfigError, explain
+from rlpost.errors import ConfigError, ModelError, explain
+from rlpost.memory_plan import head_size, kv_bytes
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "resume": ("auto", "never"),
@@ -29,7 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # key -> (lowest, whether it is allowed itself, highest or None); None values pass where the schema allows them.
 RANGES: dict[str, tuple[float, bool, float | None]] = {
     "steps": (1, True, None),
-    "seed": (0, True, None),
+    "seed": (0, True, 2**32 - 1),  # NumPy's legacy generator, which vLLM seeds, takes no more
     "threads": (1, True, None),
     "watchdog_s": (0, True, None),
     "canary_threshold": (0, False, None),
@@ -81,6 +83,8 @@ SFT_RANGES: dict[str, tuple[float, bool, float | None]] = {
     "sft.grad_clip": (0, True, None),
 }
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on a CPU has no others
+
 GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")  # zero for a group of one
 
 
@@ -106,7 +110,7 @@ def check_values(cfg: Config, command: str) -> None:
 def check_oversample(rollout: RolloutConfig) -> None:
     """Each untrained group must be trained within max_staleness + 1 steps of N groups, so no more may be open."""
     got, most = rollout.oversample, rollout.max_staleness + 1
-    if got < 1.0:
+    if not got >= 1.0:  # NaN included
         raise ConfigError(explain("rollout.oversample", got, ">= 1.0", "use 1.0 for synchronous rollouts"))
     if got > most:
         do = f"lower it, or raise rollout.max_staleness (now {rollout.max_staleness})"
@@ -166,6 +170,24 @@ def check_update(train: TrainConfig, rollout: RolloutConfig) -> None:
     if train.offload_params and train.sleep_offload:
         do = "set train.sleep_offload=false: DeepSpeed cannot move the states of a model whose parameters it offloads"
         raise ConfigError(explain("train.offload_params", True, "false with sleep_offload", do))
+
+
+def check_shape_fits(cfg: Config, shape: Mapping[str, Any], *, origin: str, device: str, dtype: str) -> None:
+    """What the engine would refuse after its start-up: head size, stop tokens, too small a KV cache."""
+    if device == "cpu" and head_size(shape) not in CPU_HEAD_SIZES:
+        do = "use another model, or a GPU"
+        expected = f"one that vLLM's CPU attention has: {', '.join(map(str, CPU_HEAD_SIZES))}"
+        raise ModelError(explain(f"{origin}: attention head size", head_size(shape), expected, do))
+    vocabulary = int(shape["vocab_size"])
+    foreign = [token for token in cfg.rollout.stop_token_ids if not 0 <= token < vocabulary]
+    if foreign:
+        expected = f"token ids from 0 to {vocabulary - 1}, the model's vocabulary"
+        raise ConfigError(explain("rollout.stop_token_ids", foreign, expected, "leave them out"))
+    given = cfg.engine.kv_cache_bytes
+    needed = kv_bytes(shape, num_tokens=cfg.rollout.max_response_tokens + 1, dtype=dtype)
+    if given is not None and given < needed:
+        do = "raise it, or leave it unset"
+        raise ConfigError(explain("engine.kv_cache_bytes", given, f">= {needed}, one prompt and response", do))
 
 
 def _check_choices(cfg: Config) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost import plugins
-from rlpost.check_values import check_values
+from rlpost.check_values import check_shape_fits, check_values
 from rlpost.config import Config, SourceConfig
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
 from rlpost.locations import resolve_path
@@ -58,7 +58,7 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
         return report
     device, dtype = check_device(cfg, report)
     check_reward(cfg)
-    files = _check_model(cfg, report, dtype)
+    files = _check_model(cfg, report, device, dtype)
     context = _check_context(cfg, files)
     for split in ("train", "eval") if command == "train" else ("eval",):
         if split == "train" or command == "eval" or cfg.eval.every >= 0:
@@ -104,7 +104,7 @@ def check_run_directory(cfg: Config) -> None:
 # -- model ---------------------------------------------------------------------------------------------------------
 
 
-def _check_model(cfg: Config, report: CheckReport, dtype: str) -> ModelFiles:
+def _check_model(cfg: Config, report: CheckReport, device: str, dtype: str) -> ModelFiles:
     files = find_model(cfg.model)
     lines = [f"{cfg.model.path}, {dtype}"]
     if files.folder is None:
@@ -114,6 +114,7 @@ def _check_model(cfg: Config, report: CheckReport, dtype: str) -> ModelFiles:
     else:
         origin = "model.shape" if files.folder is None else str(files.folder / "config.json")
         check_shape(files.shape, origin)
+        check_shape_fits(cfg, files.shape, origin=origin, device=device, dtype=dtype)
         shape = files.shape
         lines.append(
             f"{count_params(shape):,} parameters: {shape['num_hidden_layers']} layers, hidden {shape['hidden_size']}, "
@@ -213,6 +214,9 @@ def _measure(
     if chat and cfg.data.chat != "never":
         report.not_checked.append(f"{what} with the chat template: measured here without it")
     lengths = _count_tokens(tokenizer_json, texts, limit)
+    empty = [index for index, length in lengths.items() if not length]
+    if empty and (not chat or cfg.data.chat == "never"):
+        raise DataError(f"{rows[empty[0]].origin}: the prompt has no tokens; expected at least one; mend the row")
     too_long = [index for index, length in lengths.items() if limit is not None and length > limit]
     if too_long and cfg.data.long_prompts == "error":
         first = min(too_long)
@@ -234,8 +238,9 @@ def _count_tokens(tokenizer_json: Path, texts: Sequence[str], limit: int | None)
     num_bytes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
     by_size = sorted(range(len(texts)), key=num_bytes.__getitem__, reverse=True)
     chosen = by_size[:NUM_MEASURED]
+    chosen += by_size[NUM_MEASURED:][-1:]  # the shortest, in case it is empty
     if limit is not None:
-        chosen += [index for index in by_size[NUM_MEASURED:] if num_bytes[index] > limit]
+        chosen += [index for index in by_size[NUM_MEASURED:-1] if num_bytes[index] > limit]
     encoded = tokenizer.encode_batch([texts[index] for index in chosen])
     return {index: len(one.ids) for index, one in zip(chosen, encoded, strict=True)}
 
@@ -290,9 +295,7 @@ def _describe_batch(cfg: Config) -> list[str]:
     ]
 
 
-def _plan(
-    cfg: Config, files: ModelFiles, context: int | None, device: str, dtype: str, report: CheckReport
-) -> None:
+def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtype: str, report: CheckReport) -> None:
     """The plan for this machine and, where it is too small a CPU, for the GPU that the recipe was written for."""
     if files.shape is None:
         return

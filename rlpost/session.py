@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rlpost import plugins
+from rlpost.check_values import check_shape_fits
 from rlpost.config import Config
 from rlpost.errors import ConfigError, DataError, explain
 from rlpost.locations import resolve_path
 from rlpost.memory_plan import count_params
+from rlpost.model_files import check_shape, find_model
 from rlpost.rewards import REWARDS
 from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
@@ -62,8 +64,11 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
         ConfigError, DataError, ModelError: whatever the user can mend, before a device is touched.
     """
     model_folder = find_model_folder(cfg)
-    shape = json.loads((Path(model_folder) / "config.json").read_text())
+    shape = find_model(replace(cfg.model, path=model_folder)).shape  # what was just fetched, no check saw
+    assert shape is not None
+    check_shape(shape, f"{cfg.model.path}: config.json")
     runtime = choose_runtime(cfg, num_params=count_params(shape))
+    check_shape_fits(cfg, shape, origin=cfg.model.path, device=runtime.device, dtype=runtime.dtype)
     write_environment(runtime, vocab_size=int(shape["vocab_size"]))
     tokenizer = load_tokenizer(model_folder)
     context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)

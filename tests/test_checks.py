@@ -23,6 +23,7 @@ SHAPE = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
+    "head_dim": 32,
     "intermediate_size": 16,
     "vocab_size": 10,
     "max_position_embeddings": 64,
@@ -118,6 +119,8 @@ def test_the_4b_recipe_says_what_it_could_not_check(tmp_path, monkeypatch):
 def test_oversample_messages_in_the_house_form(cfg):
     message = fails(cfg, ConfigError, rollout__oversample=0.5)
     assert message == "rollout.oversample: got 0.5; expected >= 1.0; use 1.0 for synchronous rollouts"
+    fails(cfg, ConfigError, ">= 1.0", rollout__oversample=math.nan)
+    fails(cfg, ConfigError, "max_staleness + 1 = 5", rollout__oversample=math.inf)
     fails(cfg, ConfigError, "max_staleness + 1 = 5", rollout__oversample=5.5)
     cfg.rollout.oversample = 5.0
     check(cfg)
@@ -159,6 +162,19 @@ def test_impossible_batches(cfg):
     cfg.train.optimizer_steps_per_rollout = 32
     check(cfg)
     fails(cfg, ConfigError, "engine.max_slots = 64", rollout__max_in_flight=65)
+
+
+def test_what_the_engine_would_refuse_after_a_minute(cfg):
+    fails(cfg, ConfigError, "token ids from 0 to 9", "-5, 10", rollout__stop_token_ids=[-5, 9, 10])
+    cfg.rollout.stop_token_ids = [9]
+    token_bytes = 2 * 1 * 1 * 32 * 4  # key and value, layers, heads, head size, bytes of a float32
+    fails(cfg, ConfigError, f">= {33 * token_bytes}", engine__kv_cache_bytes=33 * token_bytes - 1)
+    cfg.engine.kv_cache_bytes = 33 * token_bytes
+    check(cfg)
+    config = f"{cfg.model.path}/config.json"
+    with open(config, "w") as file:
+        json.dump(SHAPE | {"head_dim": 16}, file)
+    fails(cfg, ModelError, config, "head size: got 16", "32, 64, 80")
 
 
 def test_a_group_of_one(cfg):
@@ -299,6 +315,12 @@ def test_prompts_longer_than_the_context(cfg, tmp_path):
     fails(cfg, DataError, "line 1: the prompt has 33 tokens", data__template="a a {prompt}")  # the template counts
 
 
+def test_an_empty_prompt_among_many_is_found(cfg, tmp_path):
+    rows = "".join(json.dumps({"prompt": "a " * n, "answer": "1"}) + "\n" for n in [1] * 300 + [0])
+    (tmp_path / "data.jsonl").write_text(rows)
+    fails(cfg, DataError, "data.jsonl line 301: the prompt has no tokens")
+
+
 def test_a_long_prompt_among_many_is_found(cfg, tmp_path, monkeypatch):
     """Only the longest texts are tokenised, and those that have more bytes than the limit has tokens."""
     monkeypatch.setattr(checks, "NUM_MEASURED", 2)
@@ -339,8 +361,8 @@ def test_too_large_for_this_machine_is_a_warning_and_a_plan_for_a_gpu(cfg, monke
 
 
 def test_the_kv_cache_is_planned_as_the_engine_sizes_it(cfg):
-    """64 slots x 64 tokens x (key and value x 1 layer x 1 head x 4 numbers x 4 bytes), at most half of the memory."""
-    wanted = 64 * 64 * 2 * 4 * 4
+    """64 slots x 64 tokens x (key and value x 1 layer x 1 head x 32 numbers x 4 bytes), at most half of the memory."""
+    wanted = 64 * 64 * 2 * 32 * 4
     for total, expected in ((None, wanted), (10 * wanted, wanted), (wanted, wanted // 2)):
         plan = checks._plan_device(cfg, SHAPE, 64, "cpu", "float32", total)
         assert {item.name: item.num_bytes for item in plan.items}["KV cache"] == expected

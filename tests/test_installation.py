@@ -13,7 +13,12 @@ shape = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers
 Qwen3ForCausalLM(Qwen3Config(**shape, num_attention_heads=1, num_key_value_heads=1, head_dim=8))
 from vllm import LLM, SamplingParams
 import deepspeed
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
+from rlpost.check_values import CPU_HEAD_SIZES
+
+sizes = CPUAttentionBackend.get_supported_head_sizes()
+assert sorted(sizes) == sorted(CPU_HEAD_SIZES), sizes
 print("imported")
 """
 

@@ -85,6 +85,8 @@ class VLLMEngine:
         if kv_cache_bytes is None:
             needed = kv_bytes_needed(shape, max_slots=max_slots, max_model_len=max_model_len, dtype=dtype)
             kv_cache_bytes = bounded_kv_bytes(needed, needed // max_slots, _free_bytes(device))
+        else:
+            require_one_sequence(kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype)
         on_cpu = device == "cpu"
         self.max_slots = max_slots
         self.max_model_len = max_model_len
@@ -484,6 +486,14 @@ def bounded_kv_bytes(needed: int, one_sequence: int, free: int) -> int:
             )
         )
     return min(needed, limit)
+
+
+def require_one_sequence(given: int, shape: dict[str, Any], *, max_model_len: int, dtype: str) -> None:
+    """Raises RunError for a KV cache that does not hold one sequence of ``max_model_len`` tokens; vLLM needs one."""
+    needed = kv_bytes_needed(shape, max_slots=1, max_model_len=max_model_len, dtype=dtype)
+    if given < needed:
+        do = "raise it, leave it unset, or lower rollout.max_response_tokens"
+        raise RunError(explain("engine.kv_cache_bytes", given, f">= {needed}, one sequence of {max_model_len}", do))
 
 
 def _free_bytes(device: str) -> int:

@@ -531,6 +531,10 @@ def test_kv_memory_by_hand(tmp_path: Path) -> None:
     assert vllm_engine.bounded_kv_bytes(needed, needed // 5, free=needed) == needed // 2
     with pytest.raises(RunError, match="memory for the KV cache"):
         vllm_engine.bounded_kv_bytes(needed, needed // 5, free=needed // 5)
+    one = 4 * 128 * 2048  # 3 blocks and vLLM's own
+    vllm_engine.require_one_sequence(one, shape, max_model_len=300, dtype="float32")
+    with pytest.raises(RunError, match=f"engine.kv_cache_bytes: got {one - 1}; expected >= {one}"):
+        vllm_engine.require_one_sequence(one - 1, shape, max_model_len=300, dtype="float32")
     with pytest.raises(ModelError, match="config.json"):
         vllm_engine.read_shape(str(tmp_path))
     (tmp_path / "config.json").write_text('{"vocab_size": 5}')
