@@ -1,0 +1,89 @@
+"""What exists before any engine does: stop tokens, contexts, prompts and the reward, from a configuration."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rlpost import session
+from rlpost.compose import load_config
+from rlpost.errors import ConfigError
+from rlpost.session import find_stop_tokens, open_session
+
+RECIPE = ["recipe=math/arithmetic", "data.train.generator.count=20", "eval.max_prompts=5", "device=cpu"]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Opens a session without touching this process's environment."""
+    monkeypatch.setattr(session, "write_environment", lambda runtime, **_: None)
+    return lambda *overrides, **options: open_session(load_config([*RECIPE, *overrides]), **options)
+
+
+def test_the_parts_of_the_demo(opened):
+    made = opened("rollout.temperature=0.7", "rollout.max_response_tokens=100", "eval.max_response_tokens=120")
+    assert len(made.train_prompts.prompts) == 20 and made.vocab_size == 18
+    assert [p.uid for p in made.eval_prompts] == [f"eval:{n}" for n in range(5)]
+    assert (made.sampling.temperature, made.sampling.stop_token_ids) == (0.7, (16,))
+    assert made.eval_response_tokens == 120
+    longest = max(len(p.token_ids) for p in (*made.train_prompts.prompts, *made.eval_prompts))
+    assert made.max_model_len == longest + 120, "room for the longest prompt and the longest response of either kind"
+
+
+def test_only_what_the_command_needs_is_loaded(opened):
+    assert opened("eval.every=-1").eval_prompts == ()
+    evaluated = opened("eval.every=-1", train=False)
+    assert len(evaluated.eval_prompts) == 5 and evaluated.train_prompts.prompts == ()
+
+
+def test_a_context_without_room_for_a_prompt(opened):
+    with pytest.raises(ConfigError, match="context: got '100 tokens for 100 of response'"):
+        opened("model.max_context_tokens=100", "rollout.max_response_tokens=100")
+
+
+def judge(made, text):
+    ids = made.tokenizer.encode(text)
+    made.scorer.submit(made.eval_prompts[0], 0, np.array([*ids, 16], np.int32), "stop")
+    (verdict,) = made.scorer.poll()
+    return verdict
+
+
+def test_the_reward_gets_its_arguments_and_text_without_the_end_token(opened):
+    answer = opened().eval_prompts[0].reference
+    assert judge(opened(), f"1+1=2#{answer}").reward == 1.0
+    assert judge(opened("reward.args={marker: '='}"), f"#{answer}").reward == 0.0
+    assert judge(opened("reward.args={marker: '='}"), f"={answer}").reward == 1.0
+    spec = "reward.function={_target_: rlpost.rewards.answers.exact_answer, marker: '+'}"
+    assert judge(opened(spec, "reward.args={marker: '='}"), f"={answer}").reward == 1.0, "args win over the target's"
+
+
+def test_a_reward_that_is_not_there(opened):
+    with pytest.raises(ConfigError, match="reward.function"):
+        opened("reward.function=rlpost.rewards.answers.read_nothing")
+
+
+def stop_tokens(tmp_path, eos, generation, extra=()):
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    cfg = load_config([*RECIPE, f"rollout.stop_token_ids={list(extra)}"])
+    return find_stop_tokens(cfg, SimpleNamespace(eos_token_id=eos), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("eos", "generation", "extra", "expected"),
+    [
+        (5, None, (), (5,)),
+        (5, 3, (), (3, 5)),
+        (5, [5, 9], (2,), (2, 5, 9)),
+        (None, None, (7,), (7,)),
+        (0, None, (), (0,)),
+    ],
+)
+def test_stop_tokens_come_from_three_places(tmp_path, eos, generation, extra, expected):
+    assert stop_tokens(tmp_path, eos, generation, extra) == expected
+
+
+def test_a_model_without_an_end_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="stop tokens.*rollout.stop_token_ids"):
+        stop_tokens(tmp_path, None, None)
