@@ -133,6 +133,6 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 
 def make_canary(prompts: Sequence[np.ndarray], vocab_size: int, *, max_tokens: int) -> list[np.ndarray]:
-    """Fixed sequences: the first prompts, each followed by random tokens of the vocabulary; i32[at most max_tokens]."""
+    """Fixed sequences: each prompt followed by random tokens of the vocabulary; i32[at most max_tokens]."""
     rng = np.random.default_rng(0)
-    return [np.concatenate([p, rng.integers(0, vocab_size, 24)]).astype(np.int32)[:max_tokens] for p in prompts[:4]]
+    return [np.concatenate([p, rng.integers(0, vocab_size, 24)]).astype(np.int32)[:max_tokens] for p in prompts]

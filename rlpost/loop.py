@@ -7,8 +7,8 @@ of things and the run's counters, and leaves every decision to the parts.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, draw_prompts
 from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronous
 from rlpost.session import Session, open_session
-from rlpost.startup import start_worker
+from rlpost.startup import Worker, start_worker
 from rlpost.step_metrics import reward_metrics, rollout_metrics, update_metrics
+from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, TrainBatch
 from rlpost.watchdog import Watchdog
 
@@ -38,36 +39,107 @@ def train(cfg: Config) -> dict[str, Any]:
     """Run ``cfg.steps`` steps, or those left of an unfinished run of this name; returns the run's summary."""
     session = open_session(cfg)
     run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
-    return Trainer(session, run).run()
+    with Progress(cfg.logging.progress) as progress:
+        return Trainer(session, run, progress).run()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What a rollout was trained on, and what each optimizer step said."""
+
+    advantages: list[np.ndarray]  # f64[scored samples] per group
+    batches: list[TrainBatch]
+    results: list[UpdateResult]  # none where there was no token to train on
+
+    @property
+    def applied(self) -> bool:
+        return any(r.applied for r in self.results)
 
 
 class Trainer:
     """One run's parts and counters. ``run()`` is the program."""
 
-    def __init__(self, session: Session, run: run_dir.RunDir) -> None:
+    def __init__(self, session: Session, run: run_dir.RunDir, progress: Progress) -> None:
+        """Everything that needs no device; :meth:`run` starts the rest."""
         cfg = session.cfg
-        self.cfg, self.session, self.path = cfg, session, run.path
+        self.cfg, self.session, self.path, self.progress = cfg, session, run.path, progress
+        self._introduce(run)
+        (run.path / "config.yaml").write_text(to_yaml(cfg))
         self.watchdog = Watchdog(cfg.watchdog_s)
-        self.progress = Progress(cfg.logging.progress)
+        self.buffer = RolloutBuffer(
+            groups_per_step=cfg.rollout.groups_per_step,
+            samples_per_group=cfg.rollout.samples_per_group,
+            oversample=cfg.rollout.oversample,
+            max_staleness=cfg.rollout.max_staleness,
+        )
+        self.cursor = PromptCursor(len(session.train_prompts.prompts), cfg.seed, cfg.data.shuffle)
+        self.prompts = draw_prompts(self.cursor, session.train_prompts.prompts)
+        self.metrics = MetricsWriter(
+            run.path,
+            cfg.logging,
+            asdict(cfg),
+            run.path.name,
+            decode=session.tokenizer.decode,
+            say=progress.message,
+        )
+        self.record = RunRecord()
+        self.step = 0
+        self.totals = {"samples": 0, "tokens": 0, "carried_tokens": 0, "idle_s": 0.0, "slot_s": 0.0, "elapsed_s": 0.0}
+        self.evaluations: list[dict[str, Any]] = []
+
+    def _introduce(self, run: run_dir.RunDir) -> None:
+        runtime, num_dropped = self.session.runtime, self.session.train_prompts.num_dropped
         if run.note:
             self.progress.message(run.note)
-        runtime = session.runtime
         self.progress.message(
             f"device {runtime.device}, {runtime.dtype}, {runtime.threads} CPU thread(s), run in {run.path}"
         )
-        if session.train_prompts.num_dropped:
-            self.progress.message(
-                f"{session.train_prompts.num_dropped} training prompts are too long and were left out"
-            )
-        (run.path / "config.yaml").write_text(to_yaml(cfg))
+        if num_dropped:
+            self.progress.message(f"{num_dropped} training prompts are too long and were left out")
 
+    # ---- the program ----------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        worker, finished = None, False
+        try:
+            worker = self._start()
+            self._resume()
+            self._started_s = time.monotonic() - self.totals["elapsed_s"]
+            self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
+            self._publish()
+            if self.step == 0:
+                self._evaluate()
+            while self.step < self.cfg.steps:
+                self._one_step()
+            summary = self._close_run()
+            finished = True
+            return summary
+        finally:
+            self.metrics.close(failed=not finished)
+            self.session.scorer.close()
+            if worker is not None:
+                worker.close()
+            self.watchdog.close()
+
+    def _start(self) -> Worker:
+        """Trainer and engine, and what can only be made with them."""
         self._phase("start")
         from rlpost.algos.algorithm import build_algorithm
 
+        cfg, session = self.cfg, self.session
         self.algorithm = build_algorithm(cfg)
+        self.collect_settings = CollectSettings(
+            max_in_flight=min(cfg.rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots),
+            max_response_tokens=cfg.rollout.max_response_tokens,
+            sampling=session.sampling,
+            seed=cfg.seed,
+            max_filtered_groups=cfg.algo.max_filtered_groups,
+            reject=self.algorithm.reject,
+            max_failure_share=cfg.reward.max_failure_share,
+        )
         self.worker = start_worker(
             cfg,
-            runtime,
+            session.runtime,
             model_folder=session.model_folder,
             needs_reference=self.algorithm.needs_reference,
             max_model_len=session.max_model_len,
@@ -80,61 +152,9 @@ class Trainer:
                 session.vocab_size,
                 max_tokens=session.max_model_len - 1,
             ),
-            threshold=cfg.canary_threshold or CANARY_THRESHOLD[runtime.dtype],
+            threshold=cfg.canary_threshold or CANARY_THRESHOLD[session.runtime.dtype],
         )
-        self.buffer = RolloutBuffer(
-            groups_per_step=cfg.rollout.groups_per_step,
-            samples_per_group=cfg.rollout.samples_per_group,
-            oversample=cfg.rollout.oversample,
-            max_staleness=cfg.rollout.max_staleness,
-        )
-        self.cursor = PromptCursor(len(session.train_prompts.prompts), cfg.seed, cfg.data.shuffle)
-        self.prompts = draw_prompts(self.cursor, session.train_prompts.prompts)
-        self.collect_settings = CollectSettings(
-            max_in_flight=min(cfg.rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots),
-            max_response_tokens=cfg.rollout.max_response_tokens,
-            sampling=session.sampling,
-            seed=cfg.seed,
-            max_filtered_groups=cfg.algo.max_filtered_groups,
-            reject=self.algorithm.reject,
-            max_failure_share=cfg.reward.max_failure_share,
-        )
-        self.metrics = MetricsWriter(
-            run.path,
-            cfg.logging,
-            asdict(cfg),
-            run.path.name,
-            decode=session.tokenizer.decode,
-            say=self.progress.message,
-        )
-        self.record = RunRecord()
-        self.step = 0
-        self.totals = {"samples": 0, "tokens": 0, "carried_tokens": 0, "idle_s": 0.0, "slot_s": 0.0, "elapsed_s": 0.0}
-        self.evaluations: list[dict[str, Any]] = []
-        self.max_row_tokens = cfg.train.row_tokens(runtime.device)
-
-    # ---- the program ----------------------------------------------------------------------------------------
-
-    def run(self) -> dict[str, Any]:
-        finished = False
-        try:
-            self._resume()
-            self._started_s = time.monotonic() - self.totals["elapsed_s"]
-            self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
-            self.publication = self._publish()
-            if self.step == 0:
-                self._evaluate()
-            while self.step < self.cfg.steps:
-                self._one_step()
-            summary = self._close_run()
-            finished = True
-            return summary
-        finally:
-            self.progress.close()
-            self.metrics.close(failed=not finished)
-            self.session.scorer.close()
-            self.worker.close()
-            self.watchdog.close()
+        return self.worker
 
     def _one_step(self) -> None:
         started = time.perf_counter()
@@ -143,10 +163,10 @@ class Trainer:
             stats = self._timed(times, "generate", self._collect)
         groups = [g.freeze() for g in self.buffer.admitted]
         with self.device.training():
-            results = self._timed(times, "update", lambda: self._update(groups))
+            update = self._timed(times, "update", lambda: self._update(groups))
         self.step += 1
-        self.publication = self._timed(times, "publish", self._publish)
-        metrics = self._settle(groups, stats, results)
+        publication = self._timed(times, "publish", self._publish)
+        metrics = self._settle(groups, stats, update, publication)
         times["step"] = time.perf_counter() - started
         self.metrics.log(self.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
         self.progress.step_done(self.step, metrics | {"time/step": times["step"]})
@@ -176,8 +196,8 @@ class Trainer:
             on_progress=on_progress,
         )
 
-    def _update(self, groups: Sequence[Group]) -> list[Any]:
-        """One pass over the rollout per epoch, one optimizer step per part; [] when there is no token to train on."""
+    def _update(self, groups: Sequence[Group]) -> Update:
+        """One pass over the rollout per epoch, one optimizer step per part."""
         from rlpost.algos.batch import build_batches, reward_kl, with_advantages
 
         self._phase("update")
@@ -188,7 +208,7 @@ class Trainer:
             groups,
             advantages,
             policy_version=self.step,
-            max_row_tokens=self.max_row_tokens,
+            max_row_tokens=train.row_tokens(self.session.runtime.device),
             num_parts=train.optimizer_steps_per_rollout,
         )
         if algorithm.needs_old_logprobs:
@@ -198,13 +218,12 @@ class Trainer:
         if algorithm.kl_in_reward:
             advantages = algorithm.advantages(groups, reward_kl(batches, groups))
             batches = with_advantages(batches, groups, advantages)
-        self.advantages, self.batches = advantages, batches
         results = []
         for _ in range(train.epochs):
             for batch in batches:
                 self.watchdog.beat()
                 results.append(trainer.update(batch, algorithm.objective))
-        return results
+        return Update(advantages=advantages, batches=batches, results=results)
 
     def _with_logprobs(self, batch: TrainBatch, field: str) -> TrainBatch:
         """The batch scored by the policy as it is now (``old_logprobs``) or by the frozen reference."""
@@ -217,31 +236,36 @@ class Trainer:
         self._phase("publish")
         return self.device.publish_weights(policy_version=self.step)
 
-    def _settle(self, groups: Sequence[Group], stats: RolloutStats, results: Sequence[Any]) -> dict[str, float]:
+    def _settle(
+        self, groups: Sequence[Group], stats: RolloutStats, update: Update, publication: Publication
+    ) -> dict[str, float]:
         """The step's account: ledger, record, metrics, rollout table; guards that stop the run."""
-        applied = any(r.applied for r in results)
         self.record.add(stats, {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted})
         drawn_steps = [g.drawn_step for g in self.buffer.admitted]
-        self.buffer.settle(applied=applied)
+        self.buffer.settle(applied=update.applied, reason="nan_update" if update.results else "nothing_to_train")
         self.buffer.check_conservation()
-        if not applied:
-            self.progress.message(f"step {self.step}: the update was skipped (NaN or infinite), nothing was applied")
+        if not update.applied:
+            why = "NaN or infinite" if update.results else "no sample has both a reward and a token"
+            self.progress.message(f"step {self.step}: the update was skipped ({why}), nothing was applied")
         metrics = (
             reward_metrics(groups, stats)
             | rollout_metrics(groups, stats, self.buffer, drawn_steps, empty_ids=1)
-            | update_metrics(results, self.batches, self.publication)
+            | update_metrics(update.results, update.batches, publication)
         )
+        metrics |= self._add_to_totals(stats, metrics)
+        self.metrics.log_rollouts(self.step, groups, update.advantages)
+        if update.results:  # the first optimizer step's: later ones may hold the update's own movement
+            self._guard_mismatch(update.results[0].metrics.get("mismatch/lag_0/abs_log_ratio"))
+        return metrics
+
+    def _add_to_totals(self, stats: RolloutStats, metrics: Mapping[str, float]) -> dict[str, float]:
         consumed = metrics["rollout/consumed_tokens"]
-        self.totals["samples"] += sum(len(g.samples) for g in groups)
+        self.totals["samples"] += metrics["loss/sequences"]
         self.totals["tokens"] += consumed
         self.totals["carried_tokens"] += metrics["rollout/carried_share"] * consumed
-        metrics |= {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
         self.totals["idle_s"] += stats.idle_share * sum(stats.work.step_s) * stats.slots
         self.totals["slot_s"] += sum(stats.work.step_s) * stats.slots
-        self.metrics.log_rollouts(self.step, groups, self.advantages)
-        if results:  # the first optimizer step's: later ones may hold the update's own movement
-            self._guard_mismatch(results[0].metrics.get("mismatch/lag_0/abs_log_ratio"))
-        return metrics
+        return {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
 
     def _guard_mismatch(self, mismatch: float | None) -> None:
         stop = self.cfg.mismatch_stop

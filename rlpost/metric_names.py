@@ -51,11 +51,11 @@ REGISTRY = (
     # rollout
     Metric("rollout/consumed_tokens_per_s", "tokens/s", "Tokens that were trained, over generation time: the useful rate."),
     Metric("rollout/generated_tokens_per_s", "tokens/s", "Tokens newly sampled, over generation time.", "near consumed"),
-    Metric("rollout/discarded_tokens_per_s", "tokens/s", "Tokens thrown away (filters, restarts).", "0 without a filter"),
+    Metric("rollout/discarded_tokens_per_s", "tokens/s", "Tokens thrown away (filters, failed rewards).", "0 without a filter"),
     Metric("rollout/replayed_tokens_per_s", "tokens/s", "Tokens of carried samples the engine read again.", "small: a prefill"),
     Metric("rollout/consumed_tokens", "tokens", "Response tokens of the groups trained."),
     Metric("rollout/generated_tokens", "tokens", "Response tokens newly sampled in the step."),
-    Metric("rollout/discarded_tokens", "tokens", "Response tokens of rejected groups."),
+    Metric("rollout/discarded_tokens", "tokens", "Response tokens of rejected groups, and of samples without a reward."),
     Metric("rollout/replayed_tokens", "tokens", "Prompt and response tokens of carried samples read again."),
     Metric("rollout/prefill_tokens", "tokens", "Prompt and replayed tokens computed (prefix-cache hits left out)."),
     Metric("rollout/idle_share", "share", "1 - (sum of step time x running samples) / (sum of step time x slots).", "below 0.1 with APRIL; the tail makes it 0.3 to 0.7 without"),

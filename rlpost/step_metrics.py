@@ -19,9 +19,7 @@ def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, fl
     """reward/ of the groups trained; failures are those of every verdict that arrived in the step."""
     scored = [s for g in groups for s in g.scored]
     rewards = np.array([s.reward for s in scored], np.float64)
-    equal = [
-        min(s.reward or 0.0 for s in g.scored) == max(s.reward or 0.0 for s in g.scored) for g in groups if g.scored
-    ]
+    equal = [len({s.reward for s in g.scored}) == 1 for g in groups if g.scored]
     metrics: dict[str, float] = {
         "reward/mean": _mean(rewards),
         "reward/std": float(rewards.std()) if len(rewards) else 0.0,
@@ -41,16 +39,19 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """rollout/ of the step that trained ``groups``; rates are per second of generation, abort included.
 
+    A sample without a reward trains nothing and is left out; its tokens were discarded.
+
     ``empty_ids``: how many response tokens an empty text may have (its end token).
     """
-    samples = [s for g in groups for s in g.samples]
+    samples = [s for g in groups for s in g.scored]
     lengths = np.array([s.num_tokens for s in samples], np.float64)
     versions = np.concatenate([s.policy_versions for s in samples]) if samples else np.zeros(0)
     seconds = max(stats.duration_s, 1e-9)
     counts = {
         "consumed": len(versions),
         "generated": stats.num_generated,
-        "discarded": sum(sum(v) for v in stats.dropped_lengths.values()),
+        "discarded": sum(sum(v) for v in stats.dropped_lengths.values())
+        + sum(s.num_tokens for g in groups for s in g.samples if s.reward is None),
         "replayed": stats.num_replayed,
     }
     num_dropped = len(stats.dropped_lengths)
