@@ -115,14 +115,29 @@ def _load_hub(source: SourceConfig, key: str) -> list[Row]:
         reason = " ".join(str(error).split())
         do = f"check name, subset, split and network, or set {key}.path to a local file"
         raise DataError(f"{key}.hub: cannot load {name}, split {source.split}: {reason}; {do}") from error
-    return [Row(columns, f"{name} row {index}") for index, columns in enumerate(dataset)]
+    return [_plain_row(columns, f"{name} row {index}") for index, columns in enumerate(dataset)]
 
 
 def _generate(generator: Any, key: str) -> list[Row]:
     made = plugins.resolve_target(generator, {}, key)()
     if not isinstance(made, Sequence) or not all(isinstance(columns, Mapping) for columns in made):
         raise DataError(explain(key, type(made).__name__, "a list of mappings", "return one mapping of columns a row"))
-    return [Row(columns, f"{key} row {index}") for index, columns in enumerate(made)]
+    return [_plain_row(columns, f"{key} row {index}") for index, columns in enumerate(made)]
+
+
+def _plain_row(columns: Mapping[str, Any], origin: str) -> Row:
+    """The row as JSON would give it back, so that a reward sees the same values before and after a resume.
+
+    NumPy's numbers and arrays become plain ones; what JSON has no form for (dates, bytes, images) becomes its text.
+    """
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+
+    try:
+        return Row(json.loads(json.dumps(columns, default=plain)), origin)
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, values that hold themselves
+        raise DataError(f"{origin}: {error}; expected columns of JSON values; mend the source") from None
 
 
 def _leave_out_repeats(rows: Iterable[Row], prompt_key: str) -> list[Row]:
@@ -224,7 +239,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(resolve_path(path), revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # reads config.json too, whose validation raises the library's own errors
         reason = " ".join(str(error).split())
         do = "check the folder, the name, the network"
         raise ModelError(f"model.path: no tokenizer at {path}: {reason}; {do}") from error

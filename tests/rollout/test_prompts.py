@@ -1,8 +1,10 @@
 """Reading rows, building prompts, and the order of draws."""
 
+import datetime
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +69,26 @@ def test_the_mark_that_windows_editors_write_and_whole_surrogate_pairs_are_fine(
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "\\ud83d\\ude00"}\n')
     assert load_rows(SourceConfig(path=str(path))) == [{"prompt": "\U0001f600"}]
+
+
+def dated_rows():
+    return [
+        {
+            "prompt": "a",
+            "answer": np.int64(3),
+            "when": datetime.date(2020, 1, 2),
+            "parts": (1, np.float64(0.5)),
+            "vector": np.arange(2),
+        }
+    ]
+
+
+def test_columns_are_json_values_so_that_a_checkpoint_gives_back_what_the_reward_saw():
+    (row,) = load_rows(SourceConfig(generator=dated_rows))
+    assert row == {"prompt": "a", "answer": 3, "when": "2020-01-02", "parts": [1, 0.5], "vector": [0, 1]}
+    assert json.loads(json.dumps(row)) == row and type(row["answer"]) is int
+    with pytest.raises(DataError, match=r"generator row 0: keys must be"):
+        load_rows(SourceConfig(generator=lambda: [{("a", "b"): 1}]))
 
 
 def test_missing_empty_and_no_source(tmp_path):
