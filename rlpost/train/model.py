@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,33 @@ def load_model(path: Path | str, *, dtype: torch.dtype, device: str, init: str =
         if init == "random":
             lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation)
         else:
-            lm = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, attn_implementation=implementation, **options
+            lm, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=implementation,
+                output_loading_info=True,
+                **options,
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ModelError(explain("model.path", str(path), "a Hugging Face causal LM with weights", reason)) from error
+            _refuse_missing_weights(path, found["missing_keys"])
+    except ModelError:
+        raise
+    except Exception as error:  # config and weights that do not fit fail in the library's depths, as anything
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
+        do = f"{reason}; do config.json and the weights belong together?"
+        raise ModelError(explain("model.path", str(path), "a Hugging Face causal LM with weights", do)) from error
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return lm.train()
+
+
+def _refuse_missing_weights(path: Path | str, missing: Collection[str]) -> None:
+    """transformers would fill them with fresh random numbers and go on."""
+    if missing:
+        first, more = min(missing), f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        do = "do config.json and the weights belong together?"
+        raise ModelError(explain(f"weights of {path}", f"no {first}{more}", "every weight that config.json needs", do))
 
 
 def _refuse_unknown_head(config: Any) -> None:

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import json
 import math
+import shutil
 from dataclasses import replace
 
 import deepspeed
@@ -286,6 +288,17 @@ def test_refusals_are_one_clear_line(build, folders, tmp_path):
     model.save_pretrained(tmp_path / "softcapped")
     with pytest.raises(ModelError, match="final_logit_softcapping: got 30.0"):
         build(folder=tmp_path / "softcapped")
+
+
+@pytest.mark.parametrize("changed", [{"num_hidden_layers": 3}, {"hidden_size": 64}])
+def test_weights_that_do_not_fit_the_config_are_refused(build, folders, tmp_path, changed):
+    """transformers would give a layer without weights fresh random ones, and the run would train them."""
+    folder = shutil.copytree(folders[False], tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(ModelError, match="belong together") as caught:
+        build(folder=folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_rows_with_old_fields_replaced_are_rows(build):
