@@ -45,6 +45,9 @@ def check_shape(shape: Mapping[str, Any], origin: str) -> None:
     missing = [key for key in NEEDED_KEYS if key not in shape]
     if missing:
         raise ModelError(explain(origin, f"no {', '.join(missing)}", "the keys of config.json", "add them"))
+    for key in NEEDED_KEYS:
+        if not isinstance(shape[key], int) or shape[key] < 1:
+            raise ModelError(explain(f"{origin}: {key}", shape[key], "a whole number above 0", "mend it"))
 
 
 def check_weights(folder: Path) -> None:

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from rlpost.config import ModelConfig
 from rlpost.errors import ModelError
-from rlpost.model_files import find_model, find_tokenizer_json, has_chat_template
+from rlpost.model_files import check_shape, find_model, find_tokenizer_json, has_chat_template
 
 SHAPE = {
     "model_type": "qwen3",
@@ -130,3 +130,10 @@ def test_tokenizer_and_chat_template(folder):
 def test_the_shipped_model_is_whole():
     found = find("rlpost://arithmetic")
     assert found.shape["model_type"] == "qwen3" and find_tokenizer_json(Path(found.folder))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "big", None, 1.5])
+def test_a_shape_is_made_of_whole_numbers(wrong):
+    check_shape(SHAPE, "config.json")
+    with pytest.raises(ModelError, match=r"config\.json: hidden_size: got .*; expected a whole number above 0"):
+        check_shape(SHAPE | {"hidden_size": wrong}, "config.json")
