@@ -23,7 +23,7 @@ from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
 from rlpost.locations import resolve_path
 from rlpost.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
 from rlpost.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
-from rlpost.rewards import REWARDS
+from rlpost.rewards import resolve_reward
 from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
 from rlpost.startup import choose_runtime, has_gpu
 
@@ -57,7 +57,7 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
         _check_sft(cfg, report)
         return report
     device, dtype = check_device(cfg, report)
-    check_reward(cfg)
+    resolve_reward(cfg.reward)  # imports it, as the run would
     files = _check_model(cfg, report, device, dtype)
     context = _check_context(cfg, files)
     for split in ("train", "eval") if command == "train" else ("eval",):
@@ -151,15 +151,6 @@ def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
 
 
 # -- reward and data -----------------------------------------------------------------------------------------------
-
-
-def check_reward(cfg: Config) -> None:
-    """Imports the reward function, as a worker would. Raises ConfigError for one that is not there."""
-    function = cfg.reward.function
-    if cfg.reward.args:
-        spec = dict(function) if isinstance(function, Mapping) else {"_target_": function}
-        function = {**spec, **cfg.reward.args}
-    plugins.resolve_target(function, REWARDS, "reward.function")
 
 
 def _check_split(cfg: Config, split: str, files: ModelFiles, context: int | None, report: CheckReport) -> None:

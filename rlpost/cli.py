@@ -206,7 +206,7 @@ examples:
 """
 
 SFT = """\
-Makes a warm-started model by imitating lessons from sft.generator, in sft.output or runs/NAME/model.
+Makes a warm-started model by imitating lessons from sft.generator, in sft.output or runs/NAME-sft/model.
 
 example:
   rlpost sft recipe=math/arithmetic                 the demo's model again, about 15 minutes on one core

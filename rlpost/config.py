@@ -143,7 +143,7 @@ class RolloutConfig:
 
 @dataclass
 class EngineConfig:
-    kind: str = opt("vllm", "vllm, or simulated (planning and tests: no model, a virtual clock).")
+    kind: str = opt("vllm", "vllm: the only engine that generates text today.")
     max_slots: int = opt(64, "Most samples decoded together (vLLM's max_num_seqs).")
     kv_cache_bytes: Optional[int] = opt(
         None, "KV cache per device; None: what max_slots responses of full length need, at most half the free memory."
@@ -223,7 +223,7 @@ class SFTConfig:
     betas: list[float] = opt([0.9, 0.95], "AdamW's betas.")
     weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")
     grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
-    output: Optional[str] = opt(None, "Folder for the model; None: the run directory's `model`.")
+    output: Optional[str] = opt(None, "Folder for the model; None: runs_dir/NAME-sft/model.")
     init: Optional[str] = opt(None, "Model folder to start from; None: a new model of model.shape with sft.tokenizer.")
     tokenizer: Optional[str] = opt(None, "Tokenizer folder for a new model; rlpost://NAME for one that ships.")
 

@@ -1,6 +1,6 @@
 """What a person watching a run sees: the phase, the step's groups, accuracy so far, time left.
 
-Owns the terminal while a run lasts; knows nothing of the loop. ``loop``, ``evaluate`` and ``sft`` call it. On a
+Owns the terminal while a run lasts; knows nothing of the loop. ``loop`` and ``evaluate`` call it. On a
 terminal one live block is redrawn by rich's own thread four times a second, so a call costs a few
 assignments; elsewhere there is one plain line per step; ``quiet`` prints only what :meth:`Progress.message` is told.
 """

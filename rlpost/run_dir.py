@@ -1,7 +1,7 @@
 """The run directory: which one a command uses, who holds it, and whether the run in it is finished.
 
 Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``rollouts/``, ``checkpoints/step-N/``, ``finished.json`` (only
-after the last step), ``lock``. Called by ``loop``, ``sft`` and ``checks``; reads and writes nothing but these.
+after the last step), ``lock``. Called by ``loop``; reads and writes nothing but these.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Puts a run's parts together from its configuration, in the order that works; nothing is decided here.
 
-``open_session`` is what ``loop.train`` and ``evaluate.run_eval`` start with: data and tokenizer (no device yet), then
-runtime and environment, then the worker. Whatever can fail for the user's sake fails before a device is touched.
+``open_session`` is what ``loop.train`` and ``evaluate.run_eval`` start with: the model's folder, then runtime and
+environment (before the first heavy import), then tokenizer, prompts and reward. No device is touched here, so whatever
+the user can mend fails before one is.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpost import plugins
 from rlpost.check_values import check_shape_fits
 from rlpost.config import Config
-from rlpost.errors import ConfigError, DataError, explain
+from rlpost.errors import ConfigError, explain
 from rlpost.locations import resolve_path
 from rlpost.memory_plan import count_params
 from rlpost.model_files import check_shape, find_model
-from rlpost.rewards import REWARDS
+from rlpost.rewards import resolve_reward
 from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
 from rlpost.rollout.scoring import InlineScorer, Scorer, make_decode
@@ -75,7 +75,7 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
     train_prompts = _load_prompts(cfg, tokenizer, "train", context) if train else PromptSet(prompts=(), num_dropped=0)
     eval_prompts = () if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context).prompts
     stop_token_ids = find_stop_tokens(cfg, tokenizer, Path(model_folder))
-    function = plugins.resolve_target(_with_args(cfg), REWARDS, "reward.function")
+    function = resolve_reward(cfg.reward)
     longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
     longest_response = max(cfg.rollout.max_response_tokens, cfg.eval.max_response_tokens or 0)
     return Session(
@@ -151,17 +151,6 @@ def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int) -> Prom
     source = cfg.data.train if split == "train" else cfg.data.eval
     key = f"data.{split}"
     rows: Sequence[Any] = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
-    if not rows:
-        raise DataError(explain(key, "no rows", "at least one", "check the source"))
     if split == "eval" and cfg.eval.max_prompts:
         rows = rows[: cfg.eval.max_prompts]
     return build_prompts(rows, cfg.data, tokenizer, max_prompt_tokens=limit)
-
-
-def _with_args(cfg: Config) -> Any:
-    """reward.function with reward.args bound, in the resolver's form."""
-    function = cfg.reward.function
-    if not cfg.reward.args:
-        return function
-    spec = dict(function) if isinstance(function, dict) else {"_target_": function}
-    return {**spec, **cfg.reward.args}

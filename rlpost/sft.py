@@ -34,11 +34,11 @@ def run_sft(cfg: Config) -> Path:
 
     Raises:
         ConfigError, ModelError: nothing to imitate, or nothing to start from.
-        RunError: the loss is not finite.
+        RunError: the loss is not finite, or the model's folder cannot be made.
     """
     sft = cfg.sft
     lessons = _open_lessons(cfg)
-    output = Path(sft.output or Path(cfg.runs_dir) / f"{cfg.name}-sft" / "model")
+    output = _make_output(Path(sft.output or Path(cfg.runs_dir) / f"{cfg.name}-sft" / "model"))
     with tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
         start = _starting_folder(cfg, Path(scratch))
         shape = json.loads((start / "config.json").read_text())
@@ -72,11 +72,21 @@ def run_sft(cfg: Config) -> Path:
                     f"sft: step {step}/{sft.steps}, nll {result.loss:.4f}, {time.monotonic() - started:.0f} s",
                     flush=True,
                 )
-        output.mkdir(parents=True, exist_ok=True)
         trainer.export(output)
         tokenizer.save_pretrained(str(output))
         trainer.close()
     print(f"sft: model written to {output}; use it with model.path={output}", flush=True)
+    return output
+
+
+def _make_output(output: Path) -> Path:
+    """Before the training: a folder that cannot be written shall not cost it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        do = f"{error.strerror}; set sft.output or runs_dir"
+        raise RunError(explain("model folder", str(output), "a folder this process may write", do)) from None
     return output
 
 

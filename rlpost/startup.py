@@ -3,7 +3,7 @@
 Order: environment -> process group and DeepSpeed -> on a GPU the trainer's states off the device -> engine -> first
 publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync, and vLLM refuses to
 start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its process's groups.
-Called by ``loop``, ``sft`` and ``evaluate``; importing this module changes nothing.
+Called by ``session``, ``loop`` and ``sft``; importing this module changes nothing.
 """
 
 from __future__ import annotations

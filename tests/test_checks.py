@@ -210,9 +210,10 @@ def test_unknown_parts(cfg, key):
     fails(cfg, ConfigError, f"algo.{key}", **{f"algo__{key}": "nosuch"})
 
 
-def test_the_simulated_engine_cannot_train(cfg):
-    fails(cfg, ConfigError, "engine=vllm", engine__kind="simulated")
-    fails(cfg, ConfigError, "engine=vllm", command="eval")
+def test_there_is_one_engine_and_one_kind_of_cluster(cfg):
+    fails(cfg, ConfigError, "engine.kind", "one of vllm", engine__kind="simulated")
+    cfg.engine.kind = "vllm"
+    fails(cfg, ConfigError, "cluster.kind", "one of local", cluster__kind="ray")
 
 
 def test_context_and_responses(cfg):

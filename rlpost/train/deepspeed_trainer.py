@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from rlpost.algos.batch import pack
+from rlpost.check_values import check_stage
 from rlpost.config import Config
 from rlpost.errors import RunError, explain
 from rlpost.train import metric_sums, states
@@ -29,7 +30,7 @@ from rlpost.train.policy import Objective, UpdateResult
 from rlpost.train.process_group import init_process_group
 from rlpost.train.schedule import lr_at
 from rlpost.train.weights import full_state_dict, iter_buckets
-from rlpost.train.zero import build_optimizer, check_stage, zero_config
+from rlpost.train.zero import build_optimizer, zero_config
 from rlpost.types import PackedRow, TrainBatch
 
 _TAG = "ds"  # DeepSpeed's subfolder of a checkpoint

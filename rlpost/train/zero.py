@@ -10,22 +10,6 @@ import torch
 from torch import nn
 
 from rlpost.config import TrainConfig
-from rlpost.errors import ConfigError, explain
-
-
-def check_stage(stage: int) -> None:
-    """Stage 0 is refused: in bfloat16 DeepSpeed 0.19 then takes a hidden optimizer step when it starts and drifts from
-    plain PyTorch, and in float32 it reports no gradient norm, so a NaN could not be told from a number."""
-    if stage not in (1, 2, 3):
-        raise ConfigError(
-            explain(
-                "train.zero_stage",
-                stage,
-                "1, 2 or 3",
-                "use 1, which costs the same as 0 (DeepSpeed's stage 0 neither reports gradient norms in float32 "
-                "nor matches PyTorch in bfloat16)",
-            )
-        )
 
 
 def zero_config(train: TrainConfig, *, dtype: torch.dtype, num_params: int) -> dict[str, Any]:
