@@ -304,7 +304,7 @@ def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtyp
         f"the run needs about {format_bytes(plan.peak_bytes)} on a device that has {format_bytes(total)}"
     )
     if device == "cpu" and cfg.device == "auto":
-        dtype = "bfloat16" if cfg.model.dtype == "auto" else cfg.model.dtype
+        dtype = cfg.model.dtype_on("cuda")
         plan = _plan_device(cfg, files.shape, context, "cuda", dtype, ASSUMED_GPU_BYTES)
         assert plan is not None
         title = f"Memory per device: a GPU of {format_bytes(ASSUMED_GPU_BYTES)} (assumed), {dtype}, {stage}"

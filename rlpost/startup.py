@@ -50,10 +50,9 @@ def choose_runtime(cfg: Config, *, num_params: int) -> Runtime:
     device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
     if device == "cuda" and not has_gpu():
         raise ConfigError(explain("device", "cuda", "an NVIDIA GPU with its driver", "use device=cpu or device=auto"))
-    dtype = cfg.model.dtype if cfg.model.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
     cores = len(os.sched_getaffinity(0))
     threads = cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
-    return Runtime(device=device, dtype=dtype, threads=threads)
+    return Runtime(device=device, dtype=cfg.model.dtype_on(device), threads=threads)
 
 
 def write_environment(runtime: Runtime, *, vocab_size: int) -> None:

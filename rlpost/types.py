@@ -17,7 +17,7 @@ version 4, the end token by version 5::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,9 +91,6 @@ class Sample:
     @property
     def finished(self) -> bool:
         return bool(self.finish_reason)
-
-    def with_segment(self, segment: Segment) -> Sample:
-        return replace(self, segments=(*self.segments, segment))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,6 @@ class Algorithm:
     needs_old_logprobs: bool  # the trainer runs a proximal pass over every row before the first optimizer step
     needs_reference: bool  # rows need ref_logprobs; without it the reference is not even loaded
     kl_in_reward: bool  # ref_logprobs are needed before advantages (see algos.batch.with_advantages)
-    needs_entropy_gradient: bool  # else entropy is a metric and may come without gradient
 
     def reject(self, group: Group) -> str | None:
         """Why a complete, scored group may not train, or None."""
@@ -75,7 +74,6 @@ def build_algorithm(cfg: Config) -> Algorithm:
         needs_old_logprobs=several_updates and cfg.algo.old_logprobs == "trainer",
         needs_reference=cfg.algo.kl_coef > 0,
         kl_in_reward=cfg.algo.kl_coef > 0 and kl_is_in_reward(cfg.algo),
-        needs_entropy_gradient=cfg.algo.entropy_coef != 0,
     )
 
 

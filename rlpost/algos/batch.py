@@ -29,15 +29,6 @@ class TrainSequence:
     advantages: np.ndarray  # f32[n]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeftOut:
-    """What a rollout contains and no batch does, for the ledger and the metrics."""
-
-    failed_samples: int  # without a reward
-    empty_samples: int  # with a reward, without a trainable token
-    empty_groups: int  # without any sample to train
-
-
 def build_batches(
     groups: Sequence[Group],
     advantages: Sequence[np.ndarray],
@@ -50,8 +41,8 @@ def build_batches(
     """One batch per optimizer step: disjoint parts of the rollout, groups whole, balanced by tokens.
 
     ``advantages``: per group one value (or f[R], one per response token) for each of its scored samples. Only samples
-    with a reward and at least one trainable token are laid out (see :func:`count_left_out`). Parts differ by at most
-    one group; with fewer groups than ``num_parts`` there are fewer batches, with none there are none.
+    with a reward and at least one trainable token are laid out. Parts differ by at most one group; with fewer
+    groups than ``num_parts`` there are fewer batches, with none there are none.
     """
     batches = []
     for part in split_parts(groups, num_parts):
@@ -138,15 +129,6 @@ def split_parts(groups: Sequence[Group], num_parts: int) -> list[list[Place]]:
         parts[target].append(g)
         loads[target] += tokens[g]
     return [[place for g in sorted(part) for place in places[g]] for part in parts if part]
-
-
-def count_left_out(groups: Sequence[Group]) -> LeftOut:
-    """What :func:`build_batches` leaves out of these groups."""
-    return LeftOut(
-        failed_samples=sum(s.reward is None for group in groups for s in group.samples),
-        empty_samples=sum(not s.trainable.any() for group in groups for s in group.scored),
-        empty_groups=sum(not any(s.trainable.any() for s in group.scored) for group in groups),
-    )
 
 
 def with_advantages(

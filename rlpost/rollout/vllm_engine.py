@@ -29,26 +29,22 @@ import numpy as np
 
 from rlpost.config import Config
 from rlpost.errors import ModelError, RunError, explain
-from rlpost.rollout.engine import Delta, EngineStep, Request, SamplingSettings
+from rlpost.memory_plan import kv_bytes
+from rlpost.rollout.engine import WAKE_TAGS, Delta, EngineStep, Request, SamplingSettings
 
 SUPPORTED_VLLM = (">=0.28", "<0.33")
 
 _KV_BLOCK_TOKENS = 128  # vLLM's block on a CPU; a multiple of the GPU's 16
 _MAX_KV_SHARE = 0.5  # of the memory that is free when the engine starts, unless kv_cache_bytes says otherwise
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_WAKE_TAGS = ("weights", "kv_cache")
 
 
 def build_engine(cfg: Config, *, model_folder: str, device: str, max_model_len: int) -> VLLMEngine:
     """The engine the config asks for. ``device`` is resolved ("cpu" or "cuda"); ``max_model_len`` in tokens."""
-    dtype = cfg.model.dtype
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
     return VLLMEngine(
         model_folder,
         max_slots=cfg.engine.max_slots,
         max_model_len=max_model_len,
-        dtype=dtype,
+        dtype=cfg.model.dtype_on(device),
         device=device,
         seed=cfg.seed,
         kv_cache_bytes=cfg.engine.kv_cache_bytes,
@@ -249,9 +245,9 @@ class VLLMEngine:
         if self._device != "cpu" and not self._asleep:
             self._engine.sleep(level=2)
             self._weights_dropped = True
-        self._asleep = set(_WAKE_TAGS)
+        self._asleep = set(WAKE_TAGS)
 
-    def wake(self, tags: Sequence[str] = _WAKE_TAGS) -> None:
+    def wake(self, tags: Sequence[str] = WAKE_TAGS) -> None:
         """``("weights",)`` first, load while the trainer is still resident, then the rest once it sleeps."""
         for tag in tags:
             if tag in self._asleep:
@@ -461,16 +457,10 @@ def read_shape(model_folder: str) -> dict[str, Any]:
 
 
 def kv_bytes_needed(shape: dict[str, Any], *, max_slots: int, max_model_len: int, dtype: str) -> int:
-    """Bytes so that ``max_slots`` sequences of ``max_model_len`` tokens never preempt one another.
-
-    2 (key and value) x layers x KV heads x head size x bytes, for every token of every slot, in whole blocks.
-    """
-    heads = int(shape["num_attention_heads"])
-    kv_heads = int(shape.get("num_key_value_heads") or heads)
-    head_size = int(shape.get("head_dim") or int(shape["hidden_size"]) // heads)
-    token_bytes = 2 * int(shape["num_hidden_layers"]) * kv_heads * head_size * _BYTES[dtype]
+    """Bytes so that ``max_slots`` sequences of ``max_model_len`` tokens, in whole blocks, never preempt one another."""
     blocks = -(-max_model_len // _KV_BLOCK_TOKENS)
-    return (max_slots * blocks + 1) * _KV_BLOCK_TOKENS * token_bytes  # vLLM keeps one block for itself
+    num_tokens = (max_slots * blocks + 1) * _KV_BLOCK_TOKENS  # vLLM keeps one block for itself
+    return kv_bytes(shape, num_tokens=num_tokens, dtype=dtype)
 
 
 def bounded_kv_bytes(needed: int, one_sequence: int, free: int) -> int:

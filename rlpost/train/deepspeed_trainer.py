@@ -25,7 +25,7 @@ from rlpost.config import Config
 from rlpost.errors import RunError, explain
 from rlpost.train import metric_sums, states
 from rlpost.train.forward import PolicyModule, trainable_positions
-from rlpost.train.model import load_model, torch_dtype
+from rlpost.train.model import DTYPES, load_model
 from rlpost.train.policy import Objective, UpdateResult
 from rlpost.train.process_group import init_process_group
 from rlpost.train.schedule import lr_at
@@ -71,7 +71,7 @@ def build_trainer(
     """
     check_stage(cfg.train.zero_stage)
     init_process_group(rank, world, store, device)
-    dtype = torch_dtype(cfg.model.dtype, device)
+    dtype = DTYPES[cfg.model.dtype_on(device)]
     if init == "random":
         torch.manual_seed(cfg.seed)
     load = partial(load_model, model_folder, dtype=dtype, device=device, init=init)

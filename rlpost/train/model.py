@@ -12,18 +12,13 @@ from torch import nn
 from rlpost.errors import ModelError, explain
 from rlpost.train import attention as packed_attention
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 # Model types whose attention was compared with ours (tests/train/test_forward.py) or has the same code path.
 _PLAIN_ATTENTION = {"qwen2", "qwen3", "llama", "mistral"}
 
 # Settings under which the model's own head does more than `hidden @ weight^T + bias`; the value is harmless.
 _HEAD_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
-
-
-def torch_dtype(name: str, device: str) -> torch.dtype:
-    """``auto`` is float32 on a CPU (bfloat16 is several times slower there) and bfloat16 on a GPU."""
-    if name == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def attention(config: Any, device: str, dtype: torch.dtype) -> str:

@@ -64,13 +64,12 @@ def test_presets_carry_their_papers_numbers() -> None:
 
 def test_needs() -> None:
     plain = build_algorithm(config())
-    assert not (plain.needs_old_logprobs or plain.needs_reference or plain.kl_in_reward or plain.needs_entropy_gradient)
+    assert not (plain.needs_old_logprobs or plain.needs_reference or plain.kl_in_reward)
     for train in (TrainConfig(optimizer_steps_per_rollout=2), TrainConfig(epochs=2)):
         assert build_algorithm(replace(config(), train=train)).needs_old_logprobs
         assert not build_algorithm(replace(config(old_logprobs="rollout"), train=train)).needs_old_logprobs
     k3, k1 = build_algorithm(config(kl_coef=0.1)), build_algorithm(config(kl_coef=0.1, kl_estimator="k1"))
     assert k3.needs_reference and not k3.kl_in_reward and k1.needs_reference and k1.kl_in_reward
-    assert build_algorithm(config(entropy_coef=0.01)).needs_entropy_gradient
 
 
 def test_advantages_are_shaped_and_aligned_with_scored_samples() -> None:

@@ -61,7 +61,7 @@ def test_advantages_per_token() -> None:
     np.testing.assert_allclose(batch.rows[0].advantages, [0, 0.1, 0.2, 0.3], rtol=1e-6)
 
 
-def test_failed_and_empty_samples_are_left_out_and_counted() -> None:
+def test_failed_and_empty_samples_are_left_out() -> None:
     failed, empty = sample(None, segment(3), failure="reward_error"), sample(0.0)
     blocked = sample(1.0, segment(2, trainable=False))
     groups = [group(failed, sample(1.0, segment(2)), empty), group(failed, empty, blocked), group()]
@@ -70,7 +70,6 @@ def test_failed_and_empty_samples_are_left_out_and_counted() -> None:
     )
     assert batch.num_sequences == 1 and batch.num_tokens == 2 and len(batch.rows) == 1
     assert batch.rows[0].advantages.tolist() == [0, 0, 0.5, 0.5]
-    assert batching.count_left_out(groups) == batching.LeftOut(failed_samples=2, empty_samples=3, empty_groups=2)
     assert batching.build_batches(groups[1:], [np.zeros(2), np.zeros(0)], policy_version=0, max_row_tokens=8) == []
 
 
