@@ -31,6 +31,7 @@ def imported_by(*argv, cwd=ROOT):
         f"print(json.dumps([code, [m for m in {HEAVY + ('hydra', 'numpy')} if m in sys.modules]]), file=sys.stderr)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("HF_HUB_OFFLINE", None)  # the test runner's; with it a model on the hub is refused
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=cwd, env=environment, timeout=60
