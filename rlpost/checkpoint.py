@@ -60,8 +60,22 @@ def whole(root: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The state that :func:`save` was given."""
-    return json.loads((folder / STATE).read_text())
+    """The state that :func:`save` was given. Raises RunError for a file that is damaged."""
+    try:
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error
+    if not isinstance(state, dict):
+        raise damaged(folder, f"{STATE} holds no object")
+    return state
+
+
+def damaged(folder: Path, reason: object) -> RunError:
+    """The error for a checkpoint that cannot be read; says how to go on without it."""
+    if isinstance(reason, BaseException):
+        reason = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0]}"
+    do = f"delete {folder} to resume from the checkpoint before it, or set name= to start anew"
+    return RunError(explain("checkpoint", f"{folder} ({reason})", "a whole one, as it was written", do))
 
 
 def _sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from rlpost.metrics import MetricsWriter
 from rlpost.progress import Progress
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
-from rlpost.rollout.prompts import PromptCursor, draw_prompts
+from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
 from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronous
 from rlpost.session import Session, open_session
 from rlpost.startup import Worker, start_worker
@@ -64,7 +65,6 @@ class Trainer:
         cfg = session.cfg
         self.cfg, self.session, self.path, self.progress = cfg, session, run.path, progress
         self._introduce(run)
-        (run.path / "config.yaml").write_text(to_yaml(cfg))
         self.watchdog = Watchdog(cfg.watchdog_s)
         self.buffer = RolloutBuffer(
             groups_per_step=cfg.rollout.groups_per_step,
@@ -72,8 +72,9 @@ class Trainer:
             oversample=cfg.rollout.oversample,
             max_staleness=cfg.rollout.max_staleness,
         )
-        self.cursor = PromptCursor(len(session.train_prompts.prompts), cfg.seed, cfg.data.shuffle)
-        self.prompts = draw_prompts(self.cursor, session.train_prompts.prompts)
+        prompts = session.train_prompts.prompts
+        self.cursor = PromptCursor(len(prompts), cfg.seed, cfg.data.shuffle, digest_prompts(prompts))
+        self.prompts = draw_prompts(self.cursor, prompts)
         self.metrics = MetricsWriter(
             run.path,
             cfg.logging,
@@ -102,8 +103,10 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         worker, finished = None, False
         try:
+            found = self._recall()
+            (self.path / "config.yaml").write_text(to_yaml(self.cfg))
             worker = self._start()
-            self._resume()
+            self._resume(found)
             self._started_s = time.monotonic() - self.totals["elapsed_s"]
             self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
             self._publish()
@@ -336,23 +339,36 @@ class Trainer:
         checkpoint.save(root, self.step, state, self.worker.trainer.save, keep_last=keep)
         self.metrics.log(self.step, {"time/save": time.perf_counter() - started})
 
-    def _resume(self) -> None:
-        """Go on from the newest whole checkpoint in the run directory, if there is one."""
+    def _recall(self) -> Path | None:
+        """Everything of the newest whole checkpoint that needs no device; its folder, or None for a new run.
+
+        Raises RunError or DataError, before a device is touched, where the run cannot go on with these settings.
+        """
         found = checkpoint.whole(self.path / "checkpoints")
         if not found:
-            self.metrics.rewind(0)
-            return
-        self._phase("start")
+            return None
         state = checkpoint.read_state(found[-1])
-        self.step = state["step"]
-        with self.device.training():
-            self.worker.trainer.load(found[-1] / "trainer")
-        self.buffer.load_state_dict(state["buffer"])
-        self.cursor.load_state_dict(state["cursor"])
-        self.record.load_state_dict(state["record"])
-        self.totals, self.evaluations = state["totals"], state["evaluations"]
+        try:
+            self.step = state["step"]
+            self.cursor.load_state_dict(state["cursor"])
+            self.buffer.load_state_dict(state["buffer"])
+            self.record.load_state_dict(state["record"])
+            self.totals, self.evaluations = state["totals"], state["evaluations"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's, or a damaged one
+            raise checkpoint.damaged(found[-1], error) from error
+        longest, limit = self.buffer.longest_unfinished(), self.cfg.rollout.max_response_tokens
+        if longest >= limit:
+            do = "an unfinished response is that long; set it as it was, or use another name"
+            raise RunError(explain("resuming: rollout.max_response_tokens", limit, f"> {longest}", do))
+        return found[-1]
+
+    def _resume(self, found: Path | None) -> None:
+        """The trainer goes on from the checkpoint too; the log forgets what came after it."""
+        if found is not None:
+            with self.device.training():
+                self.worker.trainer.load(found / "trainer")
+            self.progress.message(f"resumed after step {self.step} from {found}")
         self.metrics.rewind(self.step)
-        self.progress.message(f"resumed after step {self.step} from {found[-1]}")
 
     # ---- the end --------------------------------------------------------------------------------------------
 

@@ -24,6 +24,14 @@ def test_the_newest_are_kept_and_read_back(tmp_path):
     assert (tmp_path / "step-000010/trainer/weights").read_text() == "x"
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"step": 1', b"\xff", b"[]"])
+def test_a_damaged_state_names_the_folder_and_what_to_do(tmp_path, damage):
+    folder = save(tmp_path, 4)
+    (folder / "state.json").write_bytes(damage)
+    with pytest.raises(RunError, match="step-000004.*delete .*step-000004 to resume from the checkpoint before"):
+        checkpoint.read_state(folder)
+
+
 def test_the_same_step_again_replaces_it(tmp_path):
     save(tmp_path, 2, "old")
     save(tmp_path, 2, "new")

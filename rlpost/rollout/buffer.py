@@ -261,11 +261,17 @@ class RolloutBuffer:
         if late:
             raise LedgerError(f"groups past their staleness deadline at step {self.step}: {late[:8]}")
 
+    def longest_unfinished(self) -> int:
+        """Tokens so far of the longest response that is to go on."""
+        samples = [s for g in self.groups.values() for s in g.samples if not s.finish_reason]
+        return max((s.num_tokens for s in samples), default=0)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything as JSON values. Nothing may be running or admitted: call it between steps."""
         assert not self.admitted and not any(s.state == RUNNING for g in self.groups.values() for s in g.samples)
         return {
             "groups_per_step": self.groups_per_step,
+            "samples_per_group": self.samples_per_group,
             "max_staleness": self.max_staleness,
             "step": self.step,
             "num_drawn": self.num_drawn,
@@ -277,7 +283,11 @@ class RolloutBuffer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where ``state`` was taken. Raises RunError where fewer groups a step, or a smaller staleness, would
-        leave waiting groups that can no longer be trained in time."""
+        leave waiting groups that can no longer be trained in time, and where groups would be of another size."""
+        size = state["samples_per_group"]
+        if self.samples_per_group != size:
+            do = "set it as it was, or use another name"
+            raise RunError(explain("resuming: rollout.samples_per_group", self.samples_per_group, str(size), do))
         for name in ("groups_per_step", "max_staleness"):
             if getattr(self, name) < state[name]:
                 do = "set it as it was, or use another name"

@@ -7,6 +7,7 @@ and the cursor over epochs. Never keeps a prompt after it is drawn: that is the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -286,6 +287,14 @@ def _origin(row: Mapping[str, Any]) -> str:
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
+def digest_prompts(prompts: Sequence[Prompt]) -> str:
+    """A short name for the prompts' tokens, references and order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for prompt in prompts:
+        digest.update(prompt.token_ids.tobytes() + repr(prompt.reference).encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
 def draw_prompts(cursor: PromptCursor, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
     """An endless iterator over ``prompts``; each ``next`` is one draw of the cursor and gives the prompt its uid."""
     while True:
@@ -301,10 +310,11 @@ class PromptCursor:
     Example: 3 rows, shuffle off: ``0:0, 0:1, 0:2, 1:0, ...``.
     """
 
-    def __init__(self, num_rows: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(self, num_rows: int, seed: int = 0, shuffle: bool = True, content: str = "") -> None:
+        """``content``: :func:`digest_prompts` of the rows; a resume refuses other data of the same length."""
         if num_rows < 1:
             raise DataError(explain("data", f"{num_rows} rows", "at least one", "check the source"))
-        self.num_rows, self.seed, self.shuffle = num_rows, seed, shuffle
+        self.num_rows, self.seed, self.shuffle, self.content = num_rows, seed, shuffle, content
         self._epoch, self._position = 0, 0
         self._order_epoch, self._order = -1, np.zeros(0, np.int64)
 
@@ -322,21 +332,23 @@ class PromptCursor:
         epoch, position = (int(part) for part in uid.split(":"))
         return self._row(epoch, position)
 
-    def state_dict(self) -> dict[str, int | bool]:
+    def state_dict(self) -> dict[str, int | bool | str]:
         return {
             "epoch": self._epoch,
             "position": self._position,
             "num_rows": self.num_rows,
             "seed": self.seed,
             "shuffle": self.shuffle,
+            "content": self.content,
         }
 
-    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | bool | str]) -> None:
         """Goes on where ``state`` was taken. Raises DataError when data, seed or shuffling differ from then."""
         for name, do in (
             ("num_rows", "use the data the run was started with, or another name"),
             ("seed", "use the seed the run was started with, or another name"),
             ("shuffle", "set data.shuffle as it was, or use another name"),
+            ("content", "the prompts differ: use the data, template and tokenizer of the start, or another name"),
         ):
             if state[name] != getattr(self, name):
                 raise DataError(explain(f"resuming: {name}", getattr(self, name), repr(state[name]), do))

@@ -271,8 +271,13 @@ class DeepSpeedTrainer:
             raise RunError(explain(what, str(folder), "a folder with trainer.json", "check the path"))
         layout = json.loads((folder / "trainer.json").read_text())
         if layout != self._layout():
-            raise RunError(explain(what, layout, str(self._layout()), "resume with the settings it was written with"))
-        loaded, state = self.engine.load_checkpoint(str(folder), tag=_TAG)
+            raise RunError(explain(what, self._layout(), str(layout), "resume with the settings it was written with"))
+        try:
+            loaded, state = self.engine.load_checkpoint(str(folder), tag=_TAG)
+        except Exception as error:  # a cut file, or another model's: torch and DeepSpeed raise whatever they meet
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+            do = "use an older checkpoint, and the model it was made with"
+            raise RunError(explain(what, f"{folder} ({reason})", "whole files of this model", do)) from error
         if loaded is None:
             raise RunError(explain(what, str(folder), f"DeepSpeed's files in {_TAG}/", "use an older checkpoint"))
         self.optimizer_step = state["rlpost"]["optimizer_step"]

@@ -229,7 +229,7 @@ def test_state_survives_json_and_the_next_steps_are_the_same():
     )
 
 
-@pytest.mark.parametrize("change", [{"n": 3}, {"staleness": 2}])
+@pytest.mark.parametrize("change", [{"n": 3}, {"staleness": 2}, {"g": 5}])
 def test_a_resume_that_could_miss_deadlines_is_refused(change):
     buffer, engine, scorer, settings_ = build()
     collect(engine, buffer, prompts(), scorer, settings_, step=0)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from rlpost.config import DataConfig, SourceConfig
 from rlpost.errors import ConfigError, DataError
-from rlpost.rollout.prompts import PromptCursor, build_prompts, draw_prompts, load_rows, look_up, make_messages
+from rlpost.rollout.prompts import (
+    PromptCursor,
+    build_prompts,
+    digest_prompts,
+    draw_prompts,
+    load_rows,
+    look_up,
+    make_messages,
+)
 
 TINY = Path(__file__).parents[1] / "fixtures" / "gsm8k_tiny.jsonl"
 
@@ -211,8 +219,19 @@ def test_order_depends_on_seed_and_epoch():
 
 
 def test_resuming_with_other_data_is_refused():
-    state = PromptCursor(5, 1).state_dict()
-    for other in (PromptCursor(6, 1), PromptCursor(5, 2), PromptCursor(5, 1, shuffle=False)):
+    def digest(*texts, answer="1"):
+        rows = [{"prompt": text, "answer": answer} for text in texts]
+        return digest_prompts(build_prompts(rows, DataConfig(), CharTokenizer(), max_prompt_tokens=None).prompts)
+
+    state = PromptCursor(2, 1, content=digest("a", "b")).state_dict()
+    PromptCursor(2, 1, content=digest("a", "b")).load_state_dict(state)
+    changed = [digest("b", "a"), digest("a", "c"), digest("a", "b", answer="2")]
+    for other in (
+        PromptCursor(3, 1, content=state["content"]),
+        PromptCursor(2, 2, content=state["content"]),
+        PromptCursor(2, 1, shuffle=False, content=state["content"]),
+        *(PromptCursor(2, 1, content=content) for content in changed),
+    ):
         with pytest.raises(DataError, match="resuming"):
             other.load_state_dict(state)
 
