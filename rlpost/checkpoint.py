@@ -18,6 +18,7 @@ from rlpost.errors import RunError, explain
 
 STATE = "state.json"
 PREFIX = "step-"
+TORCH_WRITER = "inline_container"  # in what torch.save raises, a RuntimeError, where the disk takes no more
 
 
 def save(root: Path, step: int, state: dict[str, Any], save_trainer: Callable[[Path], None], *, keep_last: int) -> Path:
@@ -29,7 +30,8 @@ def save(root: Path, step: int, state: dict[str, Any], save_trainer: Callable[[P
     final = root / f"{PREFIX}{step:06d}"
     partial = root / f".partial-{step:06d}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in root.glob(".partial-*"):  # of a killed process
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         save_trainer(partial / "trainer")
         (partial / STATE).write_text(json.dumps(state))
@@ -39,16 +41,13 @@ def save(root: Path, step: int, state: dict[str, Any], save_trainer: Callable[[P
             shutil.rmtree(final)
         partial.rename(final)
         _sync(root)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(
-            explain(
-                "checkpoint",
-                str(final),
-                "a disk with room",
-                f"{error.strerror or error}; free space, run again to resume",
-            )
-        ) from error
+        if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        do = f"{reason}; free space, run again to resume"
+        raise RunError(explain("checkpoint", str(final), "a disk with room", do)) from error
     for old in whole(root)[:-keep_last]:
         shutil.rmtree(old)
     return final

@@ -7,6 +7,7 @@ Everything it calls is imported inside functions, so that ``rlpost --help`` answ
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from rlpost.errors import ConfigError, RunError, UserError
 if TYPE_CHECKING:
     from rlpost.config import Config
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 DESCRIPTION = """\
@@ -63,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        do = "earlier checkpoints are whole: free space, then the same command resumes"
+        print(f"rlpost: writing{where}: {error.strerror or error}; {do}", file=sys.stderr)
+        return RunError.exit_code
     except SystemExit as end:  # somebody's part called exit(): whatever the code, the command did not finish
         print(f"rlpost: something in the run called exit({end.code!r}); it ended before it was done", file=sys.stderr)
         return RunError.exit_code

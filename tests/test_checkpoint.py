@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import torch
 
 from rlpost import checkpoint
 from rlpost.errors import RunError
@@ -49,6 +50,30 @@ def test_a_full_disk_leaves_the_one_before(tmp_path):
     with pytest.raises(RunError, match="No space left on device.*run again to resume"):
         checkpoint.save(tmp_path, 4, {"step": 4}, full, keep_last=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_a_disk_that_fills_under_torch_is_the_same_clear_line(tmp_path):
+    """torch.save has an error of its own for it, here the real one."""
+
+    def full(folder):
+        folder.mkdir()
+        torch.save(torch.zeros(1 << 16), "/dev/full")
+
+    with pytest.raises(RunError, match="expected a disk with room; .*run again to resume"):
+        checkpoint.save(tmp_path, 4, {"step": 4}, full, keep_last=1)
+    assert list(tmp_path.iterdir()) == []
+
+    def bug(folder):
+        raise RuntimeError("no disk involved")
+
+    with pytest.raises(RuntimeError, match="no disk involved"):
+        checkpoint.save(tmp_path, 4, {"step": 4}, bug, keep_last=1)
+
+
+def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path):
+    (tmp_path / ".partial-000002/trainer").mkdir(parents=True)
+    save(tmp_path, 4)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000004"]
 
 
 def test_a_kill_before_everything_is_on_disk_leaves_no_checkpoint(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The command as a user meets it: real processes for what is imported, in-process calls for the rest."""
 
+import errno
 import json
 import os
 import subprocess
@@ -145,6 +146,10 @@ def test_interrupts_and_run_errors_from_the_run_itself(capsys, monkeypatch):
     assert stop(KeyboardInterrupt())[0] == 130
     code, _, err = stop(RunError("stopped"))
     assert (code, err) == (3, "rlpost: stopped\n")
+    code, _, err = stop(OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"))
+    assert code == 3 and "writing runs/x/metrics.jsonl: No space left on device; " in err and err.count("\n") == 1
+    with pytest.raises(IsADirectoryError):
+        stop(IsADirectoryError(errno.EISDIR, "Is a directory"))
     code, _, err = stop(SystemExit(0))  # a user's part that calls exit() must not look like success
     assert code == 3 and "called exit(0)" in err
     with pytest.raises(ZeroDivisionError):  # our own bugs keep their traceback
