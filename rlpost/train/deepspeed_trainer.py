@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from rlpost.algos.batch import pack
 from rlpost.check_values import check_stage
@@ -287,12 +288,19 @@ class DeepSpeedTrainer:
         return {"world": self.world, "zero_stage": self._stage, "dtype": str(self.lm.dtype)}
 
     def export(self, folder: Path) -> None:
-        """A Hugging Face folder (config and safetensors in the training dtype), written by rank 0."""
+        """A Hugging Face folder (config and safetensors in the training dtype), written by rank 0.
+
+        Raises RunError where the disk takes no more.
+        """
         state = full_state_dict(
             self.lm, max_bytes=_EXPORT_BUCKET_BYTES, partitioned=self._stage == 3, keep=self.rank == 0
         )
         if self.rank == 0:
-            self.lm.save_pretrained(folder, state_dict=state)
+            try:
+                self.lm.save_pretrained(folder, state_dict=state)
+            except SafetensorError as error:  # its form of an OSError, without a number
+                do = f"{str(error).splitlines()[0]}; free space, run again to go on from the last checkpoint"
+                raise RunError(explain("model folder", str(folder), "a disk with room", do)) from error
         dist.barrier()
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import resource
 import shutil
 from dataclasses import replace
 
@@ -192,6 +193,16 @@ def test_export_loads_as_the_same_model(build, tmp_path, stage, tied):
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert cases.largest_difference(dict(exported.named_parameters()), cases.weights_of(trainer)) == 0.0
     assert trainer.update(cases.packed_batch(2), cases.objective).applied, "the trainer goes on after an export"
+
+
+def test_an_export_that_the_disk_does_not_take_is_one_clear_line(build, tmp_path):
+    trainer, (soft, hard) = build(1), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # as a full disk, for this process only
+    try:
+        with pytest.raises(RunError, match="expected a disk with room; .*File too large.*free space"):
+            trainer.export(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @STAGES
