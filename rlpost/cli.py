@@ -44,6 +44,7 @@ overrides are Hydra's key=value:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 or 3 for a UserError, 130 when interrupted."""
+    run: Callable[[argparse.Namespace], int] | None = None
     try:
         try:
             arguments = build_parser().parse_args(argv)
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A user's own functions lie where they call us from; the installed script would not look there.
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-        run: Callable[[argparse.Namespace], int] = arguments.run
+        run = arguments.run
+        assert run is not None
         code = run(arguments)
         sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's shutdown
         return code
@@ -64,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if run not in (run_train, run_sft, run_eval):
+            return 0  # whoever read the list has seen enough
+        print("rlpost: the reader of standard output went away before the run was done", file=sys.stderr)
+        return RunError.exit_code
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

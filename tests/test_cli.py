@@ -161,3 +161,14 @@ def test_a_reader_that_goes_away_is_no_error():
         f"{sys.executable} -m rlpost config --keys | head -1", shell=True, capture_output=True, text=True, cwd=ROOT
     )
     assert done.stdout.startswith("name = ") and done.stderr == ""
+
+
+@pytest.mark.parametrize(("command", "expected"), [("train", 3), ("check", 0)])
+def test_a_run_that_lost_its_reader_does_not_end_as_a_success(command, expected):
+    code = (
+        "import sys; from rlpost import cli\n"
+        f"def run_{command}(arguments): raise BrokenPipeError\n"
+        f"cli.run_{command} = run_{command}; sys.exit(cli.main(['{command}', 'recipe=math/arithmetic']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == expected and ("went away" in done.stderr) == bool(expected)
