@@ -29,6 +29,7 @@ class Publication:
 
     policy_version: int
     num_bytes: int
+    duration_s: float  # all of it: canary, copy, fingerprint, and the device changing hands
     load_s: float
     fingerprint_s: float
     canary_max: float  # largest |trainer - engine| logprob over the canary, nats
@@ -66,6 +67,7 @@ class Device:
         Raises:
             RunError: a tensor differs after loading, or the canary's logprobs do.
         """
+        began = time.perf_counter()
         with self.training():
             expected = self._trainer.score(self._canary)
             self._engine.wake(("weights",))  # the KV cache waits until the trainer's states are off the device
@@ -85,12 +87,14 @@ class Device:
         self._trainer.sleep()
         self._engine.wake()
         self._turn = "engine"
+        canary_max = self._check_canary(expected)
         return Publication(
             policy_version=policy_version,
             num_bytes=num_bytes,
+            duration_s=time.perf_counter() - began,
             load_s=loaded - started,
             fingerprint_s=checked - loaded,
-            canary_max=self._check_canary(expected),
+            canary_max=canary_max,
         )
 
     def _check_fingerprint(self) -> None:

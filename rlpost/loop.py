@@ -7,7 +7,7 @@ of things and the run's counters, and leaves every decision to the parts.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 
 from rlpost import checkpoint, run_dir
-from rlpost.closing import ClosingFacts, closing_table
+from rlpost.closing import closing_table
 from rlpost.colocation import CANARY_THRESHOLD, Device, Publication, make_canary
 from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.errors import RunError, explain
-from rlpost.estimates import Interval, paired_difference
-from rlpost.evaluate import EvalResult, eval_sampling, evaluate
+from rlpost.evaluate import eval_sampling, evaluate
+from rlpost.history import History
 from rlpost.metrics import MetricsWriter
 from rlpost.progress import Progress
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
-from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronous
 from rlpost.session import Session, open_session
 from rlpost.startup import Worker, start_worker
 from rlpost.step_metrics import reward_metrics, rollout_metrics, update_metrics
@@ -83,10 +82,8 @@ class Trainer:
             decode=session.tokenizer.decode,
             say=progress.message,
         )
-        self.record = RunRecord()
+        self.history = History()
         self.step = 0
-        self.totals = {"samples": 0, "tokens": 0, "carried_tokens": 0, "idle_s": 0.0, "slot_s": 0.0, "elapsed_s": 0.0}
-        self.evaluations: list[dict[str, Any]] = []
 
     def _introduce(self, run: run_dir.RunDir) -> None:
         runtime, num_dropped = self.session.runtime, self.session.train_prompts.num_dropped
@@ -107,13 +104,14 @@ class Trainer:
             (self.path / "config.yaml").write_text(to_yaml(self.cfg))
             worker = self._start()
             self._resume(found)
-            self._started_s = time.monotonic() - self.totals["elapsed_s"]
             self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
-            self._publish()
-            if self.step == 0:
-                self._evaluate()
-            while self.step < self.cfg.steps:
-                self._one_step()
+            while True:
+                publication = self._publish()
+                if self._eval_is_due(self.step):
+                    self._evaluate()
+                if self.step == self.cfg.steps:
+                    break
+                self._one_step(publication)
             summary = self._close_run()
             finished = True
             return summary
@@ -159,25 +157,22 @@ class Trainer:
         )
         return self.worker
 
-    def _one_step(self) -> None:
+    def _one_step(self, publication: Publication) -> None:
+        """Generate with the weights just published, update, settle, save while the trainer holds the device."""
         started = time.perf_counter()
-        times: dict[str, float] = {}
+        times = {"publish": publication.duration_s}
         with self.device.generating():
             stats = self._timed(times, "generate", self._collect)
         groups = [g.freeze() for g in self.buffer.admitted]
         with self.device.training():
             update = self._timed(times, "update", lambda: self._update(groups))
-        self.step += 1
-        publication = self._timed(times, "publish", self._publish)
-        metrics = self._settle(groups, stats, update, publication)
-        times["step"] = time.perf_counter() - started
-        self.metrics.log(self.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
-        self.progress.step_done(self.step, metrics | {"time/step": times["step"]})
-        last = self.step == self.cfg.steps
-        if self._due(self.cfg.eval.every) or (last and self.cfg.eval.every >= 0):
-            self._evaluate()
-        if self._due(self.cfg.checkpoint.every) or (last and self.cfg.checkpoint.every >= 0):
-            self._save()
+            self.step += 1
+            metrics = self._settle(groups, stats, update, publication)
+            times["step"] = publication.duration_s + time.perf_counter() - started
+            self.metrics.log(self.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
+            self.progress.step_done(self.step, metrics | {"time/step": times["step"]})
+            if self._is_due(self.cfg.checkpoint.every):
+                self._save()
 
     # ---- the moves ------------------------------------------------------------------------------------------
 
@@ -243,8 +238,8 @@ class Trainer:
         self, groups: Sequence[Group], stats: RolloutStats, update: Update, publication: Publication
     ) -> dict[str, float]:
         """The step's account: ledger, record, metrics, rollout table; guards that stop the run."""
-        self.record.add(stats, {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted})
         drawn_steps = [g.drawn_step for g in self.buffer.admitted]
+        lengths = {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted}
         self.buffer.settle(applied=update.applied, reason="nan_update" if update.results else "nothing_to_train")
         self.buffer.check_conservation()
         if not update.applied:
@@ -255,20 +250,11 @@ class Trainer:
             | rollout_metrics(groups, stats, self.buffer, drawn_steps, empty_ids=1)
             | update_metrics(update.results, update.batches, publication)
         )
-        metrics |= self._add_to_totals(stats, metrics)
+        metrics |= self.history.add_step(stats, lengths, metrics)
         self.metrics.log_rollouts(self.step, groups, update.advantages)
         if update.results:  # the first optimizer step's: later ones may hold the update's own movement
             self._guard_mismatch(update.results[0].metrics.get("mismatch/lag_0/abs_log_ratio"))
         return metrics
-
-    def _add_to_totals(self, stats: RolloutStats, metrics: Mapping[str, float]) -> dict[str, float]:
-        consumed = metrics["rollout/consumed_tokens"]
-        self.totals["samples"] += metrics["loss/sequences"]
-        self.totals["tokens"] += consumed
-        self.totals["carried_tokens"] += metrics["rollout/carried_share"] * consumed
-        self.totals["idle_s"] += stats.idle_share * sum(stats.work.step_s) * stats.slots
-        self.totals["slot_s"] += sum(stats.work.step_s) * stats.slots
-        return {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
 
     def _guard_mismatch(self, mismatch: float | None) -> None:
         stop = self.cfg.mismatch_stop
@@ -286,8 +272,6 @@ class Trainer:
 
     def _evaluate(self) -> None:
         cfg, session = self.cfg, self.session
-        if cfg.eval.every < 0:
-            return
         self._phase("eval")
         started = time.perf_counter()
 
@@ -306,34 +290,20 @@ class Trainer:
             policy_version=self.step,
             on_progress=on_progress,
         )
-        self.record.observe(result.work)
-        self._record_evaluation(result, time.perf_counter() - started)
-
-    def _record_evaluation(self, result: EvalResult, seconds: float) -> None:
-        self.evaluations.append(
-            {
-                "step": self.step,
-                "correct": result.correct.tolist(),
-                "problems": list(result.problems),
-                **result.metrics(),
-            }
-        )
+        self.history.add_evaluation(self.step, result)
         self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
-        self.metrics.log(self.step, result.metrics() | {"time/eval": seconds})
+        self.metrics.log(self.step, result.metrics() | {"time/eval": time.perf_counter() - started})
 
     # ---- durable state --------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         self._phase("save")
         started = time.perf_counter()
-        self.totals["elapsed_s"] = time.monotonic() - self._started_s
         state = {
             "step": self.step,
             "buffer": self.buffer.state_dict(),
             "cursor": self.cursor.state_dict(),
-            "record": self.record.state_dict(),
-            "totals": self.totals,
-            "evaluations": self.evaluations,
+            "history": self.history.state_dict(),
         }
         root, keep = self.path / "checkpoints", self.cfg.checkpoint.keep_last
         checkpoint.save(root, self.step, state, self.worker.trainer.save, keep_last=keep)
@@ -352,8 +322,7 @@ class Trainer:
             self.step = state["step"]
             self.cursor.load_state_dict(state["cursor"])
             self.buffer.load_state_dict(state["buffer"])
-            self.record.load_state_dict(state["record"])
-            self.totals, self.evaluations = state["totals"], state["evaluations"]
+            self.history.load_state_dict(state["history"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's, or a damaged one
             raise checkpoint.damaged(found[-1], error) from error
         longest, limit = self.buffer.longest_unfinished(), self.cfg.rollout.max_response_tokens
@@ -368,7 +337,7 @@ class Trainer:
             with self.device.training():
                 self.worker.trainer.load(found / "trainer")
             self.progress.message(f"resumed after step {self.step} from {found}")
-        self.metrics.rewind(self.step)
+        self.metrics.rewind(self.step, evaluated_step=self.history.evaluated_step)
 
     # ---- the end --------------------------------------------------------------------------------------------
 
@@ -378,86 +347,36 @@ class Trainer:
         with self.device.training():
             self.worker.trainer.export(model)
         self.session.tokenizer.save_pretrained(str(model))
-        facts = self._closing_facts(self._compare())
-        summary = self._summary(facts)
+        prompts = self.session.train_prompts.prompts[:1000]
+        prompt_tokens = round(float(np.mean([len(p.token_ids) for p in prompts])))
+        comparison = self.history.compare(self.cfg, self.collect_settings, self.buffer, prompt_tokens)
+        if comparison is not None:
+            replay = {
+                "error": comparison.error,
+                "synchronous_s": comparison.synchronous_s,
+                "measured_s": comparison.measured_s,
+            }
+            self.metrics.log(self.step, {f"replay/{name}": value for name, value in replay.items()})
+        facts = self.history.closing_facts(self.path, self.step, self.cfg, comparison)
+        summary = self.history.summary(facts, self.buffer)
         run_dir.finish(self.path, summary)
         self.progress.close()
         print(closing_table(facts), flush=True)
         return summary
 
-    def _compare(self) -> Comparison | None:
-        """The same rollouts without APRIL; None where there is nothing to compare or the simulator is off."""
-        rollout = self.cfg.rollout
-        if rollout.oversample <= 1.0 or not self.record.generate_s:
-            return None
-        prompts = self.session.train_prompts.prompts
-        comparison = compare_with_synchronous(
-            self.record,
-            {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.groups.values()},
-            self.collect_settings,
-            groups_per_step=rollout.groups_per_step,
-            samples_per_group=rollout.samples_per_group,
-            oversample=rollout.oversample,
-            max_staleness=rollout.max_staleness,
-            prompt_tokens=round(float(np.mean([len(p.token_ids) for p in prompts[:1000]]))),
-        )
-        self.metrics.log(self.step, {
-            "replay/error": comparison.error,
-            "replay/synchronous_s": comparison.synchronous_s,
-            "replay/measured_s": comparison.measured_s,
-        })  # fmt: skip
-        return comparison
-
-    def _closing_facts(self, comparison: Comparison | None) -> ClosingFacts:
-        totals, rollout_s = self.totals, self.record.generate_s
-        first, last = (self.evaluations[0], self.evaluations[-1]) if len(self.evaluations) > 1 else ({}, {})
-        gain = None
-        if first and first["problems"] == last["problems"]:
-            gain = paired_difference(np.array(first["correct"]), np.array(last["correct"]))
-        return ClosingFacts(
-            run_dir=self.path,
-            steps=self.step,
-            duration_s=time.monotonic() - self._started_s,
-            num_problems=len(last.get("problems", [])),
-            samples_per_problem=self.cfg.eval.samples_per_prompt,
-            accuracy_before=_interval(first),
-            accuracy_after=_interval(last),
-            accuracy_gain=gain,
-            response_tokens_before=first.get("eval/response_tokens"),
-            response_tokens_after=last.get("eval/response_tokens"),
-            rollout_tokens_per_s=totals["tokens"] / rollout_s if rollout_s else None,
-            idle_share=totals["idle_s"] / totals["slot_s"] if totals["slot_s"] else None,
-            carried_share=totals["carried_tokens"] / max(1, totals["tokens"]),
-            rollout_s=rollout_s,
-            simulated_april_s=comparison.simulated_s if comparison else None,
-            simulated_sync_s=comparison.synchronous_s if comparison else None,
-            model_dir=self.path / "model",
-        )
-
     # ---- small things ---------------------------------------------------------------------------------------
 
-    def _summary(self, facts: ClosingFacts) -> dict[str, Any]:
-        """What ``finished.json`` says and the command returns."""
-        return {
-            "steps": self.step,
-            "duration_s": facts.duration_s,
-            "evaluations": [{k: v for k, v in e.items() if k not in ("correct", "problems")} for e in self.evaluations],
-            "accuracy_gain": asdict(facts.accuracy_gain) if facts.accuracy_gain else None,
-            "idle_share": facts.idle_share,
-            "carried_share": facts.carried_share,
-            "groups": dict(self.buffer.groups_ended),
-            "tokens": dict(self.buffer.tokens_ended),
-        }
+    def _is_due(self, every: int) -> bool:
+        """After every so many steps and after the last; 0: only after the last; negative: never."""
+        return every >= 0 and (self.step == self.cfg.steps or (every > 0 and self.step % every == 0))
+
+    def _eval_is_due(self, step: int) -> bool:
+        every = self.cfg.eval.every
+        wanted = step in (0, self.cfg.steps) or (every > 0 and step % every == 0)
+        return every >= 0 and wanted and step > self.history.evaluated_step
 
     def _evals_left(self) -> int:
-        every, steps = self.cfg.eval.every, self.cfg.steps
-        if every < 0:
-            return 0
-        inside = sum(s % every == 0 for s in range(self.step + 1, steps)) if every else 0
-        return inside + (self.step == 0) + 1
-
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+        return sum(self._eval_is_due(step) for step in range(self.step, self.cfg.steps + 1))
 
     def _phase(self, name: str) -> None:
         self.watchdog.beat(name)
@@ -469,11 +388,3 @@ class Trainer:
             return call()
         finally:
             times[name] = time.perf_counter() - started
-
-
-def _interval(evaluation: dict[str, Any]) -> Interval | None:
-    if not evaluation:
-        return None
-    names = ("eval/accuracy", "eval/accuracy_low", "eval/accuracy_high")
-    mean, low, high = (evaluation[name] for name in names)
-    return Interval(mean=mean, low=low, high=high)

@@ -121,10 +121,10 @@ REGISTRY = (
     Metric("eval/num_failed", "samples", "Responses without a verdict, left out of the means.", "0"),
     Metric("eval/part/*", "reward", "Mean of one part of the reward."),
     # time
-    Metric("time/step", "s", "The whole step, evaluation and saving left out."),
+    Metric("time/step", "s", "The whole step: publication, generation, update; evaluation and saving left out."),
     Metric("time/generate", "s", "Generation, scoring beside it included."),
     Metric("time/update", "s", "Forward, backward and optimizer."),
-    Metric("time/publish", "s", "Copying weights into the engine, fingerprint and canary included."),
+    Metric("time/publish", "s", "Copying the weights this step generates with into the engine, fingerprint and canary included."),
     Metric("time/eval", "s", "Evaluation; not part of time/step."),
     Metric("time/save", "s", "Saving a checkpoint; not part of time/step."),
     # total

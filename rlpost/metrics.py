@@ -86,14 +86,20 @@ class MetricsWriter:
             for tracker in self._start_trackers():
                 tracker.log_table(step, "rollouts", table)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, evaluated_step: int | None = None) -> None:
         """Forget everything logged for later steps: a run resumed at ``step`` goes through them again.
 
-        At 0 nothing is kept: a run without a checkpoint starts over, its first evaluation included.
+        At 0 nothing is kept: a run without a checkpoint starts over, its first evaluation included. An evaluation
+        later than ``evaluated_step``, the last one that the checkpoint knows, is forgotten too (None: all stay).
         """
+
+        def is_kept(row: Mapping[str, Any]) -> bool:
+            unknown = evaluated_step is not None and "eval/accuracy" in row and row["step"] > evaluated_step
+            return 0 < step >= row["step"] and not unknown
+
         assert self._trackers is None, "rewind comes before the first line is logged"
         self._file.close()
-        self._started = time.monotonic() - self._cut(lambda row: 0 < step >= row["step"])
+        self._started = time.monotonic() - self._cut(is_kept)
         self._file = self._path.open("a", encoding="utf-8")
         rollout_files.remove_after(self.run_dir, step)
 

@@ -12,7 +12,9 @@ from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, Prompt, Sample, Segment, TrainBatch
 
 STEP = 3
-PUBLICATION = Publication(policy_version=4, num_bytes=3_000_000_000, load_s=1.5, fingerprint_s=0.5, canary_max=2e-5)
+PUBLICATION = Publication(
+    policy_version=4, num_bytes=3_000_000_000, duration_s=2.5, load_s=1.5, fingerprint_s=0.5, canary_max=2e-5
+)
 
 
 def sample(index, versions, reward=None, finish_reason="stop", parts=None):

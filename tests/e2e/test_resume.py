@@ -6,7 +6,7 @@ import time
 
 from .program import SMALL, command, read_metrics, rlpost, rollouts_of, steps_of
 
-RUN = ["train", "recipe=math/arithmetic", "name=killed", "steps=30", "checkpoint.every=4", "eval.every=0", *SMALL]
+RUN = ["train", "recipe=math/arithmetic", "name=killed", "steps=30", "checkpoint.every=4", "eval.every=4", *SMALL]
 
 
 def test_kill_and_resume(tmp_path):
@@ -24,6 +24,8 @@ def test_kill_and_resume(tmp_path):
     rows = steps_of(run)
     assert [row["step"] for row in rows] == list(range(1, 31)), "a step is missing or was logged twice"
     assert read_metrics(run)[: len(logged_before_the_kill)] == logged_before_the_kill
+    evaluated = [row["step"] for row in read_metrics(run) if "eval/accuracy" in row]
+    assert evaluated == [0, 4, 8, 12, 16, 20, 24, 28, 30], "an evaluation is missing or was logged twice"
     trained = [(row["uid"], row["index"]) for rows in rollouts_of(run).values() for row in rows]
     assert len(trained) == len(set(trained)) == 30 * 16, "a sample was trained twice"
     positions = sorted(int(uid.split(":")[1]) for uid, index in trained if index == 0)
