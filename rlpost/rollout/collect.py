@@ -212,6 +212,8 @@ class _Collection:
             complete = self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure)
             if complete:
                 self.filter(self.buffer.groups[verdict.uid])
+        if self.stats.num_judged >= self.buffer.groups_per_step * self.buffer.samples_per_group:
+            self.stop_where_rewards_fail()  # where most rewards fail, a step's end may never come
         for group in self.buffer.ready():
             if len(self.buffer.admitted) >= self.buffer.groups_per_step:
                 break
@@ -260,6 +262,7 @@ class _Collection:
                     self.stats.deferred_lengths.append(sample.num_tokens)
 
     def stop_where_rewards_fail(self) -> None:
+        """Raises RunError when a larger share of the step's rewards failed than the settings allow."""
         failed, judged = self.stats.num_failed_rewards, self.stats.num_judged
         if judged and failed / judged > self.settings.max_failure_share:
             raise RunError(

@@ -1,6 +1,7 @@
 """``collect`` on the simulated engine: scheduling, conservation, staleness, and synchronous as a special case."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,6 +183,21 @@ def test_a_reward_that_always_raises_stops_the_run():
 
     with pytest.raises(RunError, match="no judge today"):
         run(1, reward=reward)
+
+
+def test_a_reward_that_mostly_raises_stops_the_run_within_a_step_of_samples():
+    """Every group is dropped, so the step's end would never come: 20 groups in a row are 60 calls here."""
+    calls = itertools.count(1)
+
+    def failing(response, **_):
+        if next(calls) % 3:
+            raise ValueError("no judge today")
+        return 1.0
+
+    buffer, engine, scorer, settings_ = build(n=4, g=3, reward=failing)
+    with pytest.raises(RunError, match=r"share of rewards that failed.*no judge today"):
+        collect(engine, buffer, prompts(), scorer, replace(settings_, max_failure_share=0.5), step=0)
+    assert 4 * 3 <= next(calls) - 1 <= 4 * 3 + 8, "it stops as soon as a step's worth of samples was judged"
 
 
 def test_a_skipped_update_becomes_failed_groups():
