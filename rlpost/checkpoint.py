@@ -45,7 +45,7 @@ def save(root: Path, step: int, state: dict[str, Any], save_trainer: Callable[[P
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or f"torch could not write ({str(error).splitlines()[0]})"
         do = f"{reason}; free space, run again to resume"
         raise RunError(explain("checkpoint", str(final), "a disk with room", do)) from error
     for old in whole(root)[:-keep_last]:

@@ -84,7 +84,7 @@ class InlineScorer:
             reward, parts = read_outcome(outcome)
         # A user's function may raise anything, and code it runs may call exit(): data that metrics count.
         except (Exception, SystemExit) as error:
-            failure = f"reward_error: {type(error).__name__}: {error}"
+            failure = f"reward_error: {type(error).__name__}: {' '.join(str(error).split())}"
             return Verdict(uid=prompt.uid, index=index, reward=None, failure=failure)
         return Verdict(uid=prompt.uid, index=index, reward=reward, parts=parts)
 

@@ -25,6 +25,13 @@ def test_a_number_is_the_reward_and_a_failure_is_never_a_zero():
         assert verdict.reward is None and verdict.failure.startswith(f"reward_error: {why}")
 
 
+def test_a_failure_is_one_line():
+    def two_lines(response, **_):
+        raise ValueError("one\ntwo")
+
+    assert judge(two_lines).failure == "reward_error: ValueError: one two"
+
+
 def test_code_under_judgement_that_calls_exit_does_not_end_the_run():
     verdict = judge(lambda response, **_: sys.exit(0))
     assert verdict.reward is None and verdict.failure == "reward_error: SystemExit: 0"
