@@ -115,6 +115,18 @@ def test_rewinding_to_the_start_forgets_the_first_evaluation_too(tmp_path: Path)
     assert [row["step"] for row in read_metrics(tmp_path)] == [0]
 
 
+def test_rewinding_forgets_an_evaluation_that_the_checkpoint_does_not_know(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    for row in ({"reward/mean": 1}, {"eval/accuracy": 0.5}):
+        log.log(2, row)
+    log.close()
+    again = writer(tmp_path)
+    again.rewind(2, evaluated_step=0)
+    again.log(2, {"eval/accuracy": 0.6})
+    again.close()
+    assert [row.get("eval/accuracy") for row in read_metrics(tmp_path)] == [None, 0.6]
+
+
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     whole = '{"step": 1, "time_s": 5.0}\n'
     (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 2, "ti')
