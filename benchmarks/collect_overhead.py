@@ -48,7 +48,7 @@ def main() -> None:
         num_steps = 0
         for step in range(args.steps):
             stats = collect(engine, buffer, prompts, session.scorer, settings, step=step)
-            buffer.settle(applied=True)
+            buffer.settle()
             own_s += stats.work.own_s
             engine_s += sum(stats.work.step_s) - stats.work.own_s
             num_steps += len(stats.work.step_s)

@@ -7,6 +7,7 @@ of things and the run's counters, and leaves every decision to the parts.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,17 +44,20 @@ def train(cfg: Config) -> dict[str, Any]:
         return Trainer(session, run, progress).run()
 
 
+SKIPPED = {
+    "nan_update": "had their update skipped, loss or gradient being NaN or infinite",
+    "nothing_to_train": "hold no token to train on",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
     """What a rollout was trained on, and what each optimizer step said."""
 
     advantages: list[np.ndarray]  # f64[scored samples] per group
     batches: list[TrainBatch]
-    results: list[UpdateResult]  # none where there was no token to train on
-
-    @property
-    def applied(self) -> bool:
-        return any(r.applied for r in self.results)
+    results: list[UpdateResult]  # epoch by epoch, one for each batch; none where there was no token to train on
+    failed: dict[str, str]  # uid -> why the group was trained by none of them
 
 
 class Trainer:
@@ -109,7 +113,7 @@ class Trainer:
                 publication = self._publish()
                 if self._eval_is_due(self.step):
                     self._evaluate()
-                if self.step == self.cfg.steps:
+                if self.step >= self.cfg.steps:  # more than that where a finished part is resumed with fewer steps
                     break
                 self._one_step(publication)
             summary = self._close_run()
@@ -221,7 +225,8 @@ class Trainer:
             for batch in batches:
                 self.watchdog.beat()
                 results.append(trainer.update(batch, algorithm.objective))
-        return Update(advantages=advantages, batches=batches, results=results)
+        failed = find_untrained(groups, train.optimizer_steps_per_rollout, results)
+        return Update(advantages=advantages, batches=batches, results=results, failed=failed)
 
     def _with_logprobs(self, batch: TrainBatch, field: str) -> TrainBatch:
         """The batch scored by the policy as it is now (``old_logprobs``) or by the frozen reference."""
@@ -240,11 +245,12 @@ class Trainer:
         """The step's account: ledger, record, metrics, rollout table; guards that stop the run."""
         drawn_steps = [g.drawn_step for g in self.buffer.admitted]
         lengths = {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted}
-        self.buffer.settle(applied=update.applied, reason="nan_update" if update.results else "nothing_to_train")
+        self.buffer.settle(update.failed)
         self.buffer.check_conservation()
-        if not update.applied:
-            why = "NaN or infinite" if update.results else "no sample has both a reward and a token"
-            self.progress.message(f"step {self.step}: the update was skipped ({why}), nothing was applied")
+        for reason, count in Counter(update.failed.values()).items():
+            self.progress.message(
+                f"step {self.step}: {count} of {len(groups)} groups {SKIPPED[reason]}; nothing was applied"
+            )
         metrics = (
             reward_metrics(groups, stats)
             | rollout_metrics(groups, stats, self.buffer, drawn_steps, empty_ids=1)
@@ -388,3 +394,18 @@ class Trainer:
             return call()
         finally:
             times[name] = time.perf_counter() - started
+
+
+def find_untrained(groups: Sequence[Group], num_parts: int, results: Sequence[UpdateResult]) -> dict[str, str]:
+    """uid -> reason, of the groups whose part of the rollout no optimizer step was applied to."""
+    from rlpost.algos.batch import split_parts
+
+    failed = {group.uid: "nothing_to_train" for group in groups}
+    parts = split_parts(groups, num_parts)
+    for number, part in enumerate(parts):
+        applied = any(result.applied for result in results[number :: len(parts)])
+        for uid in {groups[g].uid for g, _ in part}:
+            failed[uid] = "nan_update"
+            if applied:
+                del failed[uid]
+    return failed

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,16 +121,18 @@ class RolloutBuffer:
         for group in self.groups.values():
             self._offer(group)
 
-    def settle(self, *, applied: bool, reason: str = "nan_update") -> list[Group]:
-        """The admitted groups leave: trained, or failed[reason] where the update applied nothing.
+    def settle(self, failed: Mapping[str, str] | None = None) -> list[Group]:
+        """The admitted groups leave: trained, or failed[reason] where ``failed`` gives a uid its reason.
 
         The tokens of a sample without a reward are in no batch: they end as failed in a trained group, too.
         """
+        failed = failed or {}
         groups = [g.freeze() for g in self.admitted]
         for group in groups:
-            self._end(group, "trained" if applied else f"failed[{reason}]")
+            trained = group.uid not in failed
+            self._end(group, "trained" if trained else f"failed[{failed[group.uid]}]")
             untrained = sum(s.num_tokens for s in group.samples if s.reward is None)
-            if applied and untrained:
+            if trained and untrained:
                 self.tokens_ended["trained"] -= untrained
                 self.tokens_ended[f"failed[{REWARD_FAILED}]"] += untrained
         self.admitted = []

@@ -143,7 +143,7 @@ def _simulated_seconds(
     scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
     for step in range(record.num_steps):
         collect(engine, buffer, _numbered_prompts(prompt_tokens, buffer.num_drawn), scorer, settings, step=step)
-        buffer.settle(applied=True)
+        buffer.settle()
     return engine.now()
 
 

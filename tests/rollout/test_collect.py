@@ -62,7 +62,7 @@ def run(steps, **kwargs):
         stats = collect(engine, buffer, stream, scorer, settings_, step=step, on_progress=count_open)
         assert most_open <= buffer.max_open, "more groups were open or admitted than oversample allows"
         buffer.check_conservation()
-        history.append((buffer.settle(applied=True), stats))
+        history.append((buffer.settle(), stats))
         buffer.check_conservation()
     return buffer, history
 
@@ -204,7 +204,7 @@ def test_a_skipped_update_becomes_failed_groups():
     buffer, engine, scorer, settings_ = build()
     collect(engine, buffer, prompts(), scorer, settings_, step=0)
     tokens = sum(g.freeze().num_tokens for g in buffer.admitted)
-    buffer.settle(applied=False)
+    buffer.settle({g.prompt.uid: "nan_update" for g in buffer.admitted})
     buffer.check_conservation()
     assert buffer.groups_ended == {"failed[nan_update]": 4} and buffer.tokens_ended["failed[nan_update]"] == tokens
 
@@ -228,14 +228,14 @@ def test_state_survives_json_and_the_next_steps_are_the_same():
         out = []
         for step in range(3, 6):
             collect(engine, buffer, stream, scorer, settings_, step=step)
-            out.append([(g.uid, [s.token_ids.tolist() for s in g.samples]) for g in buffer.settle(applied=True)])
+            out.append([(g.uid, [s.token_ids.tolist() for s in g.samples]) for g in buffer.settle()])
         return out
 
     buffer, engine, scorer, settings_ = build()
     stream = prompts()
     for step in range(3):
         collect(engine, buffer, stream, scorer, settings_, step=step)
-        buffer.settle(applied=True)
+        buffer.settle()
     state = json.loads(json.dumps(buffer.state_dict()))
     drawn = buffer.num_drawn
     other, engine2, scorer2, _ = build()
@@ -249,7 +249,7 @@ def test_state_survives_json_and_the_next_steps_are_the_same():
 def test_a_resume_that_could_miss_deadlines_is_refused(change):
     buffer, engine, scorer, settings_ = build()
     collect(engine, buffer, prompts(), scorer, settings_, step=0)
-    buffer.settle(applied=True)
+    buffer.settle()
     with pytest.raises(RunError, match="resuming: rollout.*as it was"):
         build(**change)[0].load_state_dict(buffer.state_dict())
     build(n=5, staleness=4)[0].load_state_dict(buffer.state_dict())
@@ -268,12 +268,12 @@ def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume():
     buffer, engine, _, settings_ = build(**shape)
     slow = Slow(lambda response, **_: 1.0, decode=lambda ids: "")
     collect(engine, buffer, prompts(), slow, settings_, step=0)
-    buffer.settle(applied=True)
+    buffer.settle()
     assert buffer.states() == {"scoring": 1} and slow.num_pending == 2
     other, engine2, scorer2, _ = build(**shape)
     other.load_state_dict(buffer.state_dict())
     stats = collect(engine2, other, prompts(10), scorer2, settings_, step=1)
-    assert [g.uid for g in other.settle(applied=True)] == ["0:1"] and stats.num_generated == 0
+    assert [g.uid for g in other.settle()] == ["0:1"] and stats.num_generated == 0
 
 
 def test_seeds_differ_by_everything_that_matters_and_repeat():

@@ -40,7 +40,7 @@ def run():
     for step in range(20):
         stats = collect(engine, buffer, stream, scorer, SETTINGS, step=step)
         record.add(stats, {g.order: [s.num_tokens for s in g.samples] for g in buffer.admitted})
-        buffer.settle(applied=True)
+        buffer.settle()
     return record, buffer
 
 

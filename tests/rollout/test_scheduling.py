@@ -87,7 +87,7 @@ def test_a_request_holds_everything_so_far_and_a_seed_of_its_own(engine_class):
     for step in range(8):
         stats = collect(engine, buffer, stream, judge, SETTINGS, step=step)
         resumed, replayed = resumed + stats.num_resumed, replayed + stats.num_replayed
-        samples |= {f"{s.uid}/{s.index}": s for group in buffer.settle(applied=True) for s in group.samples}
+        samples |= {f"{s.uid}/{s.index}": s for group in buffer.settle() for s in group.samples}
         buffer.check_conservation()
     requests = [r for r in engine.requests if r.request_id in samples]
     for request in requests:
@@ -110,7 +110,7 @@ def test_what_an_abort_returns_is_kept_also_where_it_ends_a_sample():
     collect(engine, buffer, stream, judge, SETTINGS, step=0)
     waiting = buffer.groups["1"].samples[0]
     assert (waiting.num_tokens, waiting.finish_reason) == (4, "stop")
-    buffer.settle(applied=True)
+    buffer.settle()
     stats = collect(engine, buffer, stream, judge, SETTINGS, step=1)
     assert [g.prompt.uid for g in buffer.admitted] == ["1"] and stats.num_generated == 0
 
@@ -155,7 +155,7 @@ def test_the_account_of_a_step_worked_by_hand():
     assert (first.num_launched, first.num_resumed, first.num_replayed, first.num_generated) == (2, 0, 0, 6)
     assert (first.launched_lengths, first.deferred_lengths, first.num_prefill) == ([3, 3], [3], 2 * PROMPT_TOKENS)
     assert first.idle_share == pytest.approx(6 / 8) and first.duration_s == 3
-    buffer.settle(applied=True)
+    buffer.settle()
     second = collect(engine, buffer, stream, judge, SETTINGS, step=1)
     assert (second.num_launched, second.num_resumed, second.num_replayed) == (1, 1, PROMPT_TOKENS + 3)
     assert (second.launched_lengths, second.deferred_lengths, second.num_generated) == ([7], [7], 14)
@@ -165,7 +165,7 @@ def test_the_state_is_whole_after_json():
     buffer, engine, stream, judge = make_buffer(staleness=3), RecordingEngine(spread), prompts(), scorer()
     for step in range(4):
         collect(engine, buffer, stream, judge, SETTINGS, step=step)
-        buffer.settle(applied=True)
+        buffer.settle()
     state = json.loads(json.dumps(buffer.state_dict()))
     segments = [seg for g in state["groups"] for s in g["samples"] for seg in s["segments"]]
     assert any(seg["policy_version"] for seg in segments) and any(g["drawn_step"] for g in state["groups"])
