@@ -110,8 +110,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    from rlpost.checks import check
     from rlpost.compose import load_config
+    from rlpost.preflight.checks import check
 
     print(check(load_config(arguments.overrides), arguments.command))
     return 0
@@ -154,8 +154,8 @@ def describe_keys(prefix: str) -> str:
 
 
 def _load_checked(arguments: argparse.Namespace, command: str) -> Config:
-    from rlpost.checks import check
     from rlpost.compose import load_config
+    from rlpost.preflight.checks import check
 
     cfg = load_config(arguments.overrides)
     for warning in check(cfg, command).warnings:

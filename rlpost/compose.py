@@ -2,8 +2,8 @@
 
 Owns the order of strength (schema < groups < recipe < groups named on the command line < single keys on the command
 line) and the strictness: a key that the schema does not know, or a value of the wrong type, is a ConfigError of one
-line, wherever it stands. Never checks whether values make sense together (``rlpost.checks``). Called by ``cli`` and by
-tests. Hydra resolves the defaults lists; recipes are its group ``recipe``, which maps onto ``recipes/``.
+line, wherever it stands. Never checks whether values make sense together (``rlpost.preflight.checks``). Called by
+``cli`` and by tests. Hydra resolves the defaults lists; recipes are its group ``recipe``, which maps onto ``recipes/``.
 """
 
 from __future__ import annotations

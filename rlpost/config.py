@@ -1,7 +1,7 @@
 """The typed schema of a run: the only home of a default, and of what each key means.
 
 ``conf/`` selects among groups, ``recipes/`` override for one task, the command line overrides both;
-``rlpost.compose`` puts them together and ``rlpost.checks`` refuses combinations that cannot work. Nothing here
+``rlpost.compose`` puts them together and ``rlpost.preflight.checks`` refuses combinations that cannot work. Nothing here
 imports torch, so ``rlpost check`` stays fast. Every field's ``doc`` gives unit, range and effect.
 """
 

@@ -178,7 +178,7 @@ def eval_sampling(cfg: Config, stop_token_ids: Sequence[int]) -> SamplingSetting
 
 def run_eval(cfg: Config) -> EvalResult:
     """``rlpost eval``: the model as it lies in its folder, on the engine alone; prints mean@k and pass@k."""
-    from rlpost.progress import Progress
+    from rlpost.reporting.progress import Progress
     from rlpost.session import open_session
 
     session = open_session(cfg, train=False)

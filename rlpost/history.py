@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.closing import ClosingFacts
 from rlpost.config import Config
 from rlpost.estimates import Interval, paired_difference
 from rlpost.evaluate import EvalResult
+from rlpost.reporting.closing import ClosingFacts
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats
 from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronous

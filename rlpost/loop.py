@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 
 from rlpost import checkpoint, run_dir
-from rlpost.closing import closing_table
 from rlpost.colocation import CANARY_THRESHOLD, Device, Publication, make_canary
 from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.errors import RunError, explain
 from rlpost.evaluate import eval_sampling, evaluate
 from rlpost.history import History
-from rlpost.metrics import MetricsWriter
-from rlpost.progress import Progress
+from rlpost.reporting.closing import closing_table
+from rlpost.reporting.metrics import MetricsWriter
+from rlpost.reporting.progress import Progress
+from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
 from rlpost.session import Session, open_session
 from rlpost.startup import Worker, start_worker
-from rlpost.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, TrainBatch
 from rlpost.watchdog import Watchdog

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpost.check_values import check_shape_fits
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
 from rlpost.locations import resolve_path
-from rlpost.memory_plan import count_params
-from rlpost.model_files import check_shape, find_model
+from rlpost.preflight.check_values import check_shape_fits
+from rlpost.preflight.memory_plan import count_params
+from rlpost.preflight.model_files import check_shape, find_model
 from rlpost.rewards import resolve_reward
 from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer

@@ -22,7 +22,7 @@ from rlpost import plugins
 from rlpost.config import Config
 from rlpost.errors import ConfigError, ModelError, RunError, explain
 from rlpost.locations import resolve_path
-from rlpost.memory_plan import count_params
+from rlpost.preflight.memory_plan import count_params
 from rlpost.startup import choose_runtime, write_environment
 from rlpost.types import TrainBatch
 

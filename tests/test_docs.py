@@ -19,7 +19,7 @@ import pytest
 from rlpost.cli import build_parser
 from rlpost.compose import GROUPS, list_recipes, load_config
 from rlpost.config import ROW_TOKENS, Config, walk_fields
-from rlpost.metric_names import AREAS, find
+from rlpost.reporting.metric_names import AREAS, find
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -207,7 +207,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_example_passes_check_with_its_own_data(example: Path) -> None:
-    from rlpost.checks import check
+    from rlpost.preflight.checks import check
 
     report = str(check(load_config(["recipe=my_recipe.yaml"])))
     assert "data.train: 2,000 rows from my_task.sums" in report

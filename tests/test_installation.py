@@ -15,7 +15,7 @@ from vllm import LLM, SamplingParams
 import deepspeed
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from rlpost.check_values import CPU_HEAD_SIZES
+from rlpost.preflight.check_values import CPU_HEAD_SIZES
 
 sizes = CPUAttentionBackend.get_supported_head_sizes()
 assert sorted(sizes) == sorted(CPU_HEAD_SIZES), sizes

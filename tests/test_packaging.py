@@ -87,9 +87,13 @@ def test_both_devices_run_the_same_versions_of_what_decides_numerics() -> None:
 def light_modules() -> list[str]:
     """What may be imported anywhere, the command line included."""
     names = ["rlpost", "rlpost.types", "rlpost.config", "rlpost.errors", "rlpost.rollout.engine", "rlpost.train.policy"]
-    command_line = ("cli", "checks", "compose", "locations", "memory_plan", "run_dir")
-    log = ("metrics", "metric_names", "tracking", "rollout_files", "progress", "closing")
-    return names + [f"rlpost.{name}" for name in (*command_line, *log)]
+    command_line = ("cli", "compose", "locations", "run_dir")
+    packages = [
+        f"{package}.{file.stem}"
+        for package in ("preflight", "reporting")
+        for file in sorted((PACKAGE / package).glob("[a-z]*.py"))
+    ]
+    return names + [f"rlpost.{name}" for name in (*command_line, *packages)]
 
 
 def test_importing_rlpost_starts_nothing_and_loads_nothing_heavy() -> None:

@@ -29,7 +29,7 @@ import numpy as np
 
 from rlpost.config import Config
 from rlpost.errors import ModelError, RunError, explain
-from rlpost.memory_plan import kv_bytes
+from rlpost.preflight.memory_plan import kv_bytes
 from rlpost.rollout.engine import WAKE_TAGS, Delta, EngineStep, Request, SamplingSettings
 
 SUPPORTED_VLLM = (">=0.28", "<0.33")

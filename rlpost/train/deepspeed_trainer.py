@@ -21,9 +21,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from rlpost.algos.batch import pack
-from rlpost.check_values import check_stage
 from rlpost.config import Config
 from rlpost.errors import RunError, explain
+from rlpost.preflight.check_values import check_stage
 from rlpost.train import metric_sums, states
 from rlpost.train.forward import PolicyModule, trainable_positions
 from rlpost.train.model import DTYPES, load_model

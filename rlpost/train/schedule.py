@@ -22,4 +22,4 @@ def lr_at(step: int, *, peak: float, schedule: str, warmup_steps: int, total_ste
         return peak * (1.0 - (1.0 - final_share) * x)
     if schedule == "cosine":
         return peak * (final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * x)))
-    raise AssertionError(f"unknown schedule {schedule!r}: rlpost.checks lets only constant, linear and cosine pass")
+    raise AssertionError(f"unknown schedule {schedule!r}: preflight lets only constant, linear and cosine pass")

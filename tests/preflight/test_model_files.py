@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from rlpost.config import ModelConfig
 from rlpost.errors import ModelError
-from rlpost.model_files import check_shape, find_model, find_tokenizer_json, has_chat_template
+from rlpost.preflight.model_files import check_shape, find_model, find_tokenizer_json, has_chat_template
 
 SHAPE = {
     "model_type": "qwen3",

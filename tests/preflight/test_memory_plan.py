@@ -3,7 +3,7 @@
 import pytest
 
 from rlpost.compose import load_config
-from rlpost.memory_plan import activation_bytes, count_params, kv_bytes, logits_bytes, plan_memory
+from rlpost.preflight.memory_plan import activation_bytes, count_params, kv_bytes, logits_bytes, plan_memory
 
 TINY = {
     "model_type": "llama",

@@ -1,7 +1,7 @@
 """The run's log: ``metrics.jsonl`` always, W&B and TensorBoard beside it, the rollouts as Parquet.
 
-Owns these files. Computes no metric: the loop hands it numbers by the names of ``rlpost.metric_names``. Only the loop
-(and the commands that run without one) calls it, from one thread; nothing here waits for a network.
+Owns these files. Computes no metric: the loop hands it numbers by the names of ``rlpost.reporting.metric_names``. Only
+the loop (and the commands that run without one) calls it, from one thread; nothing here waits for a network.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rlpost import rollout_files, tracking
 from rlpost.config import LoggingConfig
+from rlpost.reporting import rollout_files, tracking
 from rlpost.types import Group
 
 FILE = "metrics.jsonl"

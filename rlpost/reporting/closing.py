@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlpost.estimates import Interval
-from rlpost.progress import duration, percent
+from rlpost.reporting.progress import duration, percent
 
 MAX_SIMULATOR_ERROR = 0.10  # above it the simulated row would say more about the simulator than about APRIL
 

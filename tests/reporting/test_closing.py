@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rlpost.closing import ClosingFacts, closing_table
 from rlpost.estimates import Interval
+from rlpost.reporting.closing import ClosingFacts, closing_table
 
 FACTS = ClosingFacts(
     run_dir=Path("runs/demo"),

@@ -10,12 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from rlpost import checks
-from rlpost.check_values import CHOICES, RANGES, SFT_RANGES, check_values
-from rlpost.checks import check, format_bytes
 from rlpost.compose import list_recipes, load_config
 from rlpost.config import Config, walk_fields
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, UserError
+from rlpost.preflight import checks
+from rlpost.preflight.check_values import CHOICES, RANGES, SFT_RANGES, check_values
+from rlpost.preflight.checks import check, format_bytes
 
 SHAPE = {
     "model_type": "qwen3",

@@ -1,7 +1,7 @@
 """Trackers that show a run's metrics elsewhere: W&B and TensorBoard. The only file that imports either.
 
 A tracker never ends or delays a run: what goes wrong is said in one line, once, and the tracker goes quiet
-(``metrics.jsonl`` always has everything). Nothing here ever asks a question. ``rlpost.metrics`` is the only caller.
+(``metrics.jsonl`` always has everything). Nothing here ever asks a question. ``reporting.metrics`` is the only caller.
 """
 
 from __future__ import annotations

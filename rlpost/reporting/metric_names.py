@@ -3,7 +3,7 @@
 
 Names are ``area/name``. A ``*`` stands for one part between slashes (a lag, a reason, a reward's part). Whoever logs a
 new number adds its line here; ``tests/test_metric_names.py`` holds the program's names and ``docs/metrics.md`` to it
-(``python -m rlpost.metric_names > docs/metrics.md`` writes that page again).
+(``python -m rlpost.reporting.metric_names > docs/metrics.md`` writes that page again).
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def render() -> str:
         "",
         "Every run writes `runs/NAME/metrics.jsonl`, one flat JSON object a line, always with `step` and `time_s`; W&B and",
         "TensorBoard show the same names. A number that was NaN or infinite is `null` there and counted in",
-        "`log/not_finite`. `*` stands for one part of a name. Written by `python -m rlpost.metric_names`.",
+        "`log/not_finite`. `*` stands for one part of a name. Written by `python -m rlpost.reporting.metric_names`.",
         "",
         "A run that goes well: `eval/accuracy` and `reward/mean` rise, `rollout/idle_share` is small, `mismatch/lag_0/ratio`",
         "is 1, `loss/skipped_updates` and `reward/failed` are 0.",

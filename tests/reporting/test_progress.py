@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from rlpost.progress import Pace, Progress, duration
+from rlpost.reporting.progress import Pace, Progress, duration
 
 
 class Clock:

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from rlpost import rollout_files, tracking
 from rlpost.config import LoggingConfig
-from rlpost.metrics import MetricsWriter, read_metrics
+from rlpost.reporting import rollout_files, tracking
+from rlpost.reporting.metrics import MetricsWriter, read_metrics
 from rlpost.types import Group, Prompt, Sample, Segment
 
 
@@ -203,7 +203,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from rlpost.config import LoggingConfig
-from rlpost.metrics import MetricsWriter
+from rlpost.reporting.metrics import MetricsWriter
 from rlpost.types import Group, Prompt, Sample, Segment
 
 segment = Segment(token_ids=np.array([5], np.int32), rollout_logprobs=np.array([-1.0], np.float32), policy_version=1)
@@ -221,7 +221,7 @@ for resumed in (False, True):
 
 def test_wandb_without_a_key_writes_an_offline_run_that_resumes_under_its_id(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     done = subprocess.run(
@@ -272,9 +272,9 @@ def test_a_wandb_that_cannot_start_is_one_line_and_the_run_goes_on(tmp_path: Pat
 UNREACHABLE = """
 import sys
 from pathlib import Path
-from rlpost import tracking
+from rlpost.reporting import tracking
 from rlpost.config import LoggingConfig
-from rlpost.metrics import MetricsWriter
+from rlpost.reporting.metrics import MetricsWriter
 
 tracking.INIT_TIMEOUT_S = 2.0
 log = MetricsWriter(Path(sys.argv[1]), LoggingConfig(), {}, "a-run")
@@ -286,7 +286,7 @@ log.close()
 def test_a_server_that_does_not_answer_turns_online_into_offline(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNREACHABLE, str(tmp_path)],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env={
             "PATH": "/usr/bin:/bin",
             "HOME": str(tmp_path),

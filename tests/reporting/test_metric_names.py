@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rlpost import metric_names
+from rlpost.reporting import metric_names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LOGGED = re.compile(rf"({'|'.join(metric_names.AREAS)})/[A-Za-z0-9_*/]+")
 
 
@@ -84,5 +84,5 @@ def test_a_misspelt_name_is_not_found(name: str) -> None:
 
 def test_the_page_is_written_from_the_registry() -> None:
     assert (ROOT / "docs/metrics.md").read_text() == metric_names.render(), (
-        "docs/metrics.md is out of date: python -m rlpost.metric_names > docs/metrics.md"
+        "docs/metrics.md is out of date: python -m rlpost.reporting.metric_names > docs/metrics.md"
     )

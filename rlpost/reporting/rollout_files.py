@@ -1,6 +1,6 @@
 """Trained rollouts as files: one Parquet file per step, and a short table of them for a tracker.
 
-Owns the columns. Never trains on them (the ledger does). ``rlpost.metrics`` calls it after each step.
+Owns the columns. Never trains on them (the ledger does). ``rlpost.reporting.metrics`` calls it after each step.
 """
 
 from __future__ import annotations

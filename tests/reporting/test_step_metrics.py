@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from rlpost.colocation import Publication
+from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import RolloutStats
 from rlpost.rollout.engine import EngineStep
-from rlpost.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, Prompt, Sample, Segment, TrainBatch
 

@@ -1,7 +1,7 @@
 """Which values a key may have, and which combinations of keys cannot work. Pure functions of the configuration.
 
-Looks at no file and no device; ``rlpost.checks`` calls it before it does, ``rlpost.session`` again with the shape of a
-model that had to be fetched. Every message is one line in the house form.
+Looks at no file and no device; ``rlpost.preflight.checks`` calls it before it does, ``rlpost.session`` again with the
+shape of a model that had to be fetched. Every message is one line in the house form.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from rlpost.algos.table import check_algo
 from rlpost.config import Config, RolloutConfig, TrainConfig
 from rlpost.errors import ConfigError, ModelError, explain
-from rlpost.memory_plan import head_size, kv_bytes
+from rlpost.preflight.memory_plan import head_size, kv_bytes
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "resume": ("auto", "never"),

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rlpost import plugins
-from rlpost.check_values import check_shape_fits, check_values
 from rlpost.config import Config, SourceConfig
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
 from rlpost.locations import resolve_path
-from rlpost.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
-from rlpost.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
+from rlpost.preflight.check_values import check_shape_fits, check_values
+from rlpost.preflight.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
+from rlpost.preflight.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
 from rlpost.rewards import resolve_reward
 from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
 from rlpost.startup import choose_runtime, has_gpu
