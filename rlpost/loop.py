@@ -1,4 +1,4 @@
-"""The whole run on one screen: generate, advantages, update, publish, settle, save.
+"""The whole run on one screen: publish, generate, advantages, update, settle, save.
 
 :func:`train` is what ``rlpost train`` calls. This is the only place where rollout and training meet; it owns the order
 of things and the run's counters, and leaves every decision to the parts.
@@ -390,10 +390,9 @@ class Trainer:
 
     def _timed(self, times: dict[str, float], name: str, call: Any) -> Any:
         started = time.perf_counter()
-        try:
-            return call()
-        finally:
-            times[name] = time.perf_counter() - started
+        result = call()
+        times[name] = time.perf_counter() - started
+        return result
 
 
 def find_untrained(groups: Sequence[Group], num_parts: int, results: Sequence[UpdateResult]) -> dict[str, str]:
