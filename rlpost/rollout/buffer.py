@@ -1,8 +1,10 @@
 """The rollout buffer: every group drawn and not yet trained, and the counts that show that nothing is lost.
 
-Owns the state of open groups (who waits, who runs, what was generated so far) and the ledger of promise 1. It never
-talks to an engine, a scorer or the data: ``rollout.collect`` moves things in and out, ``loop`` settles what was
-trained, ``checkpoint`` stores :meth:`RolloutBuffer.state_dict`. One owner, one thread.
+Owns the state of open groups (who waits, who runs, what was generated so far) and the account of promise 1. With a
+ledger, whatever happens here is also queued there as a row, :meth:`RolloutBuffer.store` writes the rows of a rollout
+and forgets the tokens, and :meth:`load_tokens` brings them back for the few samples that go on. It never talks to an
+engine, a scorer or the data: ``rollout.collect`` moves things in and out, ``loop`` stores and settles. One owner, one
+thread.
 
 A group is *open* (samples wait, run or are paused), *scoring* (all samples finished, verdicts pending), *ready*
 (complete, not admitted) or *admitted*, and ends as trained, rejected[filter] or failed[reason].
@@ -11,77 +13,21 @@ A group is *open* (samples wait, run or are paused), *scoring* (all samples fini
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rlpost.errors import RunError, explain
+from rlpost.rollout.ledger import Ledger
+from rlpost.rollout.open_groups import FINISHED, JUDGED, PAUSED, RUNNING, WAITING, OpenGroup, OpenSample
 from rlpost.rollout.staleness import may_admit, may_draw
-from rlpost.types import Group, Prompt, Sample, Segment
+from rlpost.types import Group, Prompt
 
-WAITING, RUNNING, PAUSED, FINISHED, JUDGED = "waiting", "running", "paused", "finished", "judged"
 REWARD_FAILED = "reward"
-
-
-@dataclass(slots=True)
-class OpenSample:
-    """One sample being generated; ``chunks`` hold the tokens of the current policy version."""
-
-    index: int
-    state: str = WAITING
-    segments: tuple[Segment, ...] = ()
-    chunks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # (token_ids, logprobs)
-    num_tokens: int = 0
-    finish_reason: str = ""
-    reward: float | None = None
-    reward_parts: dict[str, float] = field(default_factory=dict)
-    failure: str | None = None
-    first_step: int = -1  # the step that launched it
-
-    def seal(self, policy_version: int) -> None:
-        """Turn the current version's tokens into a segment."""
-        if self.chunks:
-            segment = Segment(
-                token_ids=np.concatenate([c[0] for c in self.chunks]).astype(np.int32, copy=False),
-                rollout_logprobs=np.concatenate([c[1] for c in self.chunks]).astype(np.float32, copy=False),
-                policy_version=policy_version,
-            )
-            self.segments = (*self.segments, segment)
-            self.chunks = []
-
-
-@dataclass(slots=True)
-class OpenGroup:
-    """One drawn prompt and its samples; ``order`` is the draw's number, which is the group's age."""
-
-    prompt: Prompt
-    order: int
-    drawn_step: int
-    samples: list[OpenSample]
-    state: str = "open"
-    oldest_version: int | None = None
-
-    def deadline(self, step: int, max_staleness: int) -> int:
-        return (step if self.oldest_version is None else self.oldest_version) + max_staleness
-
-    def freeze(self) -> Group:
-        uid = self.prompt.uid
-        samples = tuple(
-            Sample(
-                uid=uid,
-                index=s.index,
-                segments=s.segments,
-                finish_reason=s.finish_reason,
-                reward=s.reward,
-                reward_parts=s.reward_parts,
-                failure=s.failure,
-            )
-            for s in self.samples
-        )
-        return Group(uid=uid, prompt=self.prompt, samples=samples)
+RESTARTED, ROLLED_BACK = "discarded[restart]", "discarded[rollback]"
 
 
 class LedgerError(RuntimeError):
@@ -96,20 +42,35 @@ class RolloutBuffer:
         samples_per_group: G.
         oversample: groups that may be open or admitted in a step, over N.
         max_staleness: S, in policy versions.
+        restart_stale: draw and admit without regard to age, and restart a group that has grown too old.
+        ledger: where everything is written down; None keeps tokens in memory (simulations).
     """
 
-    def __init__(self, *, groups_per_step: int, samples_per_group: int, oversample: float, max_staleness: int) -> None:
+    def __init__(
+        self,
+        *,
+        groups_per_step: int,
+        samples_per_group: int,
+        oversample: float,
+        max_staleness: int,
+        restart_stale: bool = False,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.groups_per_step = groups_per_step
         self.samples_per_group = samples_per_group
         self.max_open = int(oversample * groups_per_step)
         self.max_staleness = max_staleness
+        self.restart_stale = restart_stale
+        self.ledger = ledger
         self.step = 0
-        self.groups: dict[str, OpenGroup] = {}  # untrained and not admitted, by uid
+        self.groups: dict[str, OpenGroup] = {}  # untrained and not admitted, by uid, in the order drawn
         self.admitted: list[OpenGroup] = []
         self.num_drawn = 0
         self.tokens_received = 0
         self.groups_ended: Counter[str] = Counter()  # "trained", "rejected[...]", "failed[...]"
-        self.tokens_ended: Counter[str] = Counter()
+        self.tokens_ended: Counter[str] = Counter()  # the same, and "discarded[...]"
+        self._num_by_oldest: Counter[int | None] = Counter()  # groups in ``groups`` by oldest_version
+        self._ready: dict[str, OpenGroup] = {}
         self._startable: list[tuple[int, int, int, str]] = []  # heap of (deadline, unfinished, order, uid)
 
     # ---- a step's frame -------------------------------------------------------------------------------------
@@ -119,30 +80,55 @@ class RolloutBuffer:
         self.step = step
         self._startable = []
         for group in self.groups.values():
+            if self.restart_stale and self._is_late(group) and not any(s.state == FINISHED for s in group.samples):
+                self._restart(group)
             self._offer(group)
 
-    def settle(self, failed: Mapping[str, str] | None = None) -> list[Group]:
+    def rollout(self) -> list[Group]:
+        """The groups admitted in this step, tokens and all."""
+        self.load_tokens(self.admitted)
+        return [g.freeze() for g in self.admitted]
+
+    def store(self) -> None:
+        """Write down everything since the last call; tokens of groups that wait are only in the ledger from here on."""
+        if self.ledger is None:
+            return
+        self.ledger.commit()
+        for group in self.groups.values():
+            for sample in group.samples:
+                if sample.segments:
+                    sample.segments, sample.evicted = (), True
+
+    def settle(self, failed: Mapping[str, str] | None = None) -> None:
         """The admitted groups leave: trained, or failed[reason] where ``failed`` gives a uid its reason.
 
         The tokens of a sample without a reward are in no batch: they end as failed in a trained group, too.
         """
         failed = failed or {}
-        groups = [g.freeze() for g in self.admitted]
-        for group in groups:
-            trained = group.uid not in failed
-            self._end(group, "trained" if trained else f"failed[{failed[group.uid]}]")
-            untrained = sum(s.num_tokens for s in group.samples if s.reward is None)
-            if trained and untrained:
-                self.tokens_ended["trained"] -= untrained
-                self.tokens_ended[f"failed[{REWARD_FAILED}]"] += untrained
+        for group in self.admitted:
+            self._end(group, f"failed[{failed[group.uid]}]" if group.uid in failed else "trained")
         self.admitted = []
-        return groups
+        if self.ledger is not None:
+            self.ledger.record("steps", self.step + 1, json.dumps(self.totals()))
+            self.ledger.commit()
+
+    def release_admitted(self) -> None:
+        """A step that is stopped half-way: what was admitted waits again, complete, for the same step's next try."""
+        for group in self.admitted:
+            group.state = "ready"
+            self._num_by_oldest[group.oldest_version] += 1
+        untrained = [*self.groups.values(), *self.admitted]
+        self.groups = {g.uid: g for g in sorted(untrained, key=lambda g: g.order)}
+        self._ready |= {g.uid: g for g in self.admitted}
+        self.admitted = []
 
     # ---- drawing and scheduling -----------------------------------------------------------------------------
 
     def may_draw(self) -> bool:
         """Whether one more prompt may be drawn in this step."""
-        return len(self.groups) + len(self.admitted) < self.max_open and may_draw(
+        if len(self.groups) + len(self.admitted) >= self.max_open:
+            return False
+        return self.restart_stale or may_draw(
             len(self.groups),
             admitted=len(self.admitted),
             groups_per_step=self.groups_per_step,
@@ -155,6 +141,9 @@ class RolloutBuffer:
         assert prompt.uid not in self.groups, f"prompt {prompt.uid} was drawn twice"
         self.groups[prompt.uid] = group
         self.num_drawn += 1
+        self._num_by_oldest[None] += 1
+        if self.ledger is not None:
+            self.ledger.record_draw(group.order, self.step + 1, prompt, len(samples))
         self._offer(group)
 
     def next_sample(self) -> tuple[OpenGroup, OpenSample] | None:
@@ -171,9 +160,21 @@ class RolloutBuffer:
             sample.state = RUNNING
             if sample.first_step < 0:
                 sample.first_step = self.step
+                self._record("launches", group, sample)
             self._offer(group)
             return group, sample
         return None
+
+    def load_tokens(self, groups: Iterable[OpenGroup], samples: Iterable[OpenSample] | None = None) -> None:
+        """Bring back from the ledger the tokens of ``samples``, one of each group, or of all samples of ``groups``."""
+        pairs = zip(groups, samples, strict=True) if samples else ((g, s) for g in groups for s in g.samples)
+        evicted = [(g, s) for g, s in pairs if s.evicted]
+        if not evicted:
+            return
+        assert self.ledger is not None, "without a ledger nothing is evicted"
+        stored = self.ledger.read_segments([(g.order, s.index, g.attempt) for g, s in evicted])
+        for (_, sample), segments in zip(evicted, stored, strict=True):
+            sample.segments, sample.evicted = (*segments, *sample.segments), False
 
     # ---- what the engine and the scorer report --------------------------------------------------------------
 
@@ -185,15 +186,15 @@ class RolloutBuffer:
         sample = group.samples[index]
         assert sample.state == RUNNING and len(token_ids) == len(logprobs), (uid, index, sample.state)
         if len(token_ids):
-            sample.chunks.append((token_ids, logprobs))
-            sample.num_tokens += len(token_ids)
+            sample.append(token_ids, logprobs)
             self.tokens_received += len(token_ids)
             if group.oldest_version is None:
-                group.oldest_version = self.step
+                self._set_oldest(group, self.step)
         if finish_reason:
-            sample.seal(self.step)
+            self._seal(group, sample)
             sample.finish_reason = finish_reason
             sample.state = FINISHED
+            self._record("finishes", group, sample, finish_reason)
             if all(s.state in (FINISHED, JUDGED) for s in group.samples):
                 group.state = "scoring"
             self._offer(group)
@@ -204,54 +205,74 @@ class RolloutBuffer:
         for group in self.groups.values():
             for sample in group.samples:
                 if sample.state == RUNNING:
-                    sample.seal(self.step)
+                    self._seal(group, sample)
                     sample.state = PAUSED if sample.num_tokens else WAITING
-            self._offer(group)
 
-    def judge(self, uid: str, index: int, reward: float | None, parts: dict[str, float], failure: str | None) -> bool:
+    def judge(
+        self, uid: str, index: int, reward: float | None, parts: Mapping[str, float], failure: str | None
+    ) -> bool:
         """A verdict arrived; True when it was the group's last one, which makes the group ready."""
         group = self.groups[uid]
         sample = group.samples[index]
         assert sample.state == FINISHED and (reward is None) == (failure is not None), (uid, index, reward, failure)
         sample.reward, sample.reward_parts, sample.failure, sample.state = reward, parts, failure, JUDGED
+        self._record("verdicts", group, sample, reward, json.dumps(dict(parts)), failure)
         if all(s.state == JUDGED for s in group.samples):
             group.state = "ready"
+            self._ready[uid] = group
             return True
         return False
+
+    def unjudged(self) -> list[tuple[OpenGroup, OpenSample]]:
+        """Finished samples without a verdict: what must be handed to a fresh scorer after a resume."""
+        return [(g, s) for g in self.groups.values() for s in g.samples if s.state == FINISHED]
 
     # ---- admission ------------------------------------------------------------------------------------------
 
     def ready(self) -> list[OpenGroup]:
         """Complete groups in the order they are considered: earliest deadline first, then age."""
-        groups = [g for g in self.groups.values() if g.state == "ready"]
-        return sorted(groups, key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
+        return sorted(self._ready.values(), key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
 
     def try_admit(self, group: OpenGroup) -> bool:
         """Admit a ready group to this step's batch if the staleness rule allows it."""
-        slack = group.deadline(self.step, self.max_staleness) - self.step
-        if not may_admit(self._due(), slack, admitted=len(self.admitted), groups_per_step=self.groups_per_step):
+        if not self._may_admit(group):
             return False
-        del self.groups[group.prompt.uid]
+        self._leave(group)
         group.state = "admitted"
         self.admitted.append(group)
         return True
 
     def drop(self, group: OpenGroup, end: str) -> None:
         """A ready group that will not train: ``end`` is rejected[filter] or failed[reason]."""
-        del self.groups[group.prompt.uid]
-        self._end(group.freeze(), end)
+        self._leave(group)
+        self._end(group, end)
 
-    # ---- the ledger -----------------------------------------------------------------------------------------
+    # ---- the account ----------------------------------------------------------------------------------------
 
     def states(self) -> Counter[str]:
-        """Number of untrained groups by state."""
-        return Counter([g.state for g in self.groups.values()] + ["admitted"] * len(self.admitted))
+        """Number of untrained groups by phase: waiting, in_flight, paused, scoring, ready, admitted."""
+        return Counter([g.phase() for g in self.groups.values()] + ["admitted"] * len(self.admitted))
 
-    def check_conservation(self) -> None:
-        """Drawn groups and received tokens all stand in exactly one known place, and no group that was due in this
-        step was left over; else LedgerError with the numbers. Holds after a step's last admission."""
-        groups_known = len(self.groups) + len(self.admitted) + sum(self.groups_ended.values())
-        held = sum(s.num_tokens for g in [*self.groups.values(), *self.admitted] for s in g.samples)
+    def totals(self) -> dict[str, Any]:
+        """The counters as JSON values; what rollbacks discarded is counted by the ledger and left out."""
+        return {
+            "num_drawn": self.num_drawn,
+            "tokens_received": self.tokens_received - self.tokens_ended[ROLLED_BACK],
+            "groups_ended": dict(self.groups_ended),
+            "tokens_ended": {k: v for k, v in self.tokens_ended.items() if k != ROLLED_BACK},
+        }
+
+    def check_conservation(self, *, under_way: bool = False) -> None:
+        """Every group drawn and token received stands in exactly one known place, the ledger holds what memory does
+        not, and no group that was due in this step was left over; else LedgerError with the numbers.
+
+        groups: drawn = waiting + in flight + paused + scoring + ready + admitted + trained + rejected + failed.
+        tokens: received = held by untrained groups + trained + rejected + failed + discarded. Holds after a step's last
+        admission; ``under_way``: the step was stopped before that, and what is due in it may wait.
+        """
+        untrained = [*self.groups.values(), *self.admitted]
+        groups_known = len(untrained) + sum(self.groups_ended.values())
+        held = sum(g.num_tokens for g in untrained)
         tokens_known = held + sum(self.tokens_ended.values())
         if groups_known != self.num_drawn or tokens_known != self.tokens_received:
             raise LedgerError(
@@ -259,137 +280,139 @@ class RolloutBuffer:
                 f"({dict(self.states())}, {dict(self.groups_ended)}); {self.tokens_received} tokens received, "
                 f"{tokens_known} known ({held} held, {dict(self.tokens_ended)})"
             )
-        late = [g.prompt.uid for g in self.groups.values() if g.deadline(self.step, self.max_staleness) <= self.step]
-        if late:
+        last = self.step - under_way
+        late = [g.uid for g in self.groups.values() if g.deadline(self.step, self.max_staleness) <= last]
+        if late and not self.restart_stale:
             raise LedgerError(f"groups past their staleness deadline at step {self.step}: {late[:8]}")
+        by_oldest = Counter(g.oldest_version for g in self.groups.values())
+        if by_oldest != +self._num_by_oldest or self._ready.keys() != {g.uid for g in untrained if g.state == "ready"}:
+            raise LedgerError(
+                f"groups are counted wrongly at step {self.step}: by oldest version {dict(self._num_by_oldest)}, found "
+                f"{dict(by_oldest)}; {len(self._ready)} ready"
+            )
+
+    def check_ledger(self) -> None:
+        """The ledger's rows hold the same groups and tokens as memory does; call it between steps, after a store."""
+        assert self.ledger is not None and not self.admitted
+        here = len(self.groups), sum(g.num_tokens for g in self.groups.values())
+        there = self.ledger.held()
+        if here != there:
+            raise LedgerError(f"step {self.step}: (groups, tokens) held are {here} in memory, {there} in the ledger")
 
     def longest_unfinished(self) -> int:
         """Tokens so far of the longest response that is to go on."""
         samples = [s for g in self.groups.values() for s in g.samples if not s.finish_reason]
         return max((s.num_tokens for s in samples), default=0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything as JSON values. Nothing may be running or admitted: call it between steps."""
-        assert not self.admitted and not any(s.state == RUNNING for g in self.groups.values() for s in g.samples)
-        return {
-            "groups_per_step": self.groups_per_step,
-            "samples_per_group": self.samples_per_group,
-            "max_staleness": self.max_staleness,
-            "step": self.step,
-            "num_drawn": self.num_drawn,
-            "tokens_received": self.tokens_received,
-            "groups_ended": dict(self.groups_ended),
-            "tokens_ended": dict(self.tokens_ended),
-            "groups": [_group_to_json(g) for g in self.groups.values()],
-        }
+    # ---- durable state --------------------------------------------------------------------------------------
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state`` was taken. Raises RunError where fewer groups a step, or a smaller staleness, would
-        leave waiting groups that can no longer be trained in time, and where groups would be of another size."""
+    def state_dict(self, *, under_way: bool = False) -> dict[str, Any]:
+        """What the ledger's rows do not say, as JSON values. Call it between steps, or ``under_way`` after
+        :meth:`release_admitted`."""
+        assert not self.admitted and not any(s.state == RUNNING for g in self.groups.values() for s in g.samples)
+        sizes = {name: getattr(self, name) for name in ("groups_per_step", "samples_per_group", "max_staleness")}
+        return {**sizes, "step": self.step, "under_way": under_way, "totals": self.totals()}
+
+    def load_state_dict(self, state: Mapping[str, Any], groups: Iterable[OpenGroup], *, rolled_back: int = 0) -> None:
+        """Goes on where ``state`` was taken, with the ledger's open groups.
+
+        rolled_back: tokens that rollbacks have discarded so far, in all lives of the run.
+
+        Raises RunError where groups would be of another size, and where fewer groups a step, or a smaller staleness,
+        would leave waiting groups that can no longer be trained in time (unless stale ones are restarted).
+        """
         size = state["samples_per_group"]
         if self.samples_per_group != size:
             do = "set it as it was, or use another name"
             raise RunError(explain("resuming: rollout.samples_per_group", self.samples_per_group, str(size), do))
         for name in ("groups_per_step", "max_staleness"):
-            if getattr(self, name) < state[name]:
-                do = "set it as it was, or use another name"
+            if getattr(self, name) < state[name] and not self.restart_stale:
+                do = "set it as it was, or use another name, or rollout.on_stale=restart"
                 raise RunError(explain(f"resuming: rollout.{name}", getattr(self, name), f">= {state[name]}", do))
-        self.step = state["step"]
-        self.num_drawn = state["num_drawn"]
-        self.tokens_received = state["tokens_received"]
-        self.groups_ended = Counter(state["groups_ended"])
-        self.tokens_ended = Counter(state["tokens_ended"])
-        self.groups = {g["prompt"]["uid"]: _group_from_json(g) for g in state["groups"]}
+        totals = state["totals"]
+        self.step, self.num_drawn = state["step"], totals["num_drawn"]
+        self.tokens_received = totals["tokens_received"]
+        self.groups_ended = Counter(totals["groups_ended"])
+        self.tokens_ended = Counter(totals["tokens_ended"])
+        self.count_rolled_back(rolled_back)
+        self.groups = {g.uid: g for g in groups}
         self.admitted = []
-        self.check_conservation()
+        self._ready = {g.uid: g for g in self.groups.values() if g.state == "ready"}
+        self._num_by_oldest = Counter(g.oldest_version for g in self.groups.values())
+        self.check_conservation(under_way=state["under_way"])
+
+    def count_rolled_back(self, num_tokens: int) -> None:
+        """Tokens that earlier lives of this run received and a rollback discarded."""
+        self.tokens_received += num_tokens
+        if num_tokens:
+            self.tokens_ended[ROLLED_BACK] += num_tokens
 
     # ---- private --------------------------------------------------------------------------------------------
 
-    def _end(self, group: Group, end: str) -> None:
-        self.groups_ended[end] += 1
-        self.tokens_ended[end] += group.num_tokens
+    def _may_admit(self, group: OpenGroup) -> bool:
+        if self.restart_stale:
+            return len(self.admitted) < self.groups_per_step and not self._is_late(group)
+        slack = group.deadline(self.step, self.max_staleness) - self.step
+        return may_admit(self._due(), slack, admitted=len(self.admitted), groups_per_step=self.groups_per_step)
+
+    def _is_late(self, group: OpenGroup) -> bool:
+        return group.deadline(self.step, self.max_staleness) < self.step
 
     def _due(self) -> list[int]:
+        """due[k]: groups with deadline step + k."""
         due = [0] * (self.max_staleness + 1)
-        for group in self.groups.values():
-            due[group.deadline(self.step, self.max_staleness) - self.step] += 1
+        for oldest, count in self._num_by_oldest.items():
+            if count:
+                due[(self.step if oldest is None else oldest) + self.max_staleness - self.step] += count
         return due
+
+    def _leave(self, group: OpenGroup) -> None:
+        del self.groups[group.uid]
+        del self._ready[group.uid]
+        self._num_by_oldest[group.oldest_version] -= 1
+
+    def _end(self, group: OpenGroup, end: str) -> None:
+        unscored = sum(s.num_tokens for s in group.samples if s.reward is None) if end == "trained" else 0
+        self.groups_ended[end] += 1
+        self.tokens_ended[end] += group.num_tokens - unscored
+        if unscored:
+            self.tokens_ended[f"failed[{REWARD_FAILED}]"] += unscored
+        if self.ledger is not None:
+            self.ledger.record("ends", group.order, self.step + 1, end, group.num_tokens, unscored)
+
+    def _restart(self, group: OpenGroup) -> None:
+        """Too old to be trained: its tokens are discarded, its prompt starts again under the new policy."""
+        discarded = group.num_tokens
+        group.attempt += 1
+        self.tokens_ended[RESTARTED] += discarded
+        if self.ledger is not None:
+            self.ledger.record("restarts", group.order, group.attempt, self.step + 1, discarded)
+        for sample in group.samples:
+            sample.restart()
+        group.state = "open"
+        self._ready.pop(group.uid, None)
+        self._set_oldest(group, None)
+
+    def _set_oldest(self, group: OpenGroup, version: int | None) -> None:
+        self._num_by_oldest[group.oldest_version] -= 1
+        self._num_by_oldest[version] += 1
+        group.oldest_version = version
+
+    def _seal(self, group: OpenGroup, sample: OpenSample) -> None:
+        segment = sample.seal(self.step)
+        if segment is not None and self.ledger is not None:
+            self.ledger.record_segment(group.order, sample.index, group.attempt, self.step + 1, segment)
+
+    def _record(self, table: str, group: OpenGroup, sample: OpenSample, *values: Any) -> None:
+        if self.ledger is not None:
+            self.ledger.record(table, group.order, sample.index, group.attempt, self.step + 1, *values)
 
     def _entry(self, group: OpenGroup) -> tuple[int, int, int, str]:
         unfinished = sum(s.state in (WAITING, PAUSED, RUNNING) for s in group.samples)
-        return (group.deadline(self.step, self.max_staleness), unfinished, group.order, group.prompt.uid)
+        return (group.deadline(self.step, self.max_staleness), unfinished, group.order, group.uid)
 
     def _offer(self, group: OpenGroup) -> None:
+        if self.restart_stale and self._is_late(group):
+            return  # restarted as soon as its verdicts are in
         if any(s.state in (WAITING, PAUSED) for s in group.samples):
             heapq.heappush(self._startable, self._entry(group))
-
-
-def _group_to_json(group: OpenGroup) -> dict[str, Any]:
-    prompt = group.prompt
-    return {
-        "prompt": {
-            "uid": prompt.uid,
-            "token_ids": prompt.token_ids.tolist(),
-            "text": prompt.text,
-            "reference": prompt.reference,
-            "task": prompt.task,
-            "columns": dict(prompt.columns),
-        },
-        "order": group.order,
-        "drawn_step": group.drawn_step,
-        "state": group.state,
-        "oldest_version": group.oldest_version,
-        "samples": [
-            {
-                "index": s.index,
-                "state": s.state,
-                "finish_reason": s.finish_reason,
-                "reward": s.reward,
-                "reward_parts": dict(s.reward_parts),
-                "failure": s.failure,
-                "first_step": s.first_step,
-                "segments": [
-                    {
-                        "token_ids": seg.token_ids.tolist(),
-                        "rollout_logprobs": seg.rollout_logprobs.tolist(),
-                        "policy_version": seg.policy_version,
-                        "trainable": seg.trainable,
-                    }
-                    for seg in s.segments
-                ],
-            }
-            for s in group.samples
-        ],
-    }
-
-
-def _group_from_json(row: dict[str, Any]) -> OpenGroup:
-    prompt = row["prompt"] | {"token_ids": np.asarray(row["prompt"]["token_ids"], np.int32)}
-    return OpenGroup(
-        prompt=Prompt(**prompt),
-        order=row["order"],
-        drawn_step=row["drawn_step"],
-        state=row["state"],
-        oldest_version=row["oldest_version"],
-        samples=[_sample_from_json(s) for s in row["samples"]],
-    )
-
-
-def _sample_from_json(row: dict[str, Any]) -> OpenSample:
-    segments = tuple(_segment_from_json(s) for s in row["segments"])
-    fields = {k: v for k, v in row.items() if k != "segments"}
-    return OpenSample(segments=segments, num_tokens=sum(len(s.token_ids) for s in segments), **fields)
-
-
-def _segment_from_json(row: dict[str, Any]) -> Segment:
-    return Segment(
-        token_ids=np.asarray(row["token_ids"], np.int32),
-        rollout_logprobs=np.asarray(row["rollout_logprobs"], np.float32),
-        policy_version=row["policy_version"],
-        trainable=row["trainable"],
-    )
-
-
-def reconcile(groups: Iterable[OpenGroup]) -> list[tuple[OpenGroup, OpenSample]]:
-    """Finished samples without a verdict: what must be handed to a fresh scorer after a resume."""
-    return [(g, s) for g in groups for s in g.samples if s.state == FINISHED]

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlpost.errors import RunError, explain
-from rlpost.rollout.buffer import REWARD_FAILED, LedgerError, OpenGroup, OpenSample, RolloutBuffer, reconcile
+from rlpost.rollout.buffer import REWARD_FAILED, LedgerError, RolloutBuffer
 from rlpost.rollout.engine import Delta, Engine, EngineWork, Request, SamplingSettings
-from rlpost.rollout.scoring import Scorer
+from rlpost.rollout.open_groups import OpenGroup, OpenSample
+from rlpost.rollout.scoring import Scorer, Verdict
 from rlpost.types import Group, Prompt
 
 SCORE_POLL_S = 60.0  # how long one wait for verdicts lasts before the loop looks around again
@@ -38,6 +39,7 @@ class CollectSettings:
     max_filtered_groups: int
     reject: Callable[[Group], str | None]  # the algorithm's filter: a reason, or None to keep
     max_failure_share: float = 1.0
+    score_every: int = 0  # deterministic mode: engine steps between two looks at the verdicts; 0: whenever one is there
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +48,7 @@ class RolloutStats:
 
     step: int
     slots: int
+    stopped: bool = False  # half-way, on request: what was admitted waits for the same step's next try
     started_s: float = 0.0
     ended_s: float = 0.0
     num_generated: int = 0
@@ -85,10 +88,12 @@ def collect(
     *,
     step: int,
     on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> RolloutStats:
     """Generate until ``buffer.admitted`` holds ``groups_per_step`` groups; leaves nothing in flight.
 
-    The engine's weights are those of policy version ``step``. Afterwards ``buffer.admitted`` is the step's rollout.
+    The engine's weights are those of policy version ``step``. Afterwards ``buffer.admitted`` is the step's rollout; it
+    is empty and ``stats.stopped`` True where ``should_stop`` ended the step early.
 
     Raises:
         RunError: the filter rejected ``max_filtered_groups`` groups in a row, or too many rewards failed.
@@ -97,36 +102,43 @@ def collect(
     stats = RolloutStats(step=step, slots=settings.max_in_flight, started_s=engine.now())
     run = _Collection(engine, buffer, prompts, scorer, settings, stats)
     run.resubmit_unjudged()
+    run.take_verdicts()
     run.admit_ready()
     while len(buffer.admitted) < buffer.groups_per_step:
+        if should_stop():
+            stats.stopped = True
+            break
         iteration_started = engine.now()
         run.fill_slots()
         if engine.num_in_flight:
             result = engine.step()
             run.receive(result.deltas)
-            run.admit_ready()
+            if run.verdicts_are_due():
+                run.take_verdicts()
             stats.num_prefill += result.num_prefill_tokens
             stats.work.add(engine.now() - iteration_started, result)
         elif scorer.num_pending:
             scorer.wait(SCORE_POLL_S)
-            run.admit_ready()
+            run.take_verdicts()
         else:  # the proof in rollout.staleness says this cannot be; waiting would be for ever
             raise LedgerError(f"step {step} cannot go on: {dict(buffer.states())}, none running, none to be drawn")
         if on_progress is not None:
             on_progress(len(buffer.admitted), engine.num_in_flight, len(buffer.groups))
     run.abort()
+    if stats.stopped:
+        buffer.release_admitted()
     stats.ended_s = engine.now()
     run.measure_lengths()
     run.stop_where_rewards_fail()
     return stats
 
 
-def sample_seed(run_seed: int, uid: str, index: int, num_tokens: int) -> int:
+def sample_seed(run_seed: int, uid: str, index: int, num_tokens: int, attempt: int = 0) -> int:
     """The engine's seed for a sample from its ``num_tokens``-th token on, the same in every process and replay.
 
-    A resumed sample gets a fresh seed: with the old one the noise stream would start again.
+    A resumed sample gets a fresh seed: with the old one the noise stream would start again. So does a restarted one.
     """
-    key = f"{run_seed}|{uid}|{index}|{num_tokens}".encode()
+    key = f"{run_seed}|{uid}|{index}|{attempt}|{num_tokens}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1  # a non-negative int64
 
 
@@ -150,24 +162,27 @@ class _Collection:
 
     def resubmit_unjudged(self) -> None:
         """After a resume the scorer is new: samples whose verdict was pending are handed to it again."""
-        if not self.scorer.num_pending:  # else it is the one that holds those verdicts
-            for group, sample in reconcile(self.buffer.groups.values()):
+        unjudged = self.buffer.unjudged()
+        if unjudged and not self.scorer.num_pending:  # else it is the one that holds those verdicts
+            self.buffer.load_tokens(*zip(*unjudged, strict=True))
+            for group, sample in unjudged:
                 self.submit_for_judging(group, sample)
 
     def fill_slots(self) -> None:
         """One-for-one refill: whatever is free takes the next sample; prompts are drawn only when none waits."""
-        requests: list[Request] = []
+        chosen: list[tuple[OpenGroup, OpenSample]] = []
         free = self.settings.max_in_flight - self.engine.num_in_flight
-        while len(requests) < free:
-            chosen = self.buffer.next_sample()
-            if chosen is not None:
-                requests.append(self.make_request(*chosen))
+        while len(chosen) < free:
+            found = self.buffer.next_sample()
+            if found is not None:
+                chosen.append(found)
             elif self.buffer.may_draw():
                 self.buffer.add(next(self.prompts))
             else:
                 break
-        if requests:
-            self.engine.submit(requests)
+        if chosen:
+            self.buffer.load_tokens(*zip(*chosen, strict=True))
+            self.engine.submit([self.make_request(group, sample) for group, sample in chosen])
 
     def make_request(self, group: OpenGroup, sample: OpenSample) -> Request:
         parts = [group.prompt.token_ids, *(s.token_ids for s in sample.segments)]
@@ -176,13 +191,13 @@ class _Collection:
             self.stats.num_replayed += sum(len(p) for p in parts)
         elif sample.first_step == self.buffer.step:
             self.stats.num_launched += 1
-        request_id = f"{group.prompt.uid}/{sample.index}"
-        self.running[request_id] = (group.prompt.uid, sample.index)
+        request_id = f"{group.uid}/{sample.index}"
+        self.running[request_id] = (group.uid, sample.index)
         return Request(
             request_id=request_id,
             token_ids=np.concatenate(parts),
             max_new_tokens=self.settings.max_response_tokens - sample.num_tokens,
-            seed=sample_seed(self.settings.seed, group.prompt.uid, sample.index, sample.num_tokens),
+            seed=sample_seed(self.settings.seed, group.uid, sample.index, sample.num_tokens, group.attempt),
             sampling=self.settings.sampling,
         )
 
@@ -200,28 +215,46 @@ class _Collection:
         token_ids = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
         self.scorer.submit(group.prompt, sample.index, token_ids, sample.finish_reason)
 
-    def admit_ready(self) -> None:
-        """Take in verdicts, let filters speak, admit what the staleness rule allows, earliest deadline first."""
-        for verdict in self.scorer.poll():
-            self.stats.num_judged += 1
-            if verdict.failure is not None:
-                kind = verdict.failure.split(":")[0]
-                self.stats.failures[kind] = self.stats.failures.get(kind, 0) + 1
-                self.stats.num_failed_rewards += 1
-                self.last_failure = verdict.failure
-            complete = self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure)
-            if complete:
-                self.filter(self.buffer.groups[verdict.uid])
+    def verdicts_are_due(self) -> bool:
+        return not self.settings.score_every or len(self.stats.work.step_s) % self.settings.score_every == 0
+
+    def take_verdicts(self) -> None:
+        """Take in the verdicts that are there, let filters speak, admit. In deterministic mode: of all samples finished
+        by now, however long that takes, in the order of the samples."""
+        verdicts = list(self.scorer.poll())
+        if self.settings.score_every:
+            while self.scorer.num_pending:
+                self.scorer.wait(SCORE_POLL_S)
+                verdicts += self.scorer.poll()
+            verdicts.sort(key=lambda v: (self.buffer.groups[v.uid].order, v.index))
+        for verdict in verdicts:
+            self.judge(verdict)
         if self.stats.num_judged >= self.buffer.groups_per_step * self.buffer.samples_per_group:
             self.stop_where_rewards_fail()  # where most rewards fail, a step's end may never come
+        if verdicts:
+            self.admit_ready()
+
+    def judge(self, verdict: Verdict) -> None:
+        self.stats.num_judged += 1
+        if verdict.failure is not None:
+            kind = verdict.failure.split(":")[0]
+            self.stats.failures[kind] = self.stats.failures.get(kind, 0) + 1
+            self.stats.num_failed_rewards += 1
+            self.last_failure = verdict.failure
+        if self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure):
+            self.filter(self.buffer.groups[verdict.uid])
+
+    def admit_ready(self) -> None:
+        """Admit what the staleness rule allows, earliest deadline first."""
         for group in self.buffer.ready():
             if len(self.buffer.admitted) >= self.buffer.groups_per_step:
-                break
+                return
             if self.buffer.try_admit(group):
                 self.filtered_in_a_row = 0
 
     def filter(self, group: OpenGroup) -> None:
         """A complete group is dropped here, for a named reason, or stays ready."""
+        self.buffer.load_tokens([group])
         frozen = group.freeze()
         if len(frozen.scored) < min(2, len(frozen.samples)):
             self.drop(group, f"failed[{REWARD_FAILED}]", REWARD_FAILED)
@@ -251,6 +284,8 @@ class _Collection:
         assert self.engine.num_in_flight == 0, "the engine kept requests after an abort"
         self.running.clear()
         self.buffer.pause_running()
+        if self.settings.score_every and self.scorer.num_pending:
+            self.take_verdicts()  # so that a step's end depends on nothing that is still being judged
 
     def measure_lengths(self) -> None:
         for group in [*self.buffer.groups.values(), *self.buffer.admitted]:

@@ -9,62 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpost.errors import RunError
-from rlpost.rollout.buffer import LedgerError, RolloutBuffer
-from rlpost.rollout.collect import CollectSettings, collect, sample_seed
-from rlpost.rollout.engine import SamplingSettings
-from rlpost.rollout.scoring import InlineScorer, Verdict, read_outcome
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
-from rlpost.types import Prompt
-
-LIMIT = 64
-COST = StepCost(base_s=1.0, sample_s=0.01, prefill_s=0.001)
-
-
-def prompts(start=0):
-    return (Prompt(uid=f"0:{i}", token_ids=np.arange(5, dtype=np.int32), text=f"p{i}") for i in itertools.count(start))
-
-
-def heavy_tailed(request_id):
-    seed = sample_seed(7, request_id, 0, 0)
-    return max(1, int(np.exp(np.random.default_rng(seed % 2**32).normal(2.0, 1.0))))
-
-
-def build(
-    *, n=4, g=3, oversample=2.0, staleness=3, slots=8, length_of=heavy_tailed, reward=None, reject=None, max_jump=None
-):
-    buffer = RolloutBuffer(groups_per_step=n, samples_per_group=g, oversample=oversample, max_staleness=staleness)
-    engine = SimulatedEngine(
-        max_slots=slots, length_of=length_of, max_response_tokens=LIMIT, cost=COST, max_jump=max_jump
-    )
-    scorer = InlineScorer(reward or (lambda response, **_: len(response) % 3), decode=lambda ids: "x" * len(ids))
-    settings_ = CollectSettings(
-        max_in_flight=slots,
-        max_response_tokens=LIMIT,
-        sampling=SamplingSettings(),
-        seed=0,
-        max_filtered_groups=20,
-        reject=reject or (lambda group: None),
-    )
-    return buffer, engine, scorer, settings_
-
-
-def run(steps, **kwargs):
-    buffer, engine, scorer, settings_ = build(**kwargs)
-    stream = prompts()
-    history = []
-    most_open = 0
-
-    def count_open(admitted, running, open_groups):
-        nonlocal most_open
-        most_open = max(most_open, admitted + open_groups)
-
-    for step in range(steps):
-        stats = collect(engine, buffer, stream, scorer, settings_, step=step, on_progress=count_open)
-        assert most_open <= buffer.max_open, "more groups were open or admitted than oversample allows"
-        buffer.check_conservation()
-        history.append((buffer.settle(), stats))
-        buffer.check_conservation()
-    return buffer, history
+from rlpost.rollout.buffer import LedgerError
+from rlpost.rollout.collect import collect, sample_seed
+from rlpost.rollout.scoring import Verdict, read_outcome
+from tests.rollout.simulation import LIMIT, build, finish_step, heavy_tailed, prompts, run
 
 
 def test_synchronous_carries_nothing_over():
@@ -204,7 +152,7 @@ def test_a_skipped_update_becomes_failed_groups():
     buffer, engine, scorer, settings_ = build()
     collect(engine, buffer, prompts(), scorer, settings_, step=0)
     tokens = sum(g.freeze().num_tokens for g in buffer.admitted)
-    buffer.settle({g.prompt.uid: "nan_update" for g in buffer.admitted})
+    finish_step(buffer, {g.uid: "nan_update" for g in buffer.admitted})
     buffer.check_conservation()
     assert buffer.groups_ended == {"failed[nan_update]": 4} and buffer.tokens_ended["failed[nan_update]"] == tokens
 
@@ -221,59 +169,19 @@ def test_the_ledger_notices_a_lost_token_and_a_lost_group():
         buffer.check_conservation()
 
 
-def test_state_survives_json_and_the_next_steps_are_the_same():
-    import json
-
-    def finish(buffer, engine, scorer, settings_, stream):
-        out = []
-        for step in range(3, 6):
-            collect(engine, buffer, stream, scorer, settings_, step=step)
-            out.append([(g.uid, [s.token_ids.tolist() for s in g.samples]) for g in buffer.settle()])
-        return out
-
-    buffer, engine, scorer, settings_ = build()
-    stream = prompts()
-    for step in range(3):
-        collect(engine, buffer, stream, scorer, settings_, step=step)
-        buffer.settle()
-    state = json.loads(json.dumps(buffer.state_dict()))
-    drawn = buffer.num_drawn
-    other, engine2, scorer2, _ = build()
-    other.load_state_dict(state)
-    assert finish(other, engine2, scorer2, settings_, prompts(drawn)) == finish(
-        buffer, engine, scorer, settings_, stream
-    )
-
-
-@pytest.mark.parametrize("change", [{"n": 3}, {"staleness": 2}, {"g": 5}])
-def test_a_resume_that_could_miss_deadlines_is_refused(change):
-    buffer, engine, scorer, settings_ = build()
-    collect(engine, buffer, prompts(), scorer, settings_, step=0)
-    buffer.settle()
-    with pytest.raises(RunError, match="resuming: rollout.*as it was"):
-        build(**change)[0].load_state_dict(buffer.state_dict())
-    build(n=5, staleness=4)[0].load_state_dict(buffer.state_dict())
-
-
-def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume():
-    class Slow(InlineScorer):
-        """Never gives the verdicts of the second group."""
-
-        def poll(self):
-            given = [v for v in self._verdicts if v.uid == "0:0"]
-            self._verdicts = [v for v in self._verdicts if v.uid != "0:0"]
-            return given
-
-    shape = {"n": 1, "g": 2, "oversample": 2.0, "staleness": 1, "slots": 4, "length_of": lambda request_id: 3}
-    buffer, engine, _, settings_ = build(**shape)
-    slow = Slow(lambda response, **_: 1.0, decode=lambda ids: "")
-    collect(engine, buffer, prompts(), slow, settings_, step=0)
-    buffer.settle()
-    assert buffer.states() == {"scoring": 1} and slow.num_pending == 2
-    other, engine2, scorer2, _ = build(**shape)
-    other.load_state_dict(buffer.state_dict())
-    stats = collect(engine2, other, prompts(10), scorer2, settings_, step=1)
-    assert [g.uid for g in other.settle()] == ["0:1"] and stats.num_generated == 0
+def test_restarting_what_grew_too_old_counts_its_tokens_and_selects_against_long_answers():
+    """First come, first trained: the long sample is overtaken until it is too old, restarted, and overtaken again."""
+    lengths = {"0:0/0": 60}
+    shape = dict(n=1, g=1, slots=2, oversample=2.0, staleness=1, length_of=lambda rid: lengths.get(rid, 7))
+    buffer, history = run(12, **shape, restart_stale=True)
+    trained = [group.uid for groups, _ in history for group in groups]
+    assert "0:0" not in trained and buffer.groups["0:0"].attempt > 1
+    assert buffer.tokens_ended["discarded[restart]"] > 60
+    for step, (groups, _) in enumerate(history):
+        assert all(step - s.oldest_version <= 1 for group in groups for s in group.samples)
+    scheduled, kept = run(12, **shape)
+    assert any(group.uid == "0:0" for groups, _ in kept for group in groups[:1])
+    assert scheduled.tokens_ended["discarded[restart]"] == 0
 
 
 def test_seeds_differ_by_everything_that_matters_and_repeat():
@@ -284,8 +192,9 @@ def test_seeds_differ_by_everything_that_matters_and_repeat():
         sample_seed(0, "0:2", 2, 0),
         sample_seed(0, "0:1", 3, 0),
         sample_seed(0, "0:1", 2, 9),
+        sample_seed(0, "0:1", 2, 0, attempt=1),
     ]
-    assert len({base, *others}) == 5
+    assert len({base, *others}) == 6
 
 
 @pytest.mark.parametrize(

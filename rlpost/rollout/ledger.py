@@ -1,0 +1,397 @@
+"""The ledger: every draw, token, verdict and end of a run as rows of an SQLite database, inserted and never updated.
+
+Owns the schema, the transactions, and the four moves that durability needs: write a step's rows at once, read tokens
+back, roll back to a step, copy what is not trained yet into a checkpoint. It decides nothing: ``rollout.buffer`` queues
+rows and reads tokens, ``rollout.ledger_recovery`` finds the right state after a crash, ``rlpost buffer`` reads it.
+
+Every row carries ``step``, the loop's step that wrote it (1 is the first, as in ``metrics.jsonl``). The state at step k
+is what the rows with ``step <= k`` say, so rolling back to k deletes the rows > k and nothing else. ``draw`` is a
+group's number (0, 1, ...), ``idx`` a sample's index in its group, ``attempt`` counts a group's restarts. One process
+writes; others may read at any time (write-ahead log).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpost.errors import RunError, explain
+from rlpost.rollout.open_groups import FINISHED, JUDGED, PAUSED, OpenGroup, OpenSample
+from rlpost.types import Prompt, Segment
+
+FILE = "ledger.sqlite"
+SCHEMA_VERSION = 1
+CACHE_KIB = 16384
+DISK_CODES = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+)
+BUSY_TIMEOUT_S = 30.0  # how long a write waits for a reader that is in the way
+
+# In each table rows of one step stand together; ``tokens`` shares its ids with ``segments``.
+TABLES = {
+    "draws": "draw INTEGER PRIMARY KEY, step INTEGER NOT NULL, uid TEXT NOT NULL UNIQUE, num_samples INTEGER NOT NULL",
+    "prompts": "draw INTEGER PRIMARY KEY, step INTEGER NOT NULL, token_ids BLOB NOT NULL, content TEXT NOT NULL",
+    "launches": "draw INTEGER, idx INTEGER, attempt INTEGER, step INTEGER NOT NULL, PRIMARY KEY (draw, idx, attempt)",
+    "segments": "id INTEGER PRIMARY KEY, draw INTEGER NOT NULL, idx INTEGER NOT NULL, attempt INTEGER NOT NULL, "
+    "step INTEGER NOT NULL, policy_version INTEGER NOT NULL, num_tokens INTEGER NOT NULL, trainable INTEGER NOT NULL, "
+    "checksum INTEGER NOT NULL",
+    "tokens": "id INTEGER PRIMARY KEY, step INTEGER NOT NULL, token_ids BLOB NOT NULL, rollout_logprobs BLOB NOT NULL",
+    "finishes": "draw INTEGER, idx INTEGER, attempt INTEGER, step INTEGER NOT NULL, finish_reason TEXT NOT NULL, "
+    "PRIMARY KEY (draw, idx, attempt)",
+    "verdicts": "draw INTEGER, idx INTEGER, attempt INTEGER, step INTEGER NOT NULL, reward REAL, parts TEXT NOT NULL, "
+    "failure TEXT, PRIMARY KEY (draw, idx, attempt)",
+    "restarts": "draw INTEGER, attempt INTEGER, step INTEGER NOT NULL, num_tokens INTEGER NOT NULL, "
+    "PRIMARY KEY (draw, attempt)",
+    "ends": "draw INTEGER PRIMARY KEY, step INTEGER NOT NULL, state TEXT NOT NULL, num_tokens INTEGER NOT NULL, "
+    "num_failed_tokens INTEGER NOT NULL",
+    "steps": "step INTEGER PRIMARY KEY, totals TEXT NOT NULL",
+    "rollbacks": "id INTEGER PRIMARY KEY, step INTEGER NOT NULL, num_groups INTEGER NOT NULL, "
+    "num_tokens INTEGER NOT NULL",
+    "compactions": "id INTEGER PRIMARY KEY, step INTEGER NOT NULL",
+}
+INDEXES = ("CREATE INDEX segments_of_sample ON segments (draw, idx)",)
+OF_A_GROUP = ("draws", "prompts", "launches", "segments", "finishes", "verdicts", "restarts")
+
+
+class DamagedLedger(RunError):
+    """Tokens read back are not the tokens written, or SQLite cannot read the file."""
+
+
+class Ledger:
+    """One run's database. Rows queue in memory until :meth:`commit` writes them in one transaction.
+
+    Raises (every method that touches the file): RunError where the disk is full or cannot be written,
+    :class:`DamagedLedger` where the file cannot be read.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Opens ``path``; a file that is not there is created with the schema (never with ``read_only``)."""
+        self.path = Path(path)
+        self._queue: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES}
+        with self._translated("open"):
+            if read_only:
+                uri = f"{self.path.absolute().as_uri()}?mode=ro"
+                self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+            else:
+                self._db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        try:
+            with self._translated("open"):
+                self._prepare(read_only)
+            self._next_segment = self._first_free_segment()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    # ---- writing --------------------------------------------------------------------------------------------
+
+    def record(self, table: str, *row: Any) -> None:
+        """Queue one row, its values in the order of ``TABLES[table]``."""
+        self._queue[table].append(row)
+
+    def record_draw(self, draw: int, step: int, prompt: Prompt, num_samples: int) -> None:
+        content = {
+            "text": prompt.text,
+            "reference": prompt.reference,
+            "task": prompt.task,
+            "columns": dict(prompt.columns),
+        }
+        self.record("draws", draw, step, prompt.uid, num_samples)
+        self.record("prompts", draw, step, prompt.token_ids.astype(np.int32).tobytes(), json.dumps(content))
+
+    def record_segment(self, draw: int, index: int, attempt: int, step: int, segment: Segment) -> None:
+        token_ids, logprobs = segment.token_ids.tobytes(), segment.rollout_logprobs.tobytes()
+        row = (draw, index, attempt, step, segment.policy_version, len(segment.token_ids), int(segment.trainable))
+        self.record("segments", self._next_segment, *row, _checksum(token_ids, logprobs))
+        self.record("tokens", self._next_segment, step, token_ids, logprobs)
+        self._next_segment += 1
+
+    def commit(self) -> None:
+        """Write all queued rows, all or none."""
+        with self._translated("write"), self._transaction():
+            for table, rows in self._queue.items():
+                if rows:
+                    places = ", ".join("?" * len(rows[0]))
+                    self._db.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
+        for rows in self._queue.values():
+            rows.clear()
+
+    # ---- reading --------------------------------------------------------------------------------------------
+
+    def read_segments(self, samples: Iterable[tuple[int, int, int]]) -> Iterator[tuple[Segment, ...]]:
+        """The segments of each (draw, index, attempt), oldest first; all in one read transaction."""
+        query = (
+            "SELECT s.policy_version, s.trainable, s.checksum, t.token_ids, t.rollout_logprobs FROM segments s "
+            "LEFT JOIN tokens t USING (id) WHERE s.draw = ? AND s.idx = ? AND s.attempt = ? ORDER BY s.id"
+        )
+        with self._translated("read"):
+            for sample in samples:
+                rows = self._db.execute(query, sample).fetchall()
+                yield tuple(self._to_segment(row, sample) for row in rows)
+
+    def read_open(self) -> list[OpenGroup]:
+        """Every group that has not ended, in the order drawn; tokens stay in the file (``evicted``)."""
+        with self._translated("read"):
+            groups = self._read_groups()
+            if groups:
+                self._read_samples(groups)
+        for group in groups.values():
+            for sample in group.samples:
+                sample.state = JUDGED if sample.state == JUDGED else FINISHED if sample.finish_reason else sample.state
+            states = {s.state for s in group.samples}
+            if states <= {FINISHED, JUDGED}:
+                group.state = "ready" if states == {JUDGED} else "scoring"
+        return list(groups.values())
+
+    def held(self) -> tuple[int, int]:
+        """(groups, tokens) that have not ended, counted from the rows; tokens of earlier attempts left out."""
+        query = (
+            "SELECT coalesce(sum(num_tokens), 0) FROM segments s WHERE draw IN (SELECT draw FROM open) "
+            "AND attempt = (SELECT coalesce(max(attempt), 0) FROM restarts r WHERE r.draw = s.draw)"
+        )
+        with self._translated("read"):
+            return int(self._value("SELECT count(*) FROM open")), int(self._value(query))
+
+    def rolled_back(self) -> int:
+        """Tokens that rollbacks discarded so far."""
+        return int(self._value("SELECT coalesce(sum(num_tokens), 0) FROM rollbacks"))
+
+    @property
+    def compacted_to(self) -> int:
+        """The step before which the tokens of ended groups are gone: no rollback may go below it."""
+        return int(self._value("SELECT coalesce(max(step), 0) FROM compactions"))
+
+    # ---- durability -----------------------------------------------------------------------------------------
+
+    def roll_back(self, step: int) -> tuple[int, int]:
+        """Delete the rows of later steps; returns (groups, tokens) that this discarded, and records it.
+
+        ``groups`` counts draws that never happened now; their prompts are drawn again.
+        """
+        assert step >= self.compacted_to, "what a rollback needs was compacted away"
+        assert not any(self._queue.values()), "rows wait to be written"
+        with self._translated("roll back"), self._transaction():
+            groups = int(self._value("SELECT count(*) FROM draws WHERE step > ?", step))
+            tokens = int(self._value("SELECT coalesce(sum(num_tokens), 0) FROM segments WHERE step > ?", step))
+            earlier = int(self._value("SELECT coalesce(sum(num_tokens), 0) FROM rollbacks WHERE step > ?", step))
+            for table in TABLES:
+                self._db.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
+            if groups or tokens or earlier:
+                row = (step, groups, tokens + earlier)
+                self._db.execute("INSERT INTO rollbacks (step, num_groups, num_tokens) VALUES (?, ?, ?)", row)
+        self._next_segment = self._first_free_segment()
+        return groups, tokens
+
+    def snapshot(self, path: Path, *, step: int) -> None:
+        """Copy into a new file at ``path`` what a resume at ``step`` needs: open groups, and rows of later steps.
+
+        Later rows are those of a step that was stopped half-way. Making the file durable is the caller's business.
+        """
+        assert not any(self._queue.values()), "rows wait to be written"
+        with self._translated("copy"):
+            self._db.execute("ATTACH ? AS copy", (str(path),))
+            try:
+                self._db.execute("PRAGMA copy.journal_mode = OFF")  # a torn copy is thrown away whole
+                self._db.execute("PRAGMA copy.synchronous = OFF")
+                with self._transaction():
+                    _create_schema(self._db, "copy")
+                    self._copy_rows("main", "copy", "draw IN (SELECT draw FROM open) OR step > :step", step)
+                    self._db.execute("INSERT INTO copy.compactions (step) VALUES (?)", (step,))
+            finally:
+                self._db.execute("DETACH copy")
+
+    def insert_from(self, snapshot: Path, *, after: int) -> None:
+        """Insert the snapshot's rows of steps later than ``after``."""
+        with self._translated("read"):
+            self._db.execute("ATTACH ? AS copy", (str(snapshot),))
+            try:
+                with self._transaction():
+                    for table in TABLES:
+                        self._db.execute(f"INSERT INTO {table} SELECT * FROM copy.{table} WHERE step > ?", (after,))
+            finally:
+                self._db.execute("DETACH copy")
+        self._next_segment = self._first_free_segment()
+
+    def compact(self, oldest_step: int) -> int:
+        """Free the tokens and prompts of groups that had ended by ``oldest_step``, the oldest checkpoint kept.
+
+        No rollback goes further back, so nobody reads them again (``rollouts/`` has what was trained). Returns the
+        number of segments freed; the rows that tell their story stay.
+        """
+        before = self.compacted_to
+        if oldest_step <= before:
+            return 0
+        ended = "SELECT draw FROM ends WHERE step > :before AND step <= :oldest"
+        given_up = "SELECT draw FROM restarts WHERE step > :before AND step <= :oldest"
+        steps = {"before": before, "oldest": oldest_step}
+        with self._translated("compact"), self._transaction():
+            freed = self._db.execute(
+                f"DELETE FROM tokens WHERE id IN (SELECT id FROM segments WHERE draw IN ({ended})) OR id IN (SELECT id "
+                f"FROM segments s WHERE draw IN ({given_up}) AND attempt < (SELECT max(attempt) FROM restarts r WHERE "
+                "r.draw = s.draw AND r.step <= :oldest))",
+                steps,
+            ).rowcount
+            self._db.execute(f"DELETE FROM prompts WHERE draw IN ({ended})", steps)
+            self._db.execute("INSERT INTO compactions (step) VALUES (?)", (oldest_step,))
+        return freed
+
+    def damage(self) -> str | None:
+        """What is wrong with the file as a whole or with an open group's tokens; None where all is well."""
+        try:
+            found = self._value("PRAGMA quick_check(1)")
+            if found != "ok":
+                return str(found).splitlines()[-1]
+            keys = [(g.order, s.index, g.attempt) for g in self.read_open() for s in g.samples if s.evicted]
+            for _ in self.read_segments(keys):
+                pass
+        except (sqlite3.DatabaseError, DamagedLedger) as error:
+            return " ".join(str(error).split())
+        return None
+
+    def execute(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """A reader's own query."""
+        with self._translated("read"):
+            return self._db.execute(query, parameters).fetchall()
+
+    # ---- private --------------------------------------------------------------------------------------------
+
+    def _prepare(self, read_only: bool) -> None:
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        version = int(self._value("PRAGMA user_version"))
+        if version == 0 and not read_only and not self._value("SELECT count(*) FROM sqlite_master"):
+            self._db.execute("PRAGMA journal_mode = WAL")
+            with self._transaction():
+                _create_schema(self._db, "main")
+            version = SCHEMA_VERSION
+        if version != SCHEMA_VERSION:
+            do = "use the version of rlpost that wrote it"
+            raise DamagedLedger(explain("ledger", f"{self.path} of schema {version}", f"schema {SCHEMA_VERSION}", do))
+        if not read_only:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # A kill loses nothing; what a power cut may take from here, checkpoints have.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(
+            "CREATE TEMP VIEW open AS SELECT draw FROM main.draws WHERE draw NOT IN (SELECT draw FROM main.ends)"
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # a full disk may have rolled back by itself
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _translated(self, act: str) -> Iterator[None]:
+        """SQLite's errors as ours, in one line that says what to do."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            what, got = f"ledger (cannot {act})", f"{self.path}: {error}"
+            code = error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else None  # none: a bug of ours
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                do = "the same command resumes from the last checkpoint, which carries a copy"
+                raise DamagedLedger(explain(what, got, "a whole database", do)) from error
+            if code in DISK_CODES:
+                do = "free space or mend the permissions, then the same command resumes from the last checkpoint"
+                raise RunError(explain(what, got, "a disk that can be written", do)) from error
+            raise
+
+    def _first_free_segment(self) -> int:
+        return 1 + int(self._value("SELECT coalesce(max(id), 0) FROM segments"))
+
+    def _value(self, query: str, *parameters: Any) -> Any:
+        with self._translated("read"):
+            return self._db.execute(query, parameters).fetchone()[0]
+
+    def _copy_rows(self, source: str, target: str, condition: str, step: int) -> None:
+        parameters = {"step": step}
+        for table in OF_A_GROUP:
+            where = f"WHERE {condition}"
+            self._db.execute(f"INSERT INTO {target}.{table} SELECT * FROM {source}.{table} {where}", parameters)
+        self._db.execute(
+            f"INSERT INTO {target}.tokens SELECT * FROM {source}.tokens WHERE id IN (SELECT id FROM {target}.segments)"
+        )
+        self._db.execute(f"INSERT INTO {target}.ends SELECT * FROM {source}.ends WHERE step > :step", parameters)
+        for table in ("steps", "rollbacks"):
+            self._db.execute(f"INSERT INTO {target}.{table} SELECT * FROM {source}.{table}")
+
+    def _read_groups(self) -> dict[int, OpenGroup]:
+        groups: dict[int, OpenGroup] = {}
+        query = (
+            "SELECT d.draw, d.step, d.uid, d.num_samples, p.token_ids, p.content FROM open JOIN draws d USING (draw) "
+            "JOIN prompts p USING (draw) ORDER BY d.draw"
+        )
+        for draw, step, uid, num_samples, token_ids, content in self._db.execute(query):
+            prompt = Prompt(uid=uid, token_ids=np.frombuffer(token_ids, np.int32), **json.loads(content))
+            samples = [OpenSample(index=i) for i in range(num_samples)]
+            groups[draw] = OpenGroup(prompt=prompt, order=draw, drawn_step=step - 1, samples=samples)
+        for draw, attempt in self._db.execute("SELECT draw, max(attempt) FROM restarts GROUP BY draw"):
+            if draw in groups:
+                groups[draw].attempt = attempt
+        return groups
+
+    def _read_samples(self, groups: Mapping[int, OpenGroup]) -> None:
+        first = min(groups)
+
+        def rows(table: str, columns: str) -> Iterator[tuple[OpenGroup, OpenSample, tuple[Any, ...]]]:
+            query = f"SELECT draw, idx, attempt, {columns} FROM {table} WHERE draw >= ?"
+            for draw, index, attempt, *values in self._db.execute(query, (first,)):
+                group = groups.get(draw)
+                if group is not None and attempt == group.attempt:
+                    yield group, group.samples[index], tuple(values)
+
+        for _, sample, (step,) in rows("launches", "step"):
+            sample.first_step = step - 1
+        for group, sample, (num_tokens, version) in rows("segments", "num_tokens, policy_version"):
+            sample.num_tokens += num_tokens
+            sample.evicted, sample.state = True, PAUSED
+            group.oldest_version = version if group.oldest_version is None else min(group.oldest_version, version)
+        for _, sample, (reason,) in rows("finishes", "finish_reason"):
+            sample.finish_reason = reason
+        for _, sample, (reward, parts, failure) in rows("verdicts", "reward, parts, failure"):
+            sample.reward, sample.failure, sample.state = reward, failure, JUDGED
+            sample.reward_parts = json.loads(parts) or None
+
+    def _to_segment(self, row: tuple[Any, ...], sample: tuple[int, int, int]) -> Segment:
+        version, trainable, checksum, token_ids, logprobs = row
+        if token_ids is None or _checksum(token_ids, logprobs) != checksum:
+            what = f"ledger {self.path}: tokens of draw {sample[0]}, sample {sample[1]}"
+            do = "the same command resumes from the last checkpoint, which carries a copy"
+            raise DamagedLedger(explain(what, "gone" if token_ids is None else "other bytes", "as written", do))
+        return Segment(
+            token_ids=np.frombuffer(token_ids, np.int32),
+            rollout_logprobs=np.frombuffer(logprobs, np.float32),
+            policy_version=version,
+            trainable=bool(trainable),
+        )
+
+
+def _create_schema(db: sqlite3.Connection, schema: str) -> None:
+    for table, columns in TABLES.items():
+        db.execute(f"CREATE TABLE {schema}.{table} ({columns})")
+    for index in INDEXES:
+        db.execute(index.replace("CREATE INDEX ", f"CREATE INDEX {schema}."))
+    db.execute(f"PRAGMA {schema}.user_version = {SCHEMA_VERSION}")
+
+
+def _checksum(token_ids: bytes, logprobs: bytes) -> int:
+    return zlib.crc32(logprobs, zlib.crc32(token_ids))

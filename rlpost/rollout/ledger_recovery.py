@@ -1,0 +1,121 @@
+"""The ledger a run goes on with: the live file rolled back where it is sound, else the checkpoint's own copy.
+
+Owns the choice and says what it did; called by ``durable.resume`` with a checkpoint whose files were verified. A live
+file that cannot be used is set aside, never deleted: it may hold the story of what was trained.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlpost.errors import RunError, explain
+from rlpost.rollout.ledger import DamagedLedger, Ledger
+
+COMPANIONS = ("", "-wal", "-shm")  # what SQLite keeps beside a database
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recovery:
+    ledger: Ledger
+    groups_undone: int = 0  # draws after the checkpoint: their prompts are drawn again
+    tokens_undone: int = 0  # stored after the checkpoint and discarded
+    note: str = ""  # for the user, where the live file could not be used
+
+
+def start_ledger(path: Path) -> Recovery:
+    """The ledger of a run without a checkpoint: empty, but for the count of what earlier lives lost with it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        do = f"{error.strerror}; set ledger_dir"
+        raise RunError(explain("ledger_dir", str(path.parent), "a folder this process may write", do)) from None
+    try:
+        ledger = Ledger(path)
+        undone = ledger.roll_back(0)
+    except DamagedLedger as error:
+        aside = _set_aside(path)
+        note = f"the ledger could not be used ({error}); it is kept as {aside}, and a new one takes its place"
+        return Recovery(ledger=Ledger(path), note=note)
+    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1])
+
+
+def recover_ledger(path: Path, snapshot: Path, *, step: int) -> Recovery:
+    """The ledger as it was when ``snapshot`` was taken, after ``step`` finished steps."""
+    if not path.exists():
+        note = f"no ledger at {path}: the checkpoint's copy is used"
+        return Recovery(ledger=_copy_of(snapshot, path, step), note=note)
+    try:
+        ledger = Ledger(path)
+    except DamagedLedger as error:
+        return _replace(path, snapshot, step, str(error))
+    try:
+        reason, undone = _roll_back(ledger, snapshot, step)
+    except DamagedLedger as error:
+        reason, undone = str(error), (0, 0)
+    if reason is not None:
+        ledger.close()
+        return _replace(path, snapshot, step, reason)
+    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1])
+
+
+def _roll_back(ledger: Ledger, snapshot: Path, step: int) -> tuple[str | None, tuple[int, int]]:
+    """(why the live file is not what the snapshot says, or None; groups and tokens undone)."""
+    if ledger.compacted_to > step:
+        return f"it was compacted up to step {ledger.compacted_to}", (0, 0)
+    undone = ledger.roll_back(step)
+    ledger.insert_from(snapshot, after=step)
+    copy = Ledger(snapshot, read_only=True)
+    try:
+        if _story(ledger) != _story(copy):
+            return f"its open groups at step {step} are not the checkpoint's", undone
+    finally:
+        copy.close()
+    return ledger.damage(), undone
+
+
+def _story(ledger: Ledger) -> list[tuple[object, ...]]:
+    """What is open and what was generated, by the rows' own numbers and checksums."""
+    segments = ledger.execute(
+        "SELECT draw, idx, attempt, step, policy_version, num_tokens, checksum FROM segments "
+        "WHERE draw IN (SELECT draw FROM open) ORDER BY draw, idx, id"
+    )
+    verdicts = ledger.execute(
+        "SELECT draw, idx, attempt, step, reward, parts, failure FROM verdicts WHERE draw IN (SELECT draw FROM open) "
+        "ORDER BY draw, idx, attempt"
+    )
+    draws = ledger.execute("SELECT draw, step, uid FROM draws JOIN open USING (draw) ORDER BY draw")
+    return [*draws, *segments, *verdicts]
+
+
+def _replace(path: Path, snapshot: Path, step: int, reason: str) -> Recovery:
+    aside = _set_aside(path)
+    note = f"the ledger could not be used ({reason}); it is kept as {aside}, and the checkpoint's copy takes its place"
+    return Recovery(ledger=_copy_of(snapshot, path, step), note=note)
+
+
+def _copy_of(snapshot: Path, path: Path, step: int) -> Ledger:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(snapshot, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        do = f"{error.strerror}; free space or mend the permissions, then the same command resumes"
+        raise RunError(explain("ledger", str(path), "a disk that can be written", do)) from error
+    ledger = Ledger(path)
+    assert ledger.compacted_to == step, "a checkpoint's copy can only be rolled back to its own step"
+    return ledger
+
+
+def _set_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    for suffix in COMPANIONS:
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            os.replace(source, aside.with_name(aside.name + suffix))
+    return aside

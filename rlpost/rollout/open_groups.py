@@ -1,0 +1,107 @@
+"""What the rollout buffer holds of a group while it is generated, judged and waiting: plain mutable records.
+
+``rollout.buffer`` is their one owner; ``rollout.collect`` reads them. Tokens may lie here or in the ledger only: a
+sample whose ``evicted`` is True holds none of its earlier segments, and whoever needs them calls
+:meth:`RolloutBuffer.load_tokens` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlpost.types import Group, Prompt, Sample, Segment
+
+WAITING, RUNNING, PAUSED, FINISHED, JUDGED = "waiting", "running", "paused", "finished", "judged"
+
+
+@dataclass(slots=True)
+class OpenSample:
+    """One sample being generated; ``chunks`` hold the tokens of the current policy version."""
+
+    index: int
+    state: str = WAITING
+    segments: tuple[Segment, ...] = ()  # what is in memory; with ``evicted``, the rest lies in the ledger
+    evicted: bool = False
+    chunks: list[tuple[np.ndarray, np.ndarray]] | None = None  # (token_ids, logprobs)
+    num_tokens: int = 0  # of all segments, evicted ones included
+    finish_reason: str = ""
+    reward: float | None = None
+    reward_parts: Mapping[str, float] | None = None  # None: no verdict yet, or none with parts
+    failure: str | None = None
+    first_step: int = -1  # the step that launched it
+
+    def append(self, token_ids: np.ndarray, logprobs: np.ndarray) -> None:
+        if self.chunks is None:
+            self.chunks = []
+        self.chunks.append((token_ids, logprobs))
+        self.num_tokens += len(token_ids)
+
+    def seal(self, policy_version: int) -> Segment | None:
+        """Turn the current version's tokens into a segment, which is returned; None where there are none."""
+        if not self.chunks:
+            return None
+        segment = Segment(
+            token_ids=np.concatenate([c[0] for c in self.chunks]).astype(np.int32, copy=False),
+            rollout_logprobs=np.concatenate([c[1] for c in self.chunks]).astype(np.float32, copy=False),
+            policy_version=policy_version,
+        )
+        self.segments = (*self.segments, segment)
+        self.chunks = None
+        return segment
+
+    def restart(self) -> None:
+        """Forget everything generated; the caller has counted it."""
+        self.state, self.segments, self.evicted, self.chunks = WAITING, (), False, None
+        self.num_tokens, self.finish_reason, self.first_step = 0, "", -1
+        self.reward, self.reward_parts, self.failure = None, None, None
+
+
+@dataclass(slots=True)
+class OpenGroup:
+    """One drawn prompt and its samples; ``order`` is the draw's number, which is the group's age."""
+
+    prompt: Prompt
+    order: int
+    drawn_step: int
+    samples: list[OpenSample] = field(default_factory=list)
+    attempt: int = 0  # how often it was restarted
+    state: str = "open"  # open, scoring, ready, admitted
+    oldest_version: int | None = None
+
+    @property
+    def uid(self) -> str:
+        return self.prompt.uid
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.samples)
+
+    def deadline(self, step: int, max_staleness: int) -> int:
+        return (step if self.oldest_version is None else self.oldest_version) + max_staleness
+
+    def phase(self) -> str:
+        """``state``, an open group told apart as waiting (nothing generated), in_flight or paused."""
+        if self.state != "open":
+            return self.state
+        if any(s.state == RUNNING for s in self.samples):
+            return "in_flight"
+        return "paused" if any(s.num_tokens or s.finish_reason for s in self.samples) else "waiting"
+
+    def freeze(self) -> Group:
+        assert not any(s.evicted for s in self.samples), f"group {self.uid}: tokens lie in the ledger only"
+        samples = tuple(
+            Sample(
+                uid=self.uid,
+                index=s.index,
+                segments=s.segments,
+                finish_reason=s.finish_reason,
+                reward=s.reward,
+                reward_parts=dict(s.reward_parts or {}),
+                failure=s.failure,
+            )
+            for s in self.samples
+        )
+        return Group(uid=self.uid, prompt=self.prompt, samples=samples)

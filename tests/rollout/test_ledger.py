@@ -1,0 +1,400 @@
+"""The ledger: what is written comes back bit for bit, rolls back exactly, and is never silently wrong."""
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlpost.errors import RunError
+from rlpost.rollout.buffer import ROLLED_BACK, LedgerError
+from rlpost.rollout.collect import collect, sample_seed
+from rlpost.rollout.ledger import TABLES, DamagedLedger, Ledger
+from rlpost.rollout.ledger_recovery import recover_ledger, start_ledger
+from rlpost.rollout.scoring import InlineScorer
+from tests.rollout.simulation import build, finish_step, prompts
+
+SHAPE = {"n": 3, "g": 2, "slots": 5, "staleness": 2, "oversample": 2.5}
+
+
+class Life:
+    """One process's life of a simulated run whose durable state lies in ``folder``."""
+
+    def __init__(self, folder, **shape):
+        self.folder = folder
+        self.shape = SHAPE | shape
+        self.snapshots = folder / "snapshots"
+        self.snapshots.mkdir(exist_ok=True)
+
+    def begin(self):
+        """From nothing."""
+        self._adopt(start_ledger(self.folder / "ledger.sqlite"))
+        self.buffer.count_rolled_back(self.recovery.ledger.rolled_back())
+        return self
+
+    def resume(self, step, name=None):
+        name = name or str(step)
+        state = json.loads((self.snapshots / f"{name}.json").read_text())
+        self._adopt(recover_ledger(self.folder / "ledger.sqlite", self.snapshots / f"{name}.sqlite", step=step))
+        ledger = self.recovery.ledger
+        self.buffer.load_state_dict(state, ledger.read_open(), rolled_back=ledger.rolled_back())
+        self.buffer.check_ledger()
+        self.stream = prompts(self.buffer.num_drawn)
+        return self
+
+    def _adopt(self, recovery):
+        self.recovery = recovery
+        self.buffer, self.engine, self.scorer, self.settings = build(**self.shape, ledger=recovery.ledger)
+        self.stream = prompts()
+
+    def step(self, number, should_stop=lambda: False):
+        stats = collect(
+            self.engine, self.buffer, self.stream, self.scorer, self.settings, step=number, should_stop=should_stop
+        )
+        if stats.stopped:
+            self.buffer.store()
+            return None
+        groups = finish_step(self.buffer)
+        self.buffer.check_conservation()
+        return groups
+
+    def save(self, step, *, under_way=False, name=None):
+        name = name or str(step)
+        (self.snapshots / f"{name}.sqlite").unlink(missing_ok=True)
+        self.recovery.ledger.snapshot(self.snapshots / f"{name}.sqlite", step=step)
+        (self.snapshots / f"{name}.json").write_text(json.dumps(self.buffer.state_dict(under_way=under_way)))
+
+    def close(self):
+        self.recovery.ledger.close()
+
+
+def identity(groups):
+    """Everything a group is, as comparable values."""
+    return [
+        (
+            g.uid,
+            g.prompt.text,
+            g.prompt.token_ids.tolist(),
+            [
+                (s.index, s.finish_reason, s.reward, dict(s.reward_parts), s.failure)
+                + (s.token_ids.tobytes(), s.rollout_logprobs.tobytes(), s.policy_versions.tolist())
+                for s in g.samples
+            ],
+        )
+        for g in groups
+    ]
+
+
+def uninterrupted(folder, steps, **shape):
+    life = Life(folder, **shape).begin()
+    trained = [identity(life.step(step)) for step in range(steps)]
+    life.close()
+    return trained
+
+
+def test_with_a_ledger_the_same_groups_are_trained_and_the_tokens_leave_memory(tmp_path):
+    life = Life(tmp_path).begin()
+    buffer, engine, scorer, settings_ = build(**SHAPE)
+    stream = prompts()
+    for step in range(6):
+        collect(engine, buffer, stream, scorer, settings_, step=step)
+        assert identity(life.step(step)) == identity(finish_step(buffer))
+        held = [s for g in life.buffer.groups.values() for s in g.samples]
+        assert any(s.evicted for s in held) and not any(s.segments or s.chunks for s in held)
+        life.buffer.check_ledger()
+
+
+def reward_with_failures(response, **_):
+    if len(response) % 7 == 3:
+        raise ValueError("no")
+    return {"reward": len(response) / 3, "third": len(response) % 3}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kills=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), max_size=4), lost=st.booleans(), old=st.booleans()
+)
+def test_any_number_of_kills_changes_nothing(tmp_path_factory, kills, lost, old):
+    """Each kill (after ``saved`` steps and ``more`` unsaved ones) goes back to the checkpoint; the groups trained are
+    those of a run that was never interrupted. ``lost``: the live ledger is gone each time, only the copy is left.
+    ``old``: in a setting where groups grow too old and are restarted."""
+    shape = {"reward": reward_with_failures, "reject": lambda group: "odd" if int(group.uid[2:]) % 5 == 1 else None}
+    shape |= dict(restart_stale=True, staleness=1, slots=3, oversample=4.0) if old else {}
+    steps = 9
+    expected = uninterrupted(tmp_path_factory.mktemp("whole"), steps, **shape)
+    folder = tmp_path_factory.mktemp("killed")
+    life, trained, at = Life(folder, **shape).begin(), {}, 0
+    for saved, more in [*kills, (steps, 0)]:
+        while at < min(saved, steps):
+            trained[at] = identity(life.step(at))
+            at += 1
+        if at == 0:
+            continue
+        life.save(at)
+        for step in range(at, min(at + more, steps)):
+            life.step(step)
+        life.close()
+        if lost:
+            (folder / "ledger.sqlite").unlink()
+        life = Life(folder, **shape).resume(at)
+        undone = life.recovery.tokens_undone
+        assert (more == 0 or at == steps or lost) == (undone == 0), "what a rollback discards is counted"
+        life.buffer.check_conservation()
+    assert [trained[step] for step in range(steps)] == expected
+    life.close()
+
+
+def test_a_rollback_leaves_the_rows_of_earlier_steps_as_they_were(tmp_path):
+    life = Life(tmp_path).begin()
+
+    def rows():
+        ledger = life.recovery.ledger
+        tables = [table for table in TABLES if table != "rollbacks"]
+        return {table: sorted(ledger.execute(f"SELECT * FROM {table}"), key=repr) for table in tables}
+
+    for step in range(3):
+        life.step(step)
+    before = rows()
+    for step in range(3, 6):
+        life.step(step)
+    assert rows() != before
+    groups, tokens = life.recovery.ledger.roll_back(3)
+    assert rows() == before and groups > 0 and tokens > 0
+    assert life.recovery.ledger.rolled_back() == tokens
+
+
+def test_tokens_undone_by_several_rollbacks_add_up_and_balance(tmp_path):
+    life = Life(tmp_path).begin()
+    for step in range(2):
+        life.step(step)
+    life.save(2)
+    undone = 0
+    for more in (3, 1, 2):
+        for step in range(2, 2 + more):
+            life.step(step)
+        life.close()
+        life = Life(tmp_path).resume(2)
+        undone += life.recovery.tokens_undone
+        assert life.buffer.tokens_ended[ROLLED_BACK] == undone
+        life.buffer.check_conservation()
+    life.step(2)
+    life.save(3)
+    life.step(3)
+    life.close()
+    (tmp_path / "snapshots/3.sqlite").unlink()
+    life = Life(tmp_path).resume(2)  # further back than the last rollback: its record is folded in
+    assert life.buffer.tokens_ended[ROLLED_BACK] == undone + life.recovery.tokens_undone
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over_and_says_what_that_cost(tmp_path):
+    life = Life(tmp_path).begin()
+    first = identity(life.step(0))
+    life.close()
+    life = Life(tmp_path).begin()
+    assert life.recovery.tokens_undone > 0 and life.buffer.tokens_received == life.recovery.tokens_undone
+    assert identity(life.step(0)) == first
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_step_stopped_half_way_goes_on_with_what_it_had(tmp_path, lost):
+    """Stopped in the middle of step 3, twice. Then back to the checkpoint before it: nothing of its half is left."""
+    # One token an engine step and long answers, so that there is a middle.
+    shape = {"max_jump": 1, "length_of": lambda request_id: 20 + sample_seed(1, request_id, 0, 0) % 30}
+    life = Life(tmp_path, **shape).begin()
+    for step in range(3):
+        life.step(step)
+    life.save(3)
+    tokens_at_3 = life.buffer.tokens_received
+    for number in (1, 2):
+        looks = iter(range(100))
+        assert life.step(3, should_stop=lambda looks=looks: next(looks) == 4) is None
+        life.buffer.check_conservation(under_way=True)
+        received, states = balanced(life.buffer), life.buffer.states()
+        life.save(3, under_way=True, name=f"3-stopped-{number}")
+        life.step(3)  # what comes after the save is lost
+        life.close()
+        if lost:
+            (tmp_path / "ledger.sqlite").unlink()
+        life = Life(tmp_path, **shape).resume(3, f"3-stopped-{number}")
+        assert balanced(life.buffer) == received > tokens_at_3 and life.buffer.states() == states
+        assert life.recovery.tokens_undone == 0 or not lost
+    assert len(life.step(3)) == 3
+    life.buffer.check_ledger()
+    life.close()
+    life = Life(tmp_path, **shape).resume(3)
+    assert balanced(life.buffer) == tokens_at_3 and not life.recovery.note
+
+
+def balanced(buffer):
+    return buffer.tokens_received - buffer.tokens_ended[ROLLED_BACK]
+
+
+def test_compaction_frees_what_no_rollback_can_need(tmp_path):
+    life = Life(tmp_path).begin()
+    for step in range(3):
+        life.step(step)
+    life.save(3)
+    life.step(3)
+    life.save(4)
+    kept = identity(life.step(4))
+    ledger = life.recovery.ledger
+    count = "SELECT count(*) FROM tokens"
+    before = ledger.execute(count)[0][0]
+    freed = ledger.compact(4)
+    assert freed > 0 and ledger.execute(count)[0][0] == before - freed
+    assert ledger.compact(4) == 0
+    for (draw,) in ledger.execute("SELECT draw FROM ends WHERE step > 4"):
+        left = "SELECT count(*) FROM tokens JOIN segments USING (id) WHERE draw = ?"
+        assert ledger.execute(left, draw)[0][0] > 0, "a rollback to step 4 would need these"
+    life.close()
+    life = Life(tmp_path).resume(4)
+    assert not life.recovery.note and identity(life.step(4)) == kept
+    life.close()
+    # From a checkpoint older than the compaction the live file cannot help: the checkpoint's own copy is enough.
+    life = Life(tmp_path).resume(3)
+    assert "compacted up to step 4" in life.recovery.note
+    life.step(3)
+    assert identity(life.step(4)) == kept
+
+
+@pytest.mark.parametrize("where", ["header", "pages", "tokens", "missing rows", "gone"])
+def test_a_damaged_ledger_is_named_set_aside_and_replaced_by_the_copy(tmp_path, where):
+    life = Life(tmp_path).begin()
+    for step in range(4):
+        life.step(step)
+    life.save(4)
+    expected = identity(life.step(4))
+    life.close()
+    path = tmp_path / "ledger.sqlite"
+    damage(path, where)
+    life = Life(tmp_path).resume(4)
+    assert identity(life.step(4)) == expected
+    if where == "gone":
+        assert "copy is used" in life.recovery.note
+    else:
+        assert "could not be used" in life.recovery.note and (tmp_path / "ledger.sqlite.damaged-1").exists()
+
+
+def damage(path, where):
+    if where == "gone":
+        path.unlink()
+    elif where == "header":
+        path.write_bytes(b"not a database" + path.read_bytes()[14:])
+    elif where == "pages":
+        raw = bytearray(path.read_bytes())
+        for page in range(2, len(raw) // 4096):
+            raw[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+        path.write_bytes(bytes(raw))
+    else:
+        db = sqlite3.connect(path)
+        if where == "missing rows":
+            db.execute("DELETE FROM segments WHERE step = 4")
+        else:
+            db.execute("UPDATE tokens SET token_ids = zeroblob(length(token_ids))")
+        db.commit()
+        db.close()
+
+
+def test_tokens_that_changed_on_disk_are_noticed_when_they_are_read(tmp_path):
+    life = Life(tmp_path).begin()
+    life.step(0)
+    db = sqlite3.connect(tmp_path / "ledger.sqlite")
+    db.execute("UPDATE tokens SET rollout_logprobs = zeroblob(length(rollout_logprobs))")
+    db.commit()
+    with pytest.raises(DamagedLedger, match="other bytes.*resumes from the last checkpoint"):
+        for step in range(1, 4):
+            life.step(step)
+
+
+def test_memory_and_ledger_that_disagree_stop_the_run_with_the_numbers(tmp_path):
+    life = Life(tmp_path).begin()
+    life.step(0)
+    life.recovery.ledger.execute("DELETE FROM segments WHERE id = (SELECT max(id) FROM segments)")
+    with pytest.raises(LedgerError, match=r"\(groups, tokens\) held are \(\d+, \d+\) in memory, \(\d+, \d+\) in"):
+        life.buffer.check_ledger()
+
+
+def test_a_full_disk_is_a_clear_line_and_what_was_written_stays(tmp_path):
+    life = Life(tmp_path).begin()
+    life.step(0)
+    life.save(1)
+    ledger = life.recovery.ledger
+    pages = ledger.execute("PRAGMA page_count")[0][0]
+    ledger.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(RunError, match="ledger.*cannot write.*full.*free space"):
+        for step in range(1, 20):
+            life.step(step)
+    life.close()
+    assert not Life(tmp_path).resume(1).recovery.note
+
+
+def test_a_group_drawn_twice_is_refused_by_the_database(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for draw in range(2):
+        ledger.record_draw(draw, 1, next(prompts()), 2)
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.commit()
+
+
+def test_another_schema_is_refused_by_name(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(DamagedLedger, match="schema 99.*schema 1"):
+        Ledger(path)
+
+
+def test_what_a_prompt_carries_comes_back(tmp_path):
+    from rlpost.types import Prompt
+
+    prompt = Prompt(
+        uid="3:9",
+        token_ids=np.array([1, 2, 300000], np.int32),
+        text="é\u2028",
+        reference={"a": [1, None]},
+        task="t",
+        columns={"level": 3},
+    )
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.record_draw(0, 7, prompt, 4)
+    ledger.commit()
+    (group,) = ledger.read_open()
+    assert (group.uid, group.order, group.drawn_step, len(group.samples)) == ("3:9", 0, 6, 4)
+    back = group.prompt
+    assert back.token_ids.tolist() == [1, 2, 300000] and back.token_ids.dtype == np.int32
+    assert (back.text, back.reference, back.task, back.columns) == ("é\u2028", {"a": [1, None]}, "t", {"level": 3})
+
+
+@pytest.mark.parametrize("change", [{"n": 2}, {"staleness": 1}, {"g": 5}])
+def test_a_resume_that_could_miss_deadlines_is_refused(tmp_path, change):
+    life = Life(tmp_path).begin()
+    life.step(0)
+    life.save(1)
+    life.close()
+    with pytest.raises(RunError, match="resuming: rollout.*as it was"):
+        Life(tmp_path, **change).resume(1)
+    Life(tmp_path, n=4, staleness=4).resume(1)
+
+
+def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume(tmp_path):
+    class Slow(InlineScorer):
+        """Never gives the verdicts of the second group."""
+
+        def poll(self):
+            given = [v for v in self._verdicts if v.uid == "0:0"]
+            self._verdicts = [v for v in self._verdicts if v.uid != "0:0"]
+            return given
+
+    shape = {"n": 1, "g": 2, "oversample": 2.0, "staleness": 1, "slots": 4, "length_of": lambda request_id: 3}
+    life = Life(tmp_path, **shape).begin()
+    life.scorer = Slow(lambda response, **_: 1.0, decode=lambda ids: "")
+    life.step(0)
+    assert life.buffer.states() == {"scoring": 1} and life.scorer.num_pending == 2
+    life.save(1)
+    life.close()
+    life = Life(tmp_path, **shape).resume(1)
+    assert [g.uid for g in life.step(1)] == ["0:1"]
