@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from rlpost import __version__
+from rlpost.durable.stopping import Stopped
 from rlpost.errors import ConfigError, RunError, UserError
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rlpost: {error}", file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        print(f"rlpost: ended by {stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("rlpost: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

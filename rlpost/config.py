@@ -137,6 +137,12 @@ class RolloutConfig:
         "Groups that may be open or admitted in a step, over N; >= 1.0 and <= max_staleness + 1. 1.0 is synchronous.",
     )
     max_staleness: int = opt(4, "S: how many policy versions older than the trained one a token may be, >= 0.")
+    on_stale: str = opt(
+        "schedule",
+        "How S is kept: schedule (what is due is generated and trained first; nothing is ever thrown away) or restart "
+        "(first come, first trained; a group that grows too old starts again and its tokens are discarded, which selects "
+        "against long responses).",
+    )
     max_in_flight: Optional[int] = opt(None, "Samples in the engine at once; None: engine.max_slots.")
     max_response_tokens: int = opt(1024, "Longest response, counted over all segments of a sample.")
     temperature: float = opt(1.0, "Sampling temperature, > 0; the trainer divides its logits by the same number.")
@@ -200,7 +206,14 @@ class EvalConfig:
 @dataclass
 class CheckpointConfig:
     every: int = opt(10, "Save every so many steps (and after the last); 0: only after the last; -1: never.")
-    keep_last: int = opt(2, "Checkpoints kept, >= 1.")
+    every_minutes: float = opt(
+        0.0, "Also save, at the end of a step, when the last checkpoint is so many minutes old; 0: off."
+    )
+    keep_last: int = opt(2, "Newest checkpoints kept, >= 1.")
+    keep_every: int = opt(0, "Checkpoints of steps divisible by this are kept for good; 0: none.")
+    stop_deadline_s: float = opt(
+        30.0, "Seconds that SIGTERM or Ctrl-C leave for saving; then the run ends and the last checkpoint stands."
+    )
 
 
 @dataclass
@@ -242,7 +255,19 @@ class Config:
     name: Optional[str] = opt(None, "The run's name and folder below runs_dir; None: the recipe's name.")
     description: str = opt("", "One line about the recipe, shown by `rlpost recipes`.")
     runs_dir: str = opt("runs", "Folder that holds the run directories.")
-    resume: str = opt("auto", "auto: go on with an unfinished run of this name; never: start a new one beside it.")
+    resume: str = opt(
+        "auto",
+        "auto: go on with an unfinished run of this name; never: start a new one beside it; a checkpoint's or run's folder: "
+        "go on from there.",
+    )
+    ledger_dir: Optional[str] = opt(
+        None, "Folder for the live ledger; None: the run directory, or a local folder where that is on a network disk."
+    )
+    deterministic: bool = opt(
+        False,
+        "CPU only: a run that was killed and resumed ends bit for bit as one that was not. No decision reads a clock, "
+        "verdicts are awaited in a fixed order, and times go to timings.jsonl.",
+    )
     seed: int = opt(0, "Seed of data order, sampling and initialisation.")
     steps: int = opt(100, "Rollouts (and publications) of the run.")
     device: str = opt("auto", "auto, cpu or cuda.")

@@ -56,6 +56,14 @@ class History:
         self.totals["slot_s"] += offered_s
         return {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
 
+    def add_stopped(self, stats: RolloutStats) -> None:
+        """The half of a step that a stop request ended: its time and its iterations, whose tokens train later."""
+        self.record.generate_s += stats.duration_s
+        self.record.observe(stats.work)
+        offered_s = sum(stats.work.step_s) * stats.slots
+        self.totals["idle_s"] += stats.idle_share * offered_s
+        self.totals["slot_s"] += offered_s
+
     def add_evaluation(self, step: int, result: EvalResult) -> None:
         self.record.observe(result.work)
         problems = {"correct": result.correct.tolist(), "problems": list(result.problems)}

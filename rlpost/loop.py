@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from rlpost import checkpoint, run_dir
 from rlpost.colocation import CANARY_THRESHOLD, Device, Publication, make_canary
 from rlpost.compose import to_yaml
 from rlpost.config import Config
+from rlpost.durable import run_dir
+from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
+from rlpost.durable.stopping import StopRequest, Stopped
 from rlpost.errors import RunError, explain
 from rlpost.evaluate import eval_sampling, evaluate
-from rlpost.history import History
 from rlpost.reporting.closing import closing_table
 from rlpost.reporting.metrics import MetricsWriter
 from rlpost.reporting.progress import Progress
@@ -41,9 +42,11 @@ def train(cfg: Config) -> dict[str, Any]:
     session = open_session(cfg)
     run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
     with Progress(cfg.logging.progress) as progress:
-        return Trainer(session, run, progress).run()
+        with StopRequest(cfg.checkpoint.stop_deadline_s, progress.message) as stop:
+            return Trainer(session, run, progress, stop).run()
 
 
+DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for verdicts at each one would stop generation for slow rewards
 SKIPPED = {
     "nan_update": "had their update skipped, loss or gradient being NaN or infinite",
     "nothing_to_train": "hold no token to train on",
@@ -63,21 +66,17 @@ class Update:
 class Trainer:
     """One run's parts and counters. ``run()`` is the program."""
 
-    def __init__(self, session: Session, run: run_dir.RunDir, progress: Progress) -> None:
+    def __init__(self, session: Session, run: run_dir.RunDir, progress: Progress, stop: StopRequest) -> None:
         """Everything that needs no device; :meth:`run` starts the rest."""
         cfg = session.cfg
-        self.cfg, self.session, self.path, self.progress = cfg, session, run.path, progress
+        self.cfg, self.session, self.path, self.progress, self.stop = cfg, session, run.path, progress, stop
+        self._start_from = run.start_from
         self._introduce(run)
         self.watchdog = Watchdog(cfg.watchdog_s)
-        self.buffer = RolloutBuffer(
-            groups_per_step=cfg.rollout.groups_per_step,
-            samples_per_group=cfg.rollout.samples_per_group,
-            oversample=cfg.rollout.oversample,
-            max_staleness=cfg.rollout.max_staleness,
-        )
         prompts = session.train_prompts.prompts
-        self.cursor = PromptCursor(len(prompts), cfg.seed, cfg.data.shuffle, digest_prompts(prompts))
-        self.prompts = draw_prompts(self.cursor, prompts)
+        cursor = PromptCursor(len(prompts), cfg.seed, cfg.data.shuffle, digest_prompts(prompts))
+        self.prompts = draw_prompts(cursor, prompts)
+        self.state = RunState(cfg, run.path, cursor, dtype=session.runtime.dtype, say=progress.message)
         self.metrics = MetricsWriter(
             run.path,
             cfg.logging,
@@ -85,9 +84,17 @@ class Trainer:
             run.path.name,
             decode=session.tokenizer.decode,
             say=progress.message,
+            split_times=cfg.deterministic,
         )
-        self.history = History()
-        self.step = 0
+        self.history = self.state.history
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def buffer(self) -> RolloutBuffer:
+        return self.state.buffer
 
     def _introduce(self, run: run_dir.RunDir) -> None:
         runtime, num_dropped = self.session.runtime, self.session.train_prompts.num_dropped
@@ -104,12 +111,15 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         worker, finished = None, False
         try:
-            found = self._recall()
-            (self.path / "config.yaml").write_text(to_yaml(self.cfg))
+            found = self.state.recall(self._start_from)
+            (self.path / CONFIG_FILE).write_text(to_yaml(self.cfg))
             worker = self._start()
             self._resume(found)
+            if not self.cfg.deterministic:
+                self.stop.wait_for_boundaries()
             self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
             while True:
+                self._leave_if_stopped()
                 publication = self._publish()
                 if self._eval_is_due(self.step):
                     self._evaluate()
@@ -141,6 +151,7 @@ class Trainer:
             max_filtered_groups=cfg.algo.max_filtered_groups,
             reject=self.algorithm.reject,
             max_failure_share=cfg.reward.max_failure_share,
+            score_every=DETERMINISTIC_SCORE_EVERY if cfg.deterministic else 0,
         )
         self.worker = start_worker(
             cfg,
@@ -167,15 +178,18 @@ class Trainer:
         times = {"publish": publication.duration_s}
         with self.device.generating():
             stats = self._timed(times, "generate", self._collect)
-        groups = [g.freeze() for g in self.buffer.admitted]
+        groups = self._timed(times, "ledger", self._store)
+        if stats.stopped:
+            self.history.add_stopped(stats)
+            self._save_and_leave(under_way=True)
         with self.device.training():
             update = self._timed(times, "update", lambda: self._update(groups))
-            self.step += 1
-            metrics = self._settle(groups, stats, update, publication)
+            self.state.step += 1
+            metrics = self._settle(groups, stats, update, publication, times)
             times["step"] = publication.duration_s + time.perf_counter() - started
             self.metrics.log(self.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
             self.progress.step_done(self.step, metrics | {"time/step": times["step"]})
-            if self._is_due(self.cfg.checkpoint.every):
+            if self.state.is_due():
                 self._save()
 
     # ---- the moves ------------------------------------------------------------------------------------------
@@ -196,7 +210,14 @@ class Trainer:
             self.collect_settings,
             step=self.step,
             on_progress=on_progress,
+            should_stop=lambda: self.stop.requested is not None,
         )
+
+    def _store(self) -> list[Group]:
+        """The rollout, which is on disk before anything is made of it."""
+        groups = self.buffer.rollout()
+        self.buffer.store()
+        return groups
 
     def _update(self, groups: Sequence[Group]) -> Update:
         """One pass over the rollout per epoch, one optimizer step per part."""
@@ -240,12 +261,19 @@ class Trainer:
         return self.device.publish_weights(policy_version=self.step)
 
     def _settle(
-        self, groups: Sequence[Group], stats: RolloutStats, update: Update, publication: Publication
+        self,
+        groups: Sequence[Group],
+        stats: RolloutStats,
+        update: Update,
+        publication: Publication,
+        times: dict[str, float],
     ) -> dict[str, float]:
         """The step's account: ledger, record, metrics, rollout table; guards that stop the run."""
         drawn_steps = [g.drawn_step for g in self.buffer.admitted]
         lengths = {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted}
+        settling = time.perf_counter()
         self.buffer.settle(update.failed)
+        times["ledger"] += time.perf_counter() - settling
         self.buffer.check_conservation()
         for reason, count in Counter(update.failed.values()).items():
             self.progress.message(
@@ -284,66 +312,61 @@ class Trainer:
         def on_progress(finished: int, wanted: int) -> None:
             self.watchdog.beat()
             self.progress.evaluating(finished, wanted)
+            self.stop.raise_if_requested()
 
-        result = evaluate(
-            self.worker.engine,
-            session.eval_prompts,
-            session.scorer,
-            cfg.eval,
-            max_response_tokens=session.eval_response_tokens,
-            sampling=eval_sampling(cfg, session.stop_token_ids),
-            seed=cfg.seed,
-            policy_version=self.step,
-            on_progress=on_progress,
-        )
+        try:
+            result = evaluate(
+                self.worker.engine,
+                session.eval_prompts,
+                session.scorer,
+                cfg.eval,
+                max_response_tokens=session.eval_response_tokens,
+                sampling=eval_sampling(cfg, session.stop_token_ids),
+                seed=cfg.seed,
+                policy_version=self.step,
+                on_progress=on_progress,
+            )
+        except Stopped as stopped:
+            if not stopped.at_once:
+                self.worker.engine.abort_all()  # it is made again after the resume
+                self._leave_if_stopped()
+            raise
         self.history.add_evaluation(self.step, result)
         self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
         self.metrics.log(self.step, result.metrics() | {"time/eval": time.perf_counter() - started})
 
     # ---- durable state --------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save(self, *, under_way: bool = False) -> Path:
         self._phase("save")
         started = time.perf_counter()
-        state = {
-            "step": self.step,
-            "buffer": self.buffer.state_dict(),
-            "cursor": self.cursor.state_dict(),
-            "history": self.history.state_dict(),
-        }
-        root, keep = self.path / "checkpoints", self.cfg.checkpoint.keep_last
-        checkpoint.save(root, self.step, state, self.worker.trainer.save, keep_last=keep)
+        path = self.state.save(self.worker.trainer, self.session.tokenizer, under_way=under_way)
         self.metrics.log(self.step, {"time/save": time.perf_counter() - started})
+        return path
 
-    def _recall(self) -> Path | None:
-        """Everything of the newest whole checkpoint that needs no device; its folder, or None for a new run.
-
-        Raises RunError or DataError, before a device is touched, where the run cannot go on with these settings.
-        """
-        found = checkpoint.whole(self.path / "checkpoints")
-        if not found:
-            return None
-        state = checkpoint.read_state(found[-1])
-        try:
-            self.step = state["step"]
-            self.cursor.load_state_dict(state["cursor"])
-            self.buffer.load_state_dict(state["buffer"])
-            self.history.load_state_dict(state["history"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's, or a damaged one
-            raise checkpoint.damaged(found[-1], error) from error
-        longest, limit = self.buffer.longest_unfinished(), self.cfg.rollout.max_response_tokens
-        if longest >= limit:
-            do = "an unfinished response is that long; set it as it was, or use another name"
-            raise RunError(explain("resuming: rollout.max_response_tokens", limit, f"> {longest}", do))
-        return found[-1]
-
-    def _resume(self, found: Path | None) -> None:
+    def _resume(self, found: Found | None) -> None:
         """The trainer goes on from the checkpoint too; the log forgets what came after it."""
         if found is not None:
             with self.device.training():
-                self.worker.trainer.load(found / "trainer")
-            self.progress.message(f"resumed after step {self.step} from {found}")
+                self.state.load_trainer(found, self.worker.trainer)
+            self.progress.message(f"resumed after step {self.step} from {found.path}")
+        else:
+            self.state.load_trainer(None, self.worker.trainer)
         self.metrics.rewind(self.step, evaluated_step=self.history.evaluated_step)
+
+    def _leave_if_stopped(self) -> None:
+        """Between two steps: a stop request ends the run here."""
+        if self.stop.requested is not None:
+            self._save_and_leave(under_way=False)
+
+    def _save_and_leave(self, *, under_way: bool) -> None:
+        if self.cfg.checkpoint.every < 0:
+            self.progress.message("nothing is saved: checkpoint.every=-1")
+        elif under_way or not self.state.is_saved:
+            with self.device.training():
+                path = self._save(under_way=under_way)
+            self.progress.message(f"saved {path}; the same command goes on from there")
+        self.stop.raise_if_requested()
 
     # ---- the end --------------------------------------------------------------------------------------------
 
@@ -371,10 +394,6 @@ class Trainer:
         return summary
 
     # ---- small things ---------------------------------------------------------------------------------------
-
-    def _is_due(self, every: int) -> bool:
-        """After every so many steps and after the last; 0: only after the last; negative: never."""
-        return every >= 0 and (self.step == self.cfg.steps or (every > 0 and self.step % every == 0))
 
     def _eval_is_due(self, step: int) -> bool:
         every = self.cfg.eval.every

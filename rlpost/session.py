@@ -8,7 +8,7 @@ the user can mend fails before one is.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
 from rlpost.locations import resolve_path
-from rlpost.preflight.check_values import check_shape_fits
+from rlpost.preflight.check_values import check_deterministic, check_shape_fits
 from rlpost.preflight.memory_plan import count_params
 from rlpost.preflight.model_files import check_shape, find_model
 from rlpost.rewards import resolve_reward
 from rlpost.rollout.engine import SamplingSettings
+from rlpost.rollout.kv_cache import kv_bytes_needed
 from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
 from rlpost.rollout.scoring import InlineScorer, Scorer, make_decode
 from rlpost.startup import Runtime, choose_runtime, write_environment
@@ -78,6 +79,9 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
     function = resolve_reward(cfg.reward)
     longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
     longest_response = max(cfg.rollout.max_response_tokens, cfg.eval.max_response_tokens or 0)
+    max_model_len = min(context, longest_prompt + longest_response)
+    if cfg.deterministic:
+        cfg = pin(cfg, runtime, shape, max_model_len=max_model_len)
     return Session(
         cfg=cfg,
         runtime=runtime,
@@ -88,7 +92,27 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
         eval_prompts=tuple(replace(p, uid=f"eval:{n}") for n, p in enumerate(eval_prompts)),
         stop_token_ids=stop_token_ids,
         scorer=InlineScorer(function, make_decode(tokenizer, stop_token_ids)),
-        max_model_len=min(context, longest_prompt + longest_response),
+        max_model_len=max_model_len,
+    )
+
+
+def pin(cfg: Config, runtime: Runtime, shape: Mapping[str, Any], *, max_model_len: int) -> Config:
+    """The configuration with everything written out that would else be chosen by the machine, for deterministic mode.
+
+    Raises ConfigError where a GPU was chosen.
+    """
+    check_deterministic(replace(cfg, device=runtime.device))
+    kv_cache_bytes = cfg.engine.kv_cache_bytes or kv_bytes_needed(
+        shape, max_slots=cfg.engine.max_slots, max_model_len=max_model_len, dtype=runtime.dtype
+    )
+    return replace(
+        cfg,
+        device=runtime.device,
+        threads=runtime.threads,
+        engine=replace(cfg.engine, kv_cache_bytes=kv_cache_bytes, enforce_eager=True),
+        rollout=replace(cfg.rollout, max_in_flight=cfg.rollout.max_in_flight or cfg.engine.max_slots),
+        train=replace(cfg.train, max_row_tokens=cfg.train.row_tokens(runtime.device)),
+        model=replace(cfg.model, dtype=runtime.dtype),
     )
 
 

@@ -87,7 +87,7 @@ def test_both_devices_run_the_same_versions_of_what_decides_numerics() -> None:
 def light_modules() -> list[str]:
     """What may be imported anywhere, the command line included."""
     names = ["rlpost", "rlpost.types", "rlpost.config", "rlpost.errors", "rlpost.rollout.engine", "rlpost.train.policy"]
-    command_line = ("cli", "compose", "locations", "run_dir")
+    command_line = ("cli", "compose", "locations", "durable.run_dir", "durable.stopping", "durable.checkpoint")
     packages = [
         f"{package}.{file.stem}"
         for package in ("preflight", "reporting")

@@ -16,12 +16,12 @@ from rlpost.errors import ConfigError, ModelError, explain
 from rlpost.preflight.memory_plan import head_size, kv_bytes
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "resume": ("auto", "never"),
     "device": ("auto", "cpu", "cuda"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "data.chat": ("auto", "always", "never"),
     "data.long_prompts": ("error", "drop"),
     "engine.kind": ("vllm",),
+    "rollout.on_stale": ("schedule", "restart"),
     "train.schedule": ("constant", "linear", "cosine"),
     "cluster.kind": ("local",),
     "logging.wandb": ("auto", "online", "offline", "disabled"),
@@ -69,7 +69,10 @@ RANGES: dict[str, tuple[float, bool, float | None]] = {
     "eval.top_p": (0, False, 1),
     "eval.max_response_tokens": (1, True, None),
     "checkpoint.every": (-1, True, None),
+    "checkpoint.every_minutes": (0, True, None),
     "checkpoint.keep_last": (1, True, None),
+    "checkpoint.keep_every": (0, True, None),
+    "checkpoint.stop_deadline_s": (0, False, None),
     "logging.table_rows": (0, True, None),
 }
 
@@ -101,6 +104,7 @@ def check_values(cfg: Config, command: str) -> None:
     check_algo(cfg.algo)
     check_groups(cfg)
     check_sampling(cfg)
+    check_deterministic(cfg)
     check_update(cfg.train, cfg.rollout)
 
 
@@ -115,6 +119,18 @@ def check_oversample(rollout: RolloutConfig) -> None:
     slots = rollout.max_in_flight
     if slots is not None and slots < 1:
         raise ConfigError(explain("rollout.max_in_flight", slots, ">= 1", "leave it unset to use engine.max_slots"))
+
+
+def check_deterministic(cfg: Config) -> None:
+    """Raises ConfigError for what reads a clock or a device whose results vary."""
+    if not cfg.deterministic:
+        return
+    if cfg.device == "cuda":
+        do = "kernels on a GPU add in varying orders; use device=cpu, or deterministic=false"
+        raise ConfigError(explain("device", cfg.device, "cpu with deterministic=true", do))
+    if cfg.checkpoint.every_minutes > 0:
+        got, expected = cfg.checkpoint.every_minutes, "0 with deterministic=true"
+        raise ConfigError(explain("checkpoint.every_minutes", got, expected, "use checkpoint.every"))
 
 
 def check_groups(cfg: Config) -> None:

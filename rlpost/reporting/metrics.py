@@ -10,17 +10,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from rlpost.config import LoggingConfig
-from rlpost.reporting import rollout_files, tracking
+from rlpost.reporting import metric_names, rollout_files, tracking
 from rlpost.types import Group
 
 FILE = "metrics.jsonl"
+TIMES_FILE = "timings.jsonl"
 
 
 class MetricsWriter:
@@ -31,6 +32,8 @@ class MetricsWriter:
         resolved_config: plain containers, shown by W&B.
         decode: token ids to text, for the rollout files.
         say: takes one line for the user (the progress display's ``message``).
+        split_times: what reads a clock goes to ``timings.jsonl``, so that ``metrics.jsonl`` is the same, byte for byte,
+            for two runs that do the same. Trackers get both.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class MetricsWriter:
         *,
         decode: rollout_files.Decode | None = None,
         say: tracking.Say = print,
+        split_times: bool = False,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.num_not_finite = 0
@@ -52,10 +56,9 @@ class MetricsWriter:
         self._say = say
         self._warned: set[str] = set()
         self._trackers: list[tracking.Tracker] | None = None  # started by the first line: a rewind comes before
-        self._path = self.run_dir / FILE
-        time_before = self._cut(lambda row: True)
-        self._started = time.monotonic() - time_before
-        self._file = self._path.open("a", encoding="utf-8")
+        names = [FILE, TIMES_FILE] if split_times else [FILE]
+        self._logs = [JsonLines(self.run_dir / name) for name in names]
+        self._start_clock(lambda row: True)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """One line: ``step``, ``time_s`` and the values, which are real numbers (NumPy's and 0-d tensors included).
@@ -69,8 +72,10 @@ class MetricsWriter:
         if broken:
             row["log/not_finite"] = len(broken)
             self._report(step, broken)
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()  # a killed process loses nothing; only a power cut could
+        if len(self._logs) == 1:
+            self._logs[0].append(row)
+        else:
+            self._append_split(row)
         for tracker in self._start_trackers():
             tracker.log(step, {name: number for name, number in row.items() if name != "step" and number is not None})
 
@@ -98,34 +103,28 @@ class MetricsWriter:
             return 0 < step >= row["step"] and not unknown
 
         assert self._trackers is None, "rewind comes before the first line is logged"
-        self._file.close()
-        self._started = time.monotonic() - self._cut(is_kept)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._start_clock(is_kept)
         rollout_files.remove_after(self.run_dir, step)
 
     def close(self, *, failed: bool = False) -> None:
         """Flush and end the trackers. Safe to call twice."""
-        if not self._file.closed:
-            self._file.close()
+        for log in self._logs:
+            log.close()
         for tracker in self._trackers or []:
             tracker.close(failed=failed)
         self._trackers = []
 
-    def _cut(self, keep: Any) -> float:
-        """Keep the whole lines for which ``keep(row)``; returns the last one's ``time_s``, 0.0 where there is none.
+    def _start_clock(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Cut the logs to the lines kept; ``time_s`` goes on from the last of them."""
+        last = [log.cut(keep) for log in self._logs][-1]
+        self._started = time.monotonic() - (float(last["time_s"]) if last else 0.0)
 
-        A process killed while it wrote leaves at most one torn line at the end, which is dropped here.
-        """
-        if not self._path.exists():
-            return 0.0
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-        kept = [(line, row) for line, row in rows if keep(row)]
-        if len(kept) < len(lines):
-            shorter = self._path.with_suffix(".unfinished")
-            shorter.write_text("".join(line for line, _ in kept), encoding="utf-8")
-            os.replace(shorter, self._path)
-        return float(kept[-1][1]["time_s"]) if kept else 0.0
+    def _append_split(self, row: Mapping[str, Any]) -> None:
+        clocked = {name for name in row if name != "step" and metric_names.reads_clock(name)}
+        rest = {name: value for name, value in row.items() if name not in clocked}
+        if len(rest) > 1:  # more than the step
+            self._logs[0].append(rest)
+        self._logs[1].append({"step": row["step"], **{name: row[name] for name in row if name in clocked}})
 
     def _report(self, step: int, broken: Sequence[str]) -> None:
         self.num_not_finite += len(broken)
@@ -153,6 +152,40 @@ class MetricsWriter:
                 tensorboard = tracking.TensorboardTracker.start(self.run_dir, say=self._say)
                 self._trackers += [tensorboard] if tensorboard else []
         return self._trackers
+
+
+class JsonLines:
+    """A log of one JSON object a line; a torn line, left by a killed process, goes with the next cut."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()  # a killed process loses nothing; only a power cut could
+
+    def cut(self, keep: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any] | None:
+        """Keep the lines for which ``keep(row)``; returns the last of them, None where there is none."""
+        self.close()
+        if not self._path.exists():
+            self._path.touch()
+            return None
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        kept = [(line, row) for line, row in rows if keep(row)]
+        if len(kept) < len(lines):
+            shorter = self._path.with_suffix(".unfinished")
+            shorter.write_text("".join(line for line, _ in kept), encoding="utf-8")
+            os.replace(shorter, self._path)
+        return kept[-1][1] if kept else None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -318,6 +318,11 @@ class PromptCursor:
         self._epoch, self._position = 0, 0
         self._order_epoch, self._order = -1, np.zeros(0, np.int64)
 
+    @property
+    def num_drawn(self) -> int:
+        """Draws made so far."""
+        return self._epoch * self.num_rows + self._position
+
     def draw(self) -> tuple[str, int]:
         """(uid, row index) of the next draw."""
         uid = f"{self._epoch}:{self._position}"

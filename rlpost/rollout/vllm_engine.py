@@ -29,13 +29,16 @@ import numpy as np
 
 from rlpost.config import Config
 from rlpost.errors import ModelError, RunError, explain
-from rlpost.preflight.memory_plan import kv_bytes
 from rlpost.rollout.engine import WAKE_TAGS, Delta, EngineStep, Request, SamplingSettings
+from rlpost.rollout.kv_cache import (
+    bounded_kv_bytes,
+    free_bytes,
+    free_share_of_gpu,
+    kv_bytes_needed,
+    require_one_sequence,
+)
 
 SUPPORTED_VLLM = (">=0.28", "<0.33")
-
-_KV_BLOCK_TOKENS = 128  # vLLM's block on a CPU; a multiple of the GPU's 16
-_MAX_KV_SHARE = 0.5  # of the memory that is free when the engine starts, unless kv_cache_bytes says otherwise
 
 
 def build_engine(cfg: Config, *, model_folder: str, device: str, max_model_len: int) -> VLLMEngine:
@@ -80,7 +83,7 @@ class VLLMEngine:
         shape = read_shape(model_folder)
         if kv_cache_bytes is None:
             needed = kv_bytes_needed(shape, max_slots=max_slots, max_model_len=max_model_len, dtype=dtype)
-            kv_cache_bytes = bounded_kv_bytes(needed, needed // max_slots, _free_bytes(device))
+            kv_cache_bytes = bounded_kv_bytes(needed, needed // max_slots, free_bytes(device))
         else:
             require_one_sequence(kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype)
         on_cpu = device == "cpu"
@@ -115,7 +118,7 @@ class VLLMEngine:
         else:
             # With the KV size given, this share is only compared with the free memory at start: a trainer that is
             # resident on the device must not make vLLM refuse.
-            arguments["gpu_memory_utilization"] = _free_share_of_gpu()
+            arguments["gpu_memory_utilization"] = free_share_of_gpu()
         with _process_state_kept():
             from vllm import LLM
 
@@ -454,53 +457,6 @@ def read_shape(model_folder: str) -> dict[str, Any]:
             explain(str(path), f"no {missing}", "a dense decoder's config", "use a Qwen2, Qwen3 or Llama model")
         )
     return shape
-
-
-def kv_bytes_needed(shape: dict[str, Any], *, max_slots: int, max_model_len: int, dtype: str) -> int:
-    """Bytes so that ``max_slots`` sequences of ``max_model_len`` tokens, in whole blocks, never preempt one another."""
-    blocks = -(-max_model_len // _KV_BLOCK_TOKENS)
-    num_tokens = (max_slots * blocks + 1) * _KV_BLOCK_TOKENS  # vLLM keeps one block for itself
-    return kv_bytes(shape, num_tokens=num_tokens, dtype=dtype)
-
-
-def bounded_kv_bytes(needed: int, one_sequence: int, free: int) -> int:
-    """``needed``, but at most half the free memory; raises RunError when that does not hold a single sequence."""
-    limit = int(free * _MAX_KV_SHARE)
-    if limit < one_sequence:
-        raise RunError(
-            explain(
-                "memory for the KV cache",
-                f"{limit} bytes (half of what is free)",
-                f"at least {one_sequence}, one sequence of full length",
-                "lower model.max_context_tokens, free memory, or set engine.kv_cache_bytes",
-            )
-        )
-    return min(needed, limit)
-
-
-def require_one_sequence(given: int, shape: dict[str, Any], *, max_model_len: int, dtype: str) -> None:
-    """Raises RunError for a KV cache that does not hold one sequence of ``max_model_len`` tokens; vLLM needs one."""
-    needed = kv_bytes_needed(shape, max_slots=1, max_model_len=max_model_len, dtype=dtype)
-    if given < needed:
-        do = "raise it, leave it unset, or lower rollout.max_response_tokens"
-        raise RunError(explain("engine.kv_cache_bytes", given, f">= {needed}, one sequence of {max_model_len}", do))
-
-
-def _free_bytes(device: str) -> int:
-    if device == "cpu":
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    import torch
-
-    return int(torch.cuda.mem_get_info()[0])
-
-
-def _free_share_of_gpu() -> float:
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return 0.9 * free / total
 
 
 # ---- what vLLM changes in the process, put back

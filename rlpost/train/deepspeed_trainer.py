@@ -7,7 +7,6 @@ caller. With several ranks every method is collective, and each rank passes its 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rlpost.errors import RunError, explain
 from rlpost.preflight.check_values import check_stage
 from rlpost.train import metric_sums, states
 from rlpost.train.forward import PolicyModule, trainable_positions
+from rlpost.train.layout import check_layout, describe, write_layout
 from rlpost.train.model import DTYPES, load_model
 from rlpost.train.policy import Objective, UpdateResult
 from rlpost.train.process_group import init_process_group
@@ -259,7 +259,7 @@ class DeepSpeedTrainer:
         self.engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, save_latest=False)
         torch.save(_random_state(), folder / f"random-state-rank{self.rank}.pt")
         if self.rank == 0:
-            (folder / "trainer.json").write_text(json.dumps(self._layout()))
+            write_layout(folder, self._layout())
         dist.barrier()
 
     def load(self, folder: Path) -> None:
@@ -268,11 +268,7 @@ class DeepSpeedTrainer:
         Raises RunError when the checkpoint is not there or was written by another number of ranks or ZeRO stage.
         """
         what = "trainer checkpoint"
-        if not (folder / "trainer.json").is_file():
-            raise RunError(explain(what, str(folder), "a folder with trainer.json", "check the path"))
-        layout = json.loads((folder / "trainer.json").read_text())
-        if layout != self._layout():
-            raise RunError(explain(what, self._layout(), str(layout), "resume with the settings it was written with"))
+        check_layout(folder, self._layout())
         try:
             loaded, state = self.engine.load_checkpoint(str(folder), tag=_TAG)
         except Exception as error:  # a cut file, or another model's: torch and DeepSpeed raise whatever they meet
@@ -285,7 +281,8 @@ class DeepSpeedTrainer:
         _restore_random_state(torch.load(folder / f"random-state-rank{self.rank}.pt", weights_only=True))
 
     def _layout(self) -> dict[str, Any]:
-        return {"world": self.world, "zero_stage": self._stage, "dtype": str(self.lm.dtype)}
+        dtype = str(self.lm.dtype).removeprefix("torch.")
+        return describe(world=self.world, zero_stage=self._stage, dtype=dtype)
 
     def export(self, folder: Path) -> None:
         """A Hugging Face folder (config and safetensors in the training dtype), written by rank 0.
@@ -302,6 +299,13 @@ class DeepSpeedTrainer:
                 do = f"{str(error).splitlines()[0]}; free space, run again to go on from the last checkpoint"
                 raise RunError(explain("model folder", str(folder), "a disk with room", do)) from error
         dist.barrier()
+
+    def save_config(self, folder: Path) -> None:
+        """config.json and generation_config.json, by rank 0: what makes a model of a checkpoint's weights."""
+        if self.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lm.config.save_pretrained(folder)
+            self.lm.generation_config.save_pretrained(folder)
 
     def close(self) -> None:
         """Free DeepSpeed's hooks and buffers. The process group stays: start-up made it and ends it."""

@@ -48,6 +48,9 @@ class PolicyTrainer(Protocol):
 
     def save(self, folder: Path) -> None: ...
 
+    def save_config(self, folder: Path) -> None:
+        """The model's configuration files, without weights."""
+
     def load(self, folder: Path) -> None: ...
 
     def export(self, folder: Path) -> None:

@@ -67,7 +67,8 @@ def build_vllm_engine(folder: Path) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from rlpost.rollout.vllm_engine import VLLMEngine, kv_bytes_needed, read_shape
+    from rlpost.rollout.kv_cache import kv_bytes_needed
+    from rlpost.rollout.vllm_engine import VLLMEngine, read_shape
 
     shape = read_shape(str(folder))
     return VLLMEngine(

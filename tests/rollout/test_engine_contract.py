@@ -20,7 +20,7 @@ import pytest
 
 from rlpost.config import Config
 from rlpost.errors import ModelError, RunError
-from rlpost.rollout import vllm_engine
+from rlpost.rollout import kv_cache, vllm_engine
 from rlpost.rollout.engine import Delta, EngineStep, Request, SamplingSettings
 from tests.rollout.conftest import EOS, KV_SEQUENCES, MAX_MODEL_LEN, MAX_SLOTS, MODEL, VOCABULARY
 
@@ -524,17 +524,17 @@ def test_the_environment_is_checked_not_written(monkeypatch: pytest.MonkeyPatch)
 def test_kv_memory_by_hand(tmp_path: Path) -> None:
     # 2 (k and v) x 4 layers x 2 heads x 32 x 4 bytes = 2048 a token; 300 tokens are 3 blocks of 128; 5 x 3 + 1 blocks
     shape = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128}
-    needed = vllm_engine.kv_bytes_needed(shape, max_slots=5, max_model_len=300, dtype="float32")
+    needed = kv_cache.kv_bytes_needed(shape, max_slots=5, max_model_len=300, dtype="float32")
     assert needed == 16 * 128 * 2048
-    assert vllm_engine.kv_bytes_needed(shape, max_slots=5, max_model_len=300, dtype="bfloat16") == needed // 2
-    assert vllm_engine.bounded_kv_bytes(needed, needed // 5, free=10 * needed) == needed
-    assert vllm_engine.bounded_kv_bytes(needed, needed // 5, free=needed) == needed // 2
+    assert kv_cache.kv_bytes_needed(shape, max_slots=5, max_model_len=300, dtype="bfloat16") == needed // 2
+    assert kv_cache.bounded_kv_bytes(needed, needed // 5, free=10 * needed) == needed
+    assert kv_cache.bounded_kv_bytes(needed, needed // 5, free=needed) == needed // 2
     with pytest.raises(RunError, match="memory for the KV cache"):
-        vllm_engine.bounded_kv_bytes(needed, needed // 5, free=needed // 5)
+        kv_cache.bounded_kv_bytes(needed, needed // 5, free=needed // 5)
     one = 4 * 128 * 2048  # 3 blocks and vLLM's own
-    vllm_engine.require_one_sequence(one, shape, max_model_len=300, dtype="float32")
+    kv_cache.require_one_sequence(one, shape, max_model_len=300, dtype="float32")
     with pytest.raises(RunError, match=f"engine.kv_cache_bytes: got {one - 1}; expected >= {one}"):
-        vllm_engine.require_one_sequence(one - 1, shape, max_model_len=300, dtype="float32")
+        kv_cache.require_one_sequence(one - 1, shape, max_model_len=300, dtype="float32")
     with pytest.raises(ModelError, match="config.json"):
         vllm_engine.read_shape(str(tmp_path))
     (tmp_path / "config.json").write_text('{"vocab_size": 5}')

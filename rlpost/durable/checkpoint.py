@@ -1,0 +1,206 @@
+"""Checkpoints: directories that appear by one rename when everything in them is on disk.
+
+``checkpoints/step-000010/`` holds whatever parts the caller writes and ``manifest.json``, the size and checksum of each
+file. Owns naming, the order of writes, verification, retention and the choice of the newest sound one; what the parts
+mean belongs to ``durable.run_state``, its one caller. ``step-000010-stopped-1`` is a checkpoint of a step that a stop
+request ended half-way, after 10 finished ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpost.errors import RunError, explain
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+FORMAT = 2  # of the manifest and of everything in a checkpoint
+PARTIAL = ".partial-"
+TORCH_WRITER = "inline_container"  # in what torch.save raises, a RuntimeError, where the disk takes no more
+CHUNK_BYTES = 1 << 22
+
+_NAME = re.compile(r"step-(\d{6,})(?:-stopped-(\d+))?")
+Write = Callable[[Path], None]
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """``stopped`` counts the stops within the step after ``step``; 0 is the boundary itself."""
+
+    step: int
+    stopped: int = 0
+
+    def __str__(self) -> str:
+        return f"step-{self.step:06d}" + (f"-stopped-{self.stopped}" if self.stopped else "")
+
+    @classmethod
+    def of(cls, folder: Path) -> Name | None:
+        match = _NAME.fullmatch(folder.name)
+        return cls(int(match[1]), int(match[2] or 0)) if match else None
+
+
+def save(root: Path, name: Name, parts: Mapping[str, Write]) -> Path:
+    """Write ``root/NAME``: each part by its function at its path, then the manifest; durable and visible at once.
+
+    Raises:
+        RunError: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    final, partial = root / str(name), root / f"{PARTIAL}{name}"
+    try:
+        remove_partial(root)
+        partial.mkdir(parents=True)
+        for part, write in parts.items():
+            write(partial / part)
+        write_manifest(partial)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        _make_room(final)
+        partial.rename(final)
+        _sync(root)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, RunError) or (isinstance(error, RuntimeError) and TORCH_WRITER not in str(error)):
+            raise
+        reason = getattr(error, "strerror", None) or f"torch could not write ({str(error).splitlines()[0]})"
+        do = f"{reason}; free space, run again to resume"
+        raise RunError(explain("checkpoint", str(final), "a disk with room", do)) from error
+    return final
+
+
+def write_manifest(folder: Path) -> None:
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = {"format": FORMAT, "files": dict(zip(files, _describe_all(list(files.values())), strict=True))}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def find_damage(folder: Path) -> str | None:
+    """Why the checkpoint cannot be used, or None. Reads every byte of it."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files: dict[str, list[Any]] = manifest["files"]
+        version = manifest["format"]
+    except FileNotFoundError:
+        return f"no {MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    if version != FORMAT:
+        return f"format {version}, where this version of rlpost reads {FORMAT}"
+    for file, (size, _) in files.items():  # sizes first: they cost nothing
+        path = folder / file
+        if not path.is_file():
+            return f"{file} is missing"
+        if path.stat().st_size != size:
+            return f"{file} has {path.stat().st_size:,} bytes, expected {size:,}"
+    found = _describe_all([folder / file for file in files])
+    other = [file for (file, wanted), got in zip(files.items(), found, strict=True) if wanted != got]
+    return f"{other[0]} has other bytes" if other else None
+
+
+def all_checkpoints(root: Path) -> list[tuple[Name, Path]]:
+    """Everything under a checkpoint's name, oldest first."""
+    named = ((Name.of(path), path) for path in root.glob("step-*"))
+    return sorted((name, path) for name, path in named if name is not None)
+
+
+def newest_sound(root: Path, say: Callable[[str], None]) -> tuple[Name, Path] | None:
+    """The newest checkpoint whose files are all as written; damaged ones are named and passed over.
+
+    Raises:
+        RunError: there are checkpoints, but none is sound.
+    """
+    found = all_checkpoints(root)
+    for name, path in reversed(found):
+        damage = find_damage(path)
+        if damage is None:
+            return name, path
+        say(f"checkpoint {path} is damaged ({damage}) and is passed over")
+    if found:
+        do = "set resume=never or name= to start anew"
+        raise RunError(explain("checkpoints", f"{len(found)} damaged ones in {root}", "a sound one", do))
+    return None
+
+
+def clean_up(root: Path, *, keep_last: int, keep_every: int) -> int:
+    """Remove what is no longer wanted; returns the step of the oldest checkpoint kept.
+
+    Kept are the newest ``keep_last``, those of every ``keep_every`` steps (0: none of them), and a stopped step's as
+    long as it is the newest of all.
+    """
+    found = all_checkpoints(root)
+    boundaries = [name for name, _ in found if not name.stopped]
+    kept = set(boundaries[-keep_last:]) | {n for n in boundaries if keep_every and n.step % keep_every == 0}
+    kept.add(found[-1][0])
+    for name, path in found:
+        if name not in kept:
+            _remove(path)
+    return min(name.step for name in kept)
+
+
+def set_aside_later(root: Path, name: Name) -> list[Path]:
+    """Rename checkpoints newer than ``name``, which a run resumed at it on purpose leaves behind."""
+    aside = []
+    for later, path in all_checkpoints(root):
+        if later > name:
+            aside.append(path.rename(_free_name(path.with_name(f"set-aside-{path.name}"))))
+    return aside
+
+
+def next_name(root: Path, step: int, *, under_way: bool) -> Name:
+    """The name for a checkpoint after ``step`` finished steps, half-way through the next one if ``under_way``."""
+    if not under_way:
+        return Name(step)
+    return Name(step, 1 + max((n.stopped for n, _ in all_checkpoints(root) if n.step == step), default=0))
+
+
+def remove_partial(root: Path) -> None:
+    """What a killed process left half-written or half-removed."""
+    for left in root.glob(f"{PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _make_room(final: Path) -> None:
+    """A damaged or left-behind checkpoint under the same name steps aside before the new one takes it."""
+    if final.exists():
+        final.rename(_free_name(final.with_name(f"set-aside-{final.name}")))
+
+
+def _free_name(path: Path) -> Path:
+    candidates: Iterator[Path] = (path.with_name(f"{path.name}-{n}") if n else path for n in range(1 << 20))
+    return next(p for p in candidates if not p.exists())
+
+
+def _remove(path: Path) -> None:
+    """Under another name first: a removal that is killed half-way leaves nothing that looks like a checkpoint."""
+    doomed = path.rename(path.with_name(f"{PARTIAL}{path.name}"))
+    shutil.rmtree(doomed)
+
+
+def _describe_all(paths: list[Path]) -> list[list[Any]]:
+    with ThreadPoolExecutor() as pool:  # hashing and reading let go of the interpreter
+        return list(pool.map(_describe, paths))
+
+
+def _describe(path: Path) -> list[Any]:
+    """[bytes, checksum]."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return [path.stat().st_size, digest.hexdigest()]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,35 @@
+"""Python's and NumPy's global random states as JSON values, for the parts of a user that draw from them.
+
+Nothing of ours does: sampling seeds and data order are functions of the run's seed. torch's state is the trainer's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def seed_all(seed: int) -> None:
+    """At the start of a run, after the libraries have drawn what they draw while they start."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def get_state() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state = [name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)]
+    return {"python": [version, list(words), gauss], "numpy": numpy_state}
+
+
+def set_state(state: Mapping[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))

@@ -1,0 +1,114 @@
+"""The run directory: which one a command uses, who holds it, and whether the run in it is finished.
+
+Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``rollouts/``, ``ledger.sqlite``, ``checkpoints/step-N/``,
+``finished.json`` (only after the last step), ``lock``. Called by ``loop``; reads and writes nothing but these.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rlpost.durable import checkpoint
+from rlpost.errors import ConfigError, RunError, explain
+
+FINISHED = "finished.json"
+MODES = ("auto", "never")  # of resume; anything else is a path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDir:
+    """A directory that this process holds until it exits.
+
+    ``note`` is for the user when the name was not free or a run goes on; ``start_from`` is the checkpoint that
+    ``resume=PATH`` named, None where the newest of the directory's own is wanted.
+    """
+
+    path: Path
+    note: str
+    lock: TextIO
+    start_from: Path | None = None
+
+
+def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
+    """``runs_dir/name``; where a finished run (or, with resume=never, any run) holds the name, ``name-2`` and so on.
+
+    ``resume=PATH`` names a checkpoint or a run directory. One of this run's own is gone back to; another run's is where
+    this one begins, unless it has checkpoints of its own by now (the same command resumes).
+
+    Raises:
+        RunError: the directory cannot be written, or a live process is using it.
+        ConfigError: ``resume`` names nothing that can be resumed.
+    """
+    named = None if resume in MODES else find_checkpoint(Path(resume))
+    own = Path(runs_dir) / name
+    if named is not None and named.parent == (own / checkpoint.FOLDER).resolve():
+        lock = _lock(own)
+        (own / FINISHED).unlink(missing_ok=True)  # it goes on from there
+        return RunDir(
+            path=own, note=f"going back to {named}", lock=lock, start_from=own / checkpoint.FOLDER / named.name
+        )
+    for number in itertools.count(1):
+        path = Path(runs_dir) / (name if number == 1 else f"{name}-{number}")
+        taken = path.exists() and (resume == "never" or (path / FINISHED).exists())
+        if not taken:
+            break
+    notes = [f"run {name} is taken; this one is {path.name}"] if number > 1 else []
+    begun = bool(checkpoint.all_checkpoints(path / checkpoint.FOLDER))
+    if begun:
+        notes.append(f"going on with the unfinished run in {path}")
+    elif named is not None:
+        notes.append(f"beginning at {named}")
+    return RunDir(path=path, note="; ".join(notes), lock=_lock(path), start_from=None if begun else named)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that ``path`` is, or the newest in the run directory that it is; absolute."""
+    path = path.expanduser().resolve()
+    if checkpoint.Name.of(path) is not None and path.is_dir():
+        return path
+    for root in (path / checkpoint.FOLDER, path):
+        found = checkpoint.all_checkpoints(root) if root.is_dir() else []
+        if found:
+            return found[-1][1]
+    what = "a folder without checkpoints" if path.is_dir() else "nothing there"
+    raise ConfigError(
+        explain("resume", f"{path} ({what})", "auto, never, a run directory or a checkpoint", "check the path")
+    )
+
+
+def finish(path: Path, summary: dict[str, Any]) -> None:
+    """The run is over: written under another name first, so that the file is there whole or not at all."""
+    partial = path / f".{FINISHED}"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, path / FINISHED)
+
+
+def _lock(path: Path) -> TextIO:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = open(path / "lock", "a+")  # noqa: SIM115 - held until the process exits
+    except OSError as error:
+        raise RunError(
+            explain("run directory", str(path), "a folder this process may write", f"{error.strerror}; set runs_dir")
+        ) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.seek(0)
+        owner = handle.read().strip() or "unknown"
+        raise RunError(
+            explain(
+                "run directory", str(path), "one that no other process uses", f"wait for process {owner}, or set name="
+            )
+        ) from None
+    handle.seek(0)
+    handle.truncate()
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

@@ -1,0 +1,251 @@
+"""Everything a run must not lose, as one thing that is saved and recalled: step, ledger and buffer, position in the
+data, history, random states, trainer, tracker's id, configuration.
+
+:meth:`RunState.recall` finds the newest sound checkpoint and brings back what needs no device; :meth:`load_trainer`
+does the rest when there is one; :meth:`save` writes the next. ``loop`` is the one caller; it owns the order of steps,
+this owns what a step boundary consists of. A checkpoint holds
+
+    trainer/       DeepSpeed's state, optimizer and schedule, torch's random states
+    ledger.sqlite  the groups that are not trained yet, their tokens, verdicts and versions
+    state.json     step, counters, prompt cursor, history, random states, tracker's id
+    config.yaml    the resolved configuration
+    model_files/   the model's configuration and tokenizer, for ``rlpost export``
+    manifest.json  size and checksum of every file
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpost.compose import to_yaml
+from rlpost.config import Config
+from rlpost.durable import checkpoint, random_state
+from rlpost.durable.config_changes import changed_keys, refuse_changes
+from rlpost.durable.filesystem import ledger_path
+from rlpost.errors import RunError, explain
+from rlpost.history import History
+from rlpost.rollout.buffer import LedgerError, RolloutBuffer
+from rlpost.rollout.ledger import FILE as LEDGER_FILE
+from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
+from rlpost.rollout.prompts import PromptCursor
+from rlpost.train.layout import check_layout, describe
+from rlpost.train.policy import PolicyTrainer
+
+STATE_FILE, CONFIG_FILE, TRAINER, MODEL_FILES = "state.json", "config.yaml", "trainer", "model_files"
+TRACKER_FILE = "wandb_run_id"
+LEDGER_POINTER = "ledger.location"  # in the run directory, where the ledger lies elsewhere
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The checkpoint a run goes on from."""
+
+    name: checkpoint.Name
+    path: Path
+    state: Mapping[str, Any]
+
+
+class RunState:
+    """See the module docstring. ``step`` counts finished steps and is also the policy version to be published next."""
+
+    def __init__(self, cfg: Config, run_dir: Path, cursor: PromptCursor, *, dtype: str, say: Say) -> None:
+        self.cfg, self.path, self.cursor, self.history = cfg, run_dir, cursor, History()
+        self.step = 0
+        self.buffer: RolloutBuffer  # with its ledger, from ``recall`` on
+        self._root = run_dir / checkpoint.FOLDER
+        self._layout = describe(world=1, zero_stage=cfg.train.zero_stage, dtype=dtype)
+        self._say = say
+        self._saved: checkpoint.Name | None = None
+        self._saved_s = time.monotonic()
+
+    # ---- coming back ----------------------------------------------------------------------------------------
+
+    def recall(self, start_from: Path | None) -> Found | None:
+        """Everything that needs no device, of the checkpoint ``start_from`` or the newest sound one; None: a new run.
+
+        Raises RunError or DataError, before a device is touched, where the run cannot go on with these settings.
+        """
+        found = self._find(start_from)
+        live, note = ledger_path(self.path, self.cfg.ledger_dir)
+        if note:
+            self._say(note)
+        if live.parent != self.path:
+            (self.path / LEDGER_POINTER).write_text(f"{live}\n")
+        if found is None:
+            recovery = start_ledger(live)
+            self.buffer = self._make_buffer(recovery)
+            self.buffer.count_rolled_back(recovery.ledger.rolled_back())
+        else:
+            self._check_settings(found)
+            recovery = recover_ledger(live, found.path / LEDGER_FILE, step=found.name.step)
+            self.buffer = self._make_buffer(recovery)
+            self._load(found, recovery)
+            self._saved = found.name
+        self._report(recovery, found)
+        return found
+
+    def load_trainer(self, found: Found | None, trainer: PolicyTrainer) -> None:
+        """The trainer's share, and the random states: the last thing before the loop goes on."""
+        if found is None:
+            random_state.seed_all(self.cfg.seed)
+            return
+        trainer.load(found.path / TRAINER)
+        random_state.set_state(found.state["random"])
+
+    # ---- saving ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the newest checkpoint is of this very moment: as many steps finished, none under way since."""
+        return self._saved is not None and self._saved.step == self.step
+
+    def is_due(self) -> bool:
+        """By steps (and after the last one), or by time since the last checkpoint."""
+        settings = self.cfg.checkpoint
+        if settings.every < 0:
+            return False
+        by_step = self.step == self.cfg.steps or (settings.every > 0 and self.step % settings.every == 0)
+        by_time = settings.every_minutes > 0 and time.monotonic() - self._saved_s >= 60 * settings.every_minutes
+        return by_step or by_time
+
+    def save(self, trainer: PolicyTrainer, tokenizer: Any, *, under_way: bool = False) -> Path:
+        """A checkpoint of this moment; then what is no longer wanted goes.
+
+        ``under_way``: a stop request ended the step half-way; its partial rollout is part of the checkpoint.
+        """
+        self.buffer.check_conservation(under_way=under_way)
+        self.buffer.check_ledger()
+        self._check_cursor()
+        name = checkpoint.next_name(self._root, self.step, under_way=under_way)
+        ledger = self.buffer.ledger
+        assert ledger is not None
+        path = checkpoint.save(
+            self._root,
+            name,
+            {
+                TRAINER: trainer.save,
+                LEDGER_FILE: lambda file: ledger.snapshot(file, step=self.step),
+                STATE_FILE: lambda file: _write(file, json.dumps(self._state(under_way))),
+                CONFIG_FILE: lambda file: _write(file, to_yaml(self.cfg)),
+                MODEL_FILES: lambda folder: _save_model_files(trainer, tokenizer, folder),
+            },
+        )
+        self._saved, self._saved_s = name, time.monotonic()
+        oldest = checkpoint.clean_up(
+            self._root, keep_last=self.cfg.checkpoint.keep_last, keep_every=self.cfg.checkpoint.keep_every
+        )
+        ledger.compact(oldest)
+        return path
+
+    # ---- private --------------------------------------------------------------------------------------------
+
+    def _find(self, start_from: Path | None) -> Found | None:
+        if start_from is None:
+            newest = checkpoint.newest_sound(self._root, self._say)
+            if newest is None:
+                return None
+            name, path = newest
+        else:
+            named = checkpoint.Name.of(start_from)
+            assert named is not None, "the run directory resolves resume=PATH to a checkpoint"
+            name, path = named, start_from
+            damage = checkpoint.find_damage(path)
+            if damage is not None:
+                raise RunError(explain("resume", f"{path} ({damage})", "a whole checkpoint", "use resume=auto"))
+        if path.parent == self._root:
+            for aside in checkpoint.set_aside_later(self._root, name):
+                self._say(f"a later checkpoint was set aside as {aside}")
+        return Found(name=name, path=path, state=read_state(path))
+
+    def _check_settings(self, found: Found) -> None:
+        check_layout(found.path / TRAINER, self._layout)
+        changes = changed_keys((found.path / CONFIG_FILE).read_text(), to_yaml(self.cfg))
+        if self.cfg.deterministic:
+            refuse_changes(changes)
+        if changes:
+            self._say("changed since the checkpoint: " + "; ".join(map(str, changes)))
+
+    def _make_buffer(self, recovery: Recovery) -> RolloutBuffer:
+        rollout = self.cfg.rollout
+        return RolloutBuffer(
+            groups_per_step=rollout.groups_per_step,
+            samples_per_group=rollout.samples_per_group,
+            oversample=rollout.oversample,
+            max_staleness=rollout.max_staleness,
+            restart_stale=rollout.on_stale == "restart",
+            ledger=recovery.ledger,
+        )
+
+    def _load(self, found: Found, recovery: Recovery) -> None:
+        state = found.state
+        try:
+            self.step = state["step"]
+            self.cursor.load_state_dict(state["cursor"])
+            self.history.load_state_dict(state["history"])
+            groups = recovery.ledger.read_open()
+            self.buffer.load_state_dict(state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums hold: another version's
+            reason = f"{found.path / STATE_FILE} ({type(error).__name__}: {error})"
+            raise RunError(explain("checkpoint", reason, "one of this version", "set resume=never or name=")) from error
+        self.buffer.check_ledger()
+        self._check_cursor()
+        tracker = self.path / TRACKER_FILE
+        if found.path.parent == self._root and not tracker.exists() and state.get("tracker_run_id"):
+            tracker.write_text(state["tracker_run_id"] + "\n")
+        longest, limit = self.buffer.longest_unfinished(), self.cfg.rollout.max_response_tokens
+        if longest >= limit:
+            do = "an unfinished response is that long; set it as it was, or use another name"
+            raise RunError(explain("resuming: rollout.max_response_tokens", limit, f"> {longest}", do))
+
+    def _check_cursor(self) -> None:
+        """Each draw of the cursor is a group of the buffer, and no group comes from elsewhere."""
+        if self.cursor.num_drawn != self.buffer.num_drawn:
+            raise LedgerError(f"{self.cursor.num_drawn} prompts were drawn, {self.buffer.num_drawn} groups are known")
+
+    def _state(self, under_way: bool) -> dict[str, Any]:
+        tracker = self.path / TRACKER_FILE
+        return {
+            "step": self.step,
+            "buffer": self.buffer.state_dict(under_way=under_way),
+            "cursor": self.cursor.state_dict(),
+            "history": self.history.state_dict(),
+            "random": random_state.get_state(),
+            "tracker_run_id": tracker.read_text().strip() if tracker.exists() else None,
+        }
+
+    def _report(self, recovery: Recovery, found: Found | None) -> None:
+        if recovery.note:
+            self._say(recovery.note)
+        if recovery.tokens_undone or recovery.groups_undone:
+            since = f"after {found.path.name}" if found is not None else "before a first checkpoint"
+            self._say(
+                f"undone, as it came {since}: {recovery.tokens_undone:,} tokens, and {recovery.groups_undone} draws, "
+                "which are made again"
+            )
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's ``state.json``. Raises RunError where it cannot be read."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        do = "use another checkpoint"
+        raise RunError(explain("checkpoint", f"{folder / STATE_FILE}: {error}", "a whole file", do)) from error
+    assert isinstance(state, dict)
+    return state
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def _save_model_files(trainer: PolicyTrainer, tokenizer: Any, folder: Path) -> None:
+    trainer.save_config(folder)
+    tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,34 @@
+"""What of a trainer's checkpoint must be as it was written: ranks, ZeRO stage, dtype. Light: no torch.
+
+DeepSpeed partitions its state by rank and stage. A resume with others is refused, before a device is touched;
+``rlpost export`` makes a model of the checkpoint, from which a new run can start with any number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlpost.errors import RunError, explain
+
+FILE = "trainer.json"
+
+
+def describe(*, world: int, zero_stage: int, dtype: str) -> dict[str, Any]:
+    return {"world": world, "zero_stage": zero_stage, "dtype": dtype}
+
+
+def write_layout(folder: Path, layout: Mapping[str, Any]) -> None:
+    (folder / FILE).write_text(json.dumps(dict(layout)))
+
+
+def check_layout(folder: Path, layout: Mapping[str, Any]) -> None:
+    """Raises RunError when the trainer checkpoint in ``folder`` is not there or was written under another layout."""
+    if not (folder / FILE).is_file():
+        raise RunError(explain("trainer checkpoint", str(folder), f"a folder with {FILE}", "check the path"))
+    written = json.loads((folder / FILE).read_text())
+    if written != layout:
+        do = "resume with the settings it was written with, or start a new run from the model of `rlpost export`"
+        raise RunError(explain("trainer checkpoint", dict(layout), str(written), do))

@@ -1,0 +1,41 @@
+"""What a resume says about a changed configuration, and what deterministic mode refuses."""
+
+from dataclasses import replace
+
+import pytest
+
+from rlpost.compose import to_yaml
+from rlpost.config import Config
+from rlpost.durable.config_changes import changed_keys, refuse_changes
+from rlpost.errors import RunError
+
+
+def test_leaves_are_compared_whatever_their_depth():
+    cfg = Config()
+    other = replace(cfg, steps=7, resume="never", train=replace(cfg.train, lr=3e-6, betas=[0.9, 0.95]))
+    changes = changed_keys(to_yaml(cfg), to_yaml(other))
+    assert {c.key: (c.before, c.now) for c in changes} == {
+        "steps": (100, 7),
+        "train.lr": (1e-6, 3e-6),
+        "train.betas": ([0.9, 0.999], [0.9, 0.95]),
+    }
+    assert str(changes[0]) == "steps: 100 -> 7"
+    assert changed_keys(to_yaml(cfg), to_yaml(cfg)) == []
+
+
+def test_a_key_that_one_side_lacks_counts_as_none():
+    assert [str(c) for c in changed_keys("a: 1\nb: {c: 2}", "a: 1\nd: 3")] == ["d: None -> 3", "b.c: 2 -> None"]
+
+
+@pytest.mark.parametrize("change", ["watchdog_s: 1.0", "checkpoint: {every: 3}", "logging: {wandb: online}", "name: b"])
+def test_determinism_allows_what_computes_nothing(change):
+    refuse_changes(changed_keys("{}", change))
+
+
+@pytest.mark.parametrize(
+    "change", ["seed: 1", "steps: 3", "threads: 2", "checkpointer: 1", "rollout: {oversample: 1.0}"]
+)
+def test_determinism_refuses_the_rest_by_name(change):
+    key = change.split(": {")[-1].split(":")[0]
+    with pytest.raises(RunError, match=f"deterministic=true: .*{key}.*as it was"):
+        refuse_changes(changed_keys("{}", change))
