@@ -20,7 +20,7 @@ from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.durable import run_dir
 from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
-from rlpost.durable.stopping import StopRequest, Stopped
+from rlpost.durable.stopping import Stopped, StopRequest
 from rlpost.errors import RunError, explain
 from rlpost.evaluate import eval_sampling, evaluate
 from rlpost.reporting.closing import closing_table

@@ -177,22 +177,35 @@ class Ledger:
 
     # ---- durability -----------------------------------------------------------------------------------------
 
-    def roll_back(self, step: int) -> tuple[int, int]:
+    def roll_back(self, step: int, snapshot: Path | None = None) -> tuple[int, int]:
         """Delete the rows of later steps; returns (groups, tokens) that this discarded, and records it.
 
-        ``groups`` counts draws that never happened now; their prompts are drawn again.
+        ``snapshot``: a copy made when that step's successor was stopped half-way; its rows of later steps take the place
+        of the deleted ones, and what it holds is not discarded. ``groups`` counts draws that never happened now; their
+        prompts are drawn again.
         """
         assert step >= self.compacted_to, "what a rollback needs was compacted away"
         assert not any(self._queue.values()), "rows wait to be written"
-        with self._translated("roll back"), self._transaction():
-            groups = int(self._value("SELECT count(*) FROM draws WHERE step > ?", step))
-            tokens = int(self._value("SELECT coalesce(sum(num_tokens), 0) FROM segments WHERE step > ?", step))
-            earlier = int(self._value("SELECT coalesce(sum(num_tokens), 0) FROM rollbacks WHERE step > ?", step))
-            for table in TABLES:
-                self._db.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
-            if groups or tokens or earlier:
-                row = (step, groups, tokens + earlier)
-                self._db.execute("INSERT INTO rollbacks (step, num_groups, num_tokens) VALUES (?, ?, ?)", row)
+        with self._translated("roll back"), self._attached(snapshot if snapshot is not None else ":memory:"):
+            if snapshot is None:
+                _create_schema(self._db, "copy")
+            with self._transaction():
+                groups = int(
+                    self._value(
+                        "SELECT count(*) FROM draws WHERE step > ?1 AND draw NOT IN (SELECT draw FROM "
+                        "copy.draws WHERE step > ?1)",
+                        step,
+                    )
+                )
+                lost = "step > ?1 AND (id, checksum) NOT IN (SELECT id, checksum FROM copy.segments WHERE step > ?1)"
+                tokens = int(self._value(f"SELECT coalesce(sum(num_tokens), 0) FROM segments WHERE {lost}", step))
+                earlier = int(self._value("SELECT coalesce(sum(num_tokens), 0) FROM rollbacks WHERE step > ?", step))
+                for table in TABLES:
+                    self._db.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
+                    self._db.execute(f"INSERT INTO {table} SELECT * FROM copy.{table} WHERE step > ?", (step,))
+                if groups or tokens or earlier:
+                    row = (step, groups, tokens + earlier)
+                    self._db.execute("INSERT INTO rollbacks (step, num_groups, num_tokens) VALUES (?, ?, ?)", row)
         self._next_segment = self._first_free_segment()
         return groups, tokens
 
@@ -202,29 +215,12 @@ class Ledger:
         Later rows are those of a step that was stopped half-way. Making the file durable is the caller's business.
         """
         assert not any(self._queue.values()), "rows wait to be written"
-        with self._translated("copy"):
-            self._db.execute("ATTACH ? AS copy", (str(path),))
-            try:
-                self._db.execute("PRAGMA copy.journal_mode = OFF")  # a torn copy is thrown away whole
-                self._db.execute("PRAGMA copy.synchronous = OFF")
-                with self._transaction():
-                    _create_schema(self._db, "copy")
-                    self._copy_rows("main", "copy", "draw IN (SELECT draw FROM open) OR step > :step", step)
-                    self._db.execute("INSERT INTO copy.compactions (step) VALUES (?)", (step,))
-            finally:
-                self._db.execute("DETACH copy")
-
-    def insert_from(self, snapshot: Path, *, after: int) -> None:
-        """Insert the snapshot's rows of steps later than ``after``."""
-        with self._translated("read"):
-            self._db.execute("ATTACH ? AS copy", (str(snapshot),))
-            try:
-                with self._transaction():
-                    for table in TABLES:
-                        self._db.execute(f"INSERT INTO {table} SELECT * FROM copy.{table} WHERE step > ?", (after,))
-            finally:
-                self._db.execute("DETACH copy")
-        self._next_segment = self._first_free_segment()
+        with self._translated("copy"), self._attached(path):
+            self._db.execute("PRAGMA copy.journal_mode = OFF")  # a torn copy is thrown away whole
+            self._db.execute("PRAGMA copy.synchronous = OFF")
+            with self._transaction():
+                _create_schema(self._db, "copy")
+                self._copy_rows(step)
 
     def compact(self, oldest_step: int) -> int:
         """Free the tokens and prompts of groups that had ended by ``oldest_step``, the oldest checkpoint kept.
@@ -289,6 +285,15 @@ class Ledger:
         )
 
     @contextmanager
+    def _attached(self, path: Path | str) -> Iterator[None]:
+        """Another database as ``copy``."""
+        self._db.execute("ATTACH ? AS copy", (str(path),))
+        try:
+            yield
+        finally:
+            self._db.execute("DETACH copy")
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -322,17 +327,18 @@ class Ledger:
         with self._translated("read"):
             return self._db.execute(query, parameters).fetchone()[0]
 
-    def _copy_rows(self, source: str, target: str, condition: str, step: int) -> None:
-        parameters = {"step": step}
+    def _copy_rows(self, step: int) -> None:
         for table in OF_A_GROUP:
-            where = f"WHERE {condition}"
-            self._db.execute(f"INSERT INTO {target}.{table} SELECT * FROM {source}.{table} {where}", parameters)
-        self._db.execute(
-            f"INSERT INTO {target}.tokens SELECT * FROM {source}.tokens WHERE id IN (SELECT id FROM {target}.segments)"
-        )
-        self._db.execute(f"INSERT INTO {target}.ends SELECT * FROM {source}.ends WHERE step > :step", parameters)
+            self._db.execute(
+                f"INSERT INTO copy.{table} SELECT * FROM main.{table} WHERE draw IN (SELECT draw FROM open) OR step > ?",
+                (step,),
+            )
+        tokens = "SELECT * FROM main.tokens WHERE id IN (SELECT id FROM copy.segments)"
+        self._db.execute(f"INSERT INTO copy.tokens {tokens}")
+        self._db.execute("INSERT INTO copy.ends SELECT * FROM main.ends WHERE step > ?", (step,))
         for table in ("steps", "rollbacks"):
-            self._db.execute(f"INSERT INTO {target}.{table} SELECT * FROM {source}.{table}")
+            self._db.execute(f"INSERT INTO copy.{table} SELECT * FROM main.{table}")
+        self._db.execute("INSERT INTO copy.compactions (step) VALUES (?)", (step,))
 
     def _read_groups(self) -> dict[int, OpenGroup]:
         groups: dict[int, OpenGroup] = {}

@@ -65,8 +65,7 @@ def _roll_back(ledger: Ledger, snapshot: Path, step: int) -> tuple[str | None, t
     """(why the live file is not what the snapshot says, or None; groups and tokens undone)."""
     if ledger.compacted_to > step:
         return f"it was compacted up to step {ledger.compacted_to}", (0, 0)
-    undone = ledger.roll_back(step)
-    ledger.insert_from(snapshot, after=step)
+    undone = ledger.roll_back(step, snapshot)
     copy = Ledger(snapshot, read_only=True)
     try:
         if _story(ledger) != _story(copy):

@@ -41,13 +41,15 @@ class Life:
 class Nursery:
     """Use as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, own_mounts: bool = False) -> None:
+        """``own_mounts``: the lives see a mount namespace of their own, in which :meth:`run` may mount things."""
         self.folder = folder
         self._log = folder / "life.log"
+        self._prefix = ["unshare", "--map-root-user", "--mount"] if own_mounts else []
 
     def __enter__(self) -> Nursery:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.lives"],
+            [*self._prefix, sys.executable, "-m", "tests.e2e.lives"],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -60,24 +62,37 @@ class Nursery:
         self._process.wait(30)
 
     def live(
-        self, *argv: str, place: Place | None = None, after_s: float | None = None, number: int = signal.SIGKILL
+        self,
+        *argv: str,
+        place: Place | None = None,
+        after_s: float | None = None,
+        number: int = signal.SIGKILL,
+        cwd: Path | None = None,
     ) -> Life:
-        """One life of ``rlpost ARGV`` in ``folder``; ``number`` is sent at ``place``, or ``after_s`` seconds after the
-        run's first sign of life (its first line of output)."""
+        """One life of ``rlpost ARGV`` in ``cwd`` (else ``folder``); the signal ``number`` is sent at ``place``, or
+        ``after_s`` seconds after the run's first sign of life (its first line of output)."""
         order = {
             "argv": argv,
-            "cwd": str(self.folder),
+            "cwd": str(cwd or self.folder),
             "log": str(self._log),
             "place": asdict(place) if place else None,
             "after_s": after_s,
             "signal": int(number),
         }
         started = time.monotonic()
+        status = self._ask(order)
+        return Life(status, self._log.read_text(), time.monotonic() - started)
+
+    def run(self, *command: str) -> None:
+        """A command where the lives are, in their mount namespace."""
+        assert self._ask({"command": list(map(str, command))}) == 0, command
+
+    def _ask(self, order: dict[str, Any]) -> int:
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the nursery died"
-        return Life(json.loads(answer), self._log.read_text(), time.monotonic() - started)
+        return int(json.loads(answer))
 
 
 def serve() -> None:
@@ -96,6 +111,9 @@ def serve() -> None:
     assert Config and rlpost.loop
     for line in sys.stdin:
         order = json.loads(line)
+        if "command" in order:
+            print(subprocess.run(order["command"]).returncode, flush=True)
+            continue
         child = os.fork()
         if child == 0:
             live(order)

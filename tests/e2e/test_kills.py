@@ -1,0 +1,329 @@
+"""A run is killed everywhere and goes on as if nothing had happened; it stops in good order when it is asked to."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sqlite3
+
+import pyarrow.parquet as parquet
+import pytest
+
+from .lives import KILLED, Nursery, Place
+from .program import SMALL, read_metrics, rollouts_of, steps_of
+
+STEPS, GROUPS, SAMPLES, PROMPTS = 12, 4, 4, 18
+RUN = [
+    "train",
+    "recipe=math/arithmetic",
+    f"steps={STEPS}",
+    f"data.train.limit={PROMPTS}",  # the run goes through the data more than twice
+    "checkpoint.every=2",
+    "eval.every=4",
+    *SMALL,
+]
+SAME = ["deterministic=true"]
+
+# Every phase of a run, and every write of a checkpoint; in this order one run dies of them all. ``nth`` lets each life
+# get somewhere first.
+PLACES = {
+    "before the first step": Place("rlpost.loop:Trainer._publish"),
+    "copying the weights": Place("rlpost.rollout.vllm_engine:VLLMEngine.load_weights", "after", nth=2),
+    "generating": Place("rlpost.rollout.vllm_engine:VLLMEngine.step", nth=60),
+    "scoring": Place("rlpost.rollout.scoring:InlineScorer.submit", "after", nth=20),
+    "between abort and store": Place("rlpost.rollout.buffer:RolloutBuffer.store", nth=3),
+    "in the middle of the store": Place("rlpost.rollout.ledger:Ledger._transaction", "end", nth=4),
+    "after the store": Place("rlpost.rollout.buffer:RolloutBuffer.store", "after", nth=2),
+    "in the update": Place("rlpost.train.deepspeed_trainer:DeepSpeedTrainer._optimizer_step", nth=2),
+    "between update and settling": Place("rlpost.rollout.buffer:RolloutBuffer.settle", nth=3),
+    "after settling": Place("rlpost.rollout.buffer:RolloutBuffer.settle", "after", nth=2),
+    "after the rollout file": Place("rlpost.reporting.metrics:MetricsWriter.log_rollouts", "after", nth=2),
+    "writing a checkpoint: nothing yet": Place("rlpost.durable.checkpoint:remove_partial"),
+    "writing a checkpoint: the trainer": Place("rlpost.train.deepspeed_trainer:DeepSpeedTrainer.save", "after"),
+    "writing a checkpoint: in the ledger's copy": Place("rlpost.rollout.ledger:Ledger._copy_rows", "after"),
+    "writing a checkpoint: the ledger's copy": Place("rlpost.rollout.ledger:Ledger.snapshot", "after"),
+    "writing a checkpoint: the state": Place("rlpost.durable.run_state:_write", "after"),
+    "writing a checkpoint: the configuration": Place("rlpost.durable.run_state:_write", "after", nth=2),
+    "writing a checkpoint: the model's files": Place("rlpost.durable.run_state:_save_model_files", "after"),
+    "writing a checkpoint: the manifest": Place("rlpost.durable.checkpoint:write_manifest", "after"),
+    "writing a checkpoint: on its way to the disk": Place("rlpost.durable.checkpoint:_sync", nth=3),
+    "writing a checkpoint: before the rename": Place("rlpost.durable.checkpoint:_make_room"),
+    "between rename and cleanup": Place("rlpost.durable.checkpoint:clean_up"),
+    "in the cleanup": Place("rlpost.durable.checkpoint:_remove", "after"),
+    "before the ledger is compacted": Place("rlpost.rollout.ledger:Ledger.compact", nth=2),
+    "in the middle of compaction": Place("rlpost.rollout.ledger:Ledger._transaction", "end", nth=9),
+    "evaluating": Place("rlpost.evaluate:summarize"),
+    "after evaluating": Place("rlpost.history:History.add_evaluation", "after"),
+    "rolling back": Place("rlpost.rollout.ledger:Ledger._transaction", "end"),
+    "loading the trainer": Place("rlpost.train.deepspeed_trainer:DeepSpeedTrainer.load", "after"),
+    "exporting the model": Place("rlpost.train.deepspeed_trainer:DeepSpeedTrainer.export", "after"),
+    "before the last word": Place("rlpost.durable.run_dir:finish"),
+}
+IN_CI = [
+    "generating",
+    "between abort and store",
+    "in the middle of the store",
+    "scoring",
+    "in the update",
+    "between update and settling",
+    "writing a checkpoint: the trainer",
+    "writing a checkpoint: in the ledger's copy",
+    "writing a checkpoint: the state",
+    "writing a checkpoint: the manifest",
+    "writing a checkpoint: before the rename",
+    "between rename and cleanup",
+    "in the cleanup",
+    "evaluating",
+    "rolling back",
+    "before the last word",
+]
+LEDGER_TABLES = ("draws", "launches", "segments", "finishes", "verdicts", "restarts", "ends")
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    with Nursery(tmp_path_factory.mktemp("lives")) as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def whole(nursery):
+    """The run that nothing interrupts."""
+    life = nursery.live(*RUN, *SAME, "name=whole")
+    assert life.status == 0, life.output
+    return nursery.folder / "runs/whole"
+
+
+def ledger_rows(run):
+    db = sqlite3.connect(run / "ledger.sqlite")
+    rows = {table: sorted(db.execute(f"SELECT * FROM {table}"), key=repr) for table in LEDGER_TABLES}
+    db.close()
+    return rows
+
+
+def assert_the_same_run(run, whole):
+    """Metrics, weights, trained samples and the ledger's story, bit for bit."""
+    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    weights = "model/model.safetensors"
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    files = sorted(path.name for path in (whole / "rollouts").iterdir())
+    assert sorted(path.name for path in (run / "rollouts").iterdir()) == files
+    for name in files:
+        assert parquet.read_table(run / "rollouts" / name).equals(parquet.read_table(whole / "rollouts" / name)), name
+    ours, theirs = ledger_rows(run), ledger_rows(whole)
+    assert all(ours[table] == theirs[table] for table in LEDGER_TABLES)
+    assert_nothing_lost(run)
+
+
+def assert_nothing_lost(run, steps=STEPS):
+    """Each draw of an epoch is trained at most once, in whole groups; what is drawn and not trained is still open."""
+    trained = [(row["uid"], row["index"]) for rows in rollouts_of(run).values() for row in rows]
+    assert len(trained) == len(set(trained)) == steps * GROUPS * SAMPLES, "a sample is missing or was trained twice"
+    rows = ledger_rows(run)
+    drawn = {draw: uid for draw, _, uid, _ in rows["draws"]}
+    places = [f"{n // PROMPTS}:{n % PROMPTS}" for n in range(len(drawn))]
+    assert sorted(drawn.values()) == sorted(places), "a prompt was skipped or drawn twice"
+    ended = {draw for draw, *_ in rows["ends"]}
+    assert {drawn[draw] for draw in ended} == {uid for uid, _ in trained}
+    summary = json.loads((run / "finished.json").read_text())
+    tokens = {id_: num for id_, draw, _, _, _, _, num, _, _ in rows["segments"] if draw in ended}
+    assert sum(tokens.values()) == summary["tokens"]["trained"], "a token was lost or is there twice"
+    assert [row["step"] for row in steps_of(run)] == list(range(1, steps + 1))
+    evaluated = [row["step"] for row in read_metrics(run) if "eval/accuracy" in row]
+    assert evaluated == list(range(0, steps + 1, 4)), "an evaluation is missing or was logged twice"
+
+
+def die_of(nursery, name, places):
+    for place in places:
+        life = nursery.live(*RUN, *SAME, f"name={name}", place=PLACES[place])
+        assert life.status == KILLED, f"{place}: exit status {life.status}\n{life.output}"
+    life = nursery.live(*RUN, *SAME, f"name={name}")
+    assert life.status == 0, life.output
+    return life
+
+
+def test_killed_at_every_phase_it_ends_as_if_nothing_had_happened(nursery, whole):
+    life = die_of(nursery, "killed", IN_CI)
+    assert "resumed after step" in life.output and "Accuracy before" in life.output
+    assert_the_same_run(nursery.folder / "runs/killed", whole)
+
+
+@pytest.mark.torture
+def test_killed_at_every_place_there_is(nursery, whole):
+    die_of(nursery, "everywhere", PLACES)
+    assert_the_same_run(nursery.folder / "runs/everywhere", whole)
+
+
+def die_at_random(nursery, name, number, seed):
+    """``number`` lives killed at random instants; one that ends by itself starts the next run. Returns (runs, kills)."""
+    rng = random.Random(seed)
+    runs, kills = [f"{name}-1"], 0
+    while kills < number:
+        life = nursery.live(*RUN, *SAME, f"name={runs[-1]}", after_s=rng.expovariate(1 / 4.0))
+        if life.status == KILLED:
+            kills += 1
+        else:
+            assert life.status == 0, life.output
+            runs.append(f"{name}-{len(runs) + 1}")
+    life = nursery.live(*RUN, *SAME, f"name={runs[-1]}")
+    assert life.status == 0, life.output
+    return runs, kills
+
+
+def test_killed_at_a_few_random_instants(nursery, whole):
+    runs, _ = die_at_random(nursery, "few", 3, seed=random.randrange(1 << 30))
+    assert_the_same_run(nursery.folder / "runs" / runs[0], whole)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_killed_at_a_hundred_random_instants(nursery, whole):
+    seed = random.randrange(1 << 30)
+    runs, kills = die_at_random(nursery, "hundred", 100, seed)
+    print(f"seed {seed}: {kills} kills over {len(runs)} runs")
+    for name in runs:
+        assert_the_same_run(nursery.folder / "runs" / name, whole)
+
+
+# -- asked to stop -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_while_generating_it_keeps_what_was_generated(nursery, number, status):
+    name = f"asked-{status}"
+    run = nursery.folder / "runs" / name
+    engine_step = Place("rlpost.rollout.vllm_engine:VLLMEngine.step", nth=150)
+    life = nursery.live(*RUN, f"name={name}", place=engine_step, number=number)
+    assert life.status == status, life.output
+    assert "saving what there is" in life.output and "the same command goes on from there" in life.output
+    (stopped,) = (run / "checkpoints").glob("step-*-stopped-1")
+    kept = segments_of(stopped / "ledger.sqlite")
+    under_way = int(stopped.name.split("-")[1]) + 1
+    assert any(step == under_way for step in kept.values()), "the half of a step is in the checkpoint"
+
+    life = nursery.live(*RUN, f"name={name}")
+    assert life.status == 0 and "undone" not in life.output, life.output
+    assert_nothing_lost(run)
+    assert kept.items() <= segments_of(run / "ledger.sqlite").items(), "tokens of before the stop were generated again"
+
+
+def segments_of(path):
+    db = sqlite3.connect(path)
+    rows = {
+        row[:-1]: row[-1]
+        for row in db.execute("SELECT draw, idx, num_tokens, checksum, policy_version, step FROM segments")
+    }
+    db.close()
+    return rows
+
+
+def test_asked_to_stop_in_an_update_it_finishes_the_update_if_time_allows(nursery):
+    place = Place("rlpost.train.deepspeed_trainer:DeepSpeedTrainer._optimizer_step", nth=3)
+    life = nursery.live(*RUN, "name=updating", place=place, number=signal.SIGTERM)
+    assert life.status == 143 and "step 3/12" in life.output, life.output
+    checkpoints = nursery.folder / "runs/updating/checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003"]
+
+    # Four milliseconds are not enough for a checkpoint: the one before stands.
+    place = Place("rlpost.train.deepspeed_trainer:DeepSpeedTrainer._optimizer_step", nth=2)
+    hurried = "checkpoint.stop_deadline_s=0.004"
+    life = nursery.live(*RUN, "name=updating", hurried, place=place, number=signal.SIGTERM)
+    assert life.status == 143 and "the last checkpoint stands" in life.output, life.output
+    assert not list(checkpoints.glob("step-000005"))
+    assert "checkpoint.stop_deadline_s: 30.0 -> 0.004" in life.output, "changed settings are shown"
+
+
+def test_asked_to_stop_in_an_evaluation_it_loses_no_step(nursery):
+    place = Place("rlpost.reporting.progress:Progress.evaluating", nth=3)
+    life = nursery.live(*RUN, "name=judging", "steps=1", place=place, number=signal.SIGTERM)
+    assert life.status == 143, life.output
+    assert (nursery.folder / "runs/judging/checkpoints/step-000000").is_dir()
+    life = nursery.live(*RUN, "name=judging", "steps=1")
+    assert life.status == 0 and life.output.count("evaluation after step 0") == 1, life.output
+
+
+def test_deterministic_runs_stop_at_their_last_checkpoint(nursery, whole):
+    engine_step = Place("rlpost.rollout.vllm_engine:VLLMEngine.step", nth=150)
+    life = nursery.live(*RUN, *SAME, "name=exact", place=engine_step, number=signal.SIGTERM)
+    assert life.status == 143 and "ended by SIGTERM" in life.output, life.output
+    assert not list((nursery.folder / "runs/exact/checkpoints").glob("*stopped*"))
+    life = nursery.live(*RUN, *SAME, "name=exact")
+    assert life.status == 0, life.output
+    assert_the_same_run(nursery.folder / "runs/exact", whole)
+
+
+# -- going back and going on ---------------------------------------------------------------------------------------
+
+
+def test_a_finished_name_makes_room_and_a_live_one_is_refused(nursery, whole):
+    life = nursery.live(*RUN, "name=whole", "steps=1", "eval.every=-1", "checkpoint.every=-1")
+    assert life.status == 0 and "run whole is taken; this one is whole-2" in life.output
+    with open(whole / "lock", "a") as lock:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        life = nursery.live(*RUN, *SAME, "name=whole", f"resume={whole}/checkpoints/step-000010")
+        assert life.status == 3 and "one that no other process uses" in life.output
+
+
+def test_going_back_to_a_checkpoint_repeats_the_run_from_there(nursery, whole):
+    run = nursery.folder / "runs/back"
+    assert nursery.live(*RUN, *SAME, "name=back", "checkpoint.keep_every=4").status == 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step-{step:06d}" for step in (4, 8, 10, 12)]
+    life = nursery.live(*RUN, *SAME, "name=back", f"resume={run}/checkpoints/step-000004", "checkpoint.keep_every=4")
+    assert life.status == 0 and "resumed after step 4" in life.output, life.output
+    assert "set aside" in life.output and "checkpoint: " not in life.output
+    assert_the_same_run(run, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(nursery, whole):
+    run = nursery.folder / "runs/damaged"
+    place = Place("rlpost.rollout.buffer:RolloutBuffer.store", nth=8)
+    assert nursery.live(*RUN, *SAME, "name=damaged", place=place).status == KILLED
+    (weights,) = (run / "checkpoints/step-000006/trainer/ds").glob("*model_states.pt")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    life = nursery.live(*RUN, *SAME, "name=damaged")
+    assert life.status == 0, life.output
+    assert "step-000006 is damaged" in life.output and "is passed over" in life.output
+    assert "resumed after step 4" in life.output
+    assert_the_same_run(run, whole)
+
+
+def test_a_lost_or_damaged_ledger_is_made_again_from_the_checkpoint(nursery, whole):
+    run = nursery.folder / "runs/ledgerless"
+    place = Place("rlpost.rollout.buffer:RolloutBuffer.store", nth=8)
+    assert nursery.live(*RUN, *SAME, "name=ledgerless", place=place).status == KILLED
+    raw = bytearray((run / "ledger.sqlite").read_bytes())
+    for page in range(3, len(raw) // 4096):
+        raw[page * 4096 : page * 4096 + 2048] = bytes(2048)
+    (run / "ledger.sqlite").write_bytes(bytes(raw))
+    (run / "ledger.sqlite-wal").unlink()
+    life = nursery.live(*RUN, *SAME, "name=ledgerless")
+    assert life.status == 0, life.output
+    assert "the ledger could not be used" in life.output and (run / "ledger.sqlite.damaged-1").exists()
+    for file in ("metrics.jsonl", "model/model.safetensors"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("train=zero2", "trainer checkpoint.*'zero_stage': 2"),
+        ("train.lr=2e-4", "deterministic=true: train.lr: got 0.0002"),
+        ("seed=1", "deterministic=true: seed"),
+        ("rollout.samples_per_group=2", "deterministic=true: rollout.samples_per_group"),
+    ],
+)
+def test_a_resume_that_could_not_be_the_same_run_is_refused_before_a_device_is_touched(nursery, whole, change, message):
+    import re
+    import shutil
+
+    run = nursery.folder / "runs/refused"
+    if not run.exists():
+        shutil.copytree(whole, run)
+        (run / "finished.json").unlink()
+    before = sorted(str(p) for p in run.rglob("*"))
+    life = nursery.live(*RUN, *SAME, "name=refused", change)
+    assert life.status in (2, 3) and re.search(message, life.output), life.output
+    assert life.seconds < 5 and sorted(str(p) for p in run.rglob("*")) == before
