@@ -132,6 +132,7 @@ class Trainer:
         finally:
             self.metrics.close(failed=not finished)
             self.session.scorer.close()
+            self.state.close()
             if worker is not None:
                 worker.close()
             self.watchdog.close()

@@ -62,6 +62,7 @@ class RunState:
         self._root = run_dir / checkpoint.FOLDER
         self._layout = describe(world=1, zero_stage=cfg.train.zero_stage, dtype=dtype)
         self._say = say
+        self._recovery: Recovery | None = None
         self._saved: checkpoint.Name | None = None
         self._saved_s = time.monotonic()
 
@@ -79,12 +80,12 @@ class RunState:
         if live.parent != self.path:
             (self.path / LEDGER_POINTER).write_text(f"{live}\n")
         if found is None:
-            recovery = start_ledger(live)
+            self._recovery = recovery = start_ledger(live)
             self.buffer = self._make_buffer(recovery)
             self.buffer.count_rolled_back(recovery.ledger.rolled_back())
         else:
             self._check_settings(found)
-            recovery = recover_ledger(live, found.path / LEDGER_FILE, step=found.name.step)
+            self._recovery = recovery = recover_ledger(live, found.path / LEDGER_FILE, step=found.name.step)
             self.buffer = self._make_buffer(recovery)
             self._load(found, recovery)
             self._saved = found.name
@@ -143,6 +144,12 @@ class RunState:
         )
         ledger.compact(oldest)
         return path
+
+    def close(self) -> None:
+        """Close the ledger, so that its file alone holds all of it."""
+        if self._recovery is not None:
+            self._recovery.ledger.close()
+            self._recovery = None
 
     # ---- private --------------------------------------------------------------------------------------------
 
