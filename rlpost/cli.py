@@ -141,6 +141,29 @@ def run_recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.startup import Runtime, write_environment
+
+    write_environment(Runtime(device="cpu", dtype="float32", threads=1), vocab_size=0)
+    from rlpost.export import export
+
+    source = export(Path(arguments.run_dir), Path(arguments.out), step=arguments.step)
+    print(f"{arguments.out}: the model of {source}")
+    return 0
+
+
+def run_buffer(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.rollout.ledger_report import glance, life
+
+    run = Path(arguments.run_dir)
+    print(life(run, arguments.uid) if arguments.uid else glance(run))
+    return 0
+
+
 def describe_keys(prefix: str) -> str:
     """Every key below ``prefix`` with its default and its documentation."""
     import dataclasses
@@ -205,6 +228,13 @@ def build_parser() -> argparse.ArgumentParser:
     config.add_argument(
         "--keys", nargs="?", const="", metavar="PREFIX", help="list keys with default and meaning, e.g. --keys rollout"
     )
+    exporting = add("export", run_export, "a run's model as a Hugging Face folder", EXPORT, recipe=False)
+    exporting.add_argument("run_dir", metavar="RUN_DIR", help="a run directory, or one of its checkpoints")
+    exporting.add_argument("out", metavar="OUT", help="a new folder")
+    exporting.add_argument("--step", type=int, help="the checkpoint after so many steps; the newest if not given")
+    buffer = add("buffer", run_buffer, "what a run drew, holds and trained; one prompt's life", BUFFER, recipe=False)
+    buffer.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be going on")
+    buffer.add_argument("uid", nargs="?", metavar="UID", help="a draw, EPOCH:POSITION, as in rollouts/")
     add("recipes", run_recipes, "list the recipes", "The recipes that ship, one line each.", recipe=False)
     return parser
 
@@ -245,6 +275,24 @@ lengths, reward, run directory. Prints the batch arithmetic, a memory plan per d
 examples:
   rlpost check recipe=math/dapo_17k_qwen3_4b
   rlpost check recipe=math/gsm8k data.train.path=train.jsonl data.eval.path=test.jsonl train=zero3
+"""
+
+EXPORT = """\
+Writes a Hugging Face folder (safetensors, configuration, tokenizer, model card) from a run's newest sound checkpoint,
+or from the one after --step steps. It needs no GPU, and the run may be going on.
+
+examples:
+  rlpost export runs/arithmetic my-model
+  rlpost export runs/arithmetic my-model --step 20
+"""
+
+BUFFER = """\
+Shows the run's ledger: how many prompts were drawn and where each of them is, where every token went, and what is still
+open. With a uid: what happened to this prompt's responses, by step and policy version, and how they were judged.
+
+examples:
+  rlpost buffer runs/arithmetic
+  rlpost buffer runs/arithmetic 0:17
 """
 
 CONFIG = """\

@@ -25,6 +25,7 @@ from rlpost.errors import RunError, explain
 from rlpost.evaluate import eval_sampling, evaluate
 from rlpost.reporting.closing import closing_table
 from rlpost.reporting.metrics import MetricsWriter
+from rlpost.reporting.model_card import model_card
 from rlpost.reporting.progress import Progress
 from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.rollout.buffer import RolloutBuffer
@@ -377,6 +378,10 @@ class Trainer:
         with self.device.training():
             self.worker.trainer.export(model)
         self.session.tokenizer.save_pretrained(str(model))
+        card = model_card(
+            asdict(self.cfg), step=self.step, evaluations=self.history.evaluations, totals=self.history.totals
+        )
+        (model / "README.md").write_text(card, encoding="utf-8")
         prompts = self.session.train_prompts.prompts[:1000]
         prompt_tokens = round(float(np.mean([len(p.token_ids) for p in prompts])))
         comparison = self.history.compare(self.cfg, self.collect_settings, self.buffer, prompt_tokens)

@@ -32,13 +32,13 @@ from rlpost.history import History
 from rlpost.rollout.buffer import LedgerError, RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
+from rlpost.rollout.ledger_report import POINTER
 from rlpost.rollout.prompts import PromptCursor
 from rlpost.train.layout import check_layout, describe
 from rlpost.train.policy import PolicyTrainer
 
 STATE_FILE, CONFIG_FILE, TRAINER, MODEL_FILES = "state.json", "config.yaml", "trainer", "model_files"
 TRACKER_FILE = "wandb_run_id"
-LEDGER_POINTER = "ledger.location"  # in the run directory, where the ledger lies elsewhere
 
 Say = Callable[[str], None]
 
@@ -78,7 +78,7 @@ class RunState:
         if note:
             self._say(note)
         if live.parent != self.path:
-            (self.path / LEDGER_POINTER).write_text(f"{live}\n")
+            (self.path / POINTER).write_text(f"{live}\n")
         if found is None:
             self._recovery = recovery = start_ledger(live)
             self.buffer = self._make_buffer(recovery)

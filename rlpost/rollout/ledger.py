@@ -180,8 +180,8 @@ class Ledger:
     def roll_back(self, step: int, snapshot: Path | None = None) -> tuple[int, int]:
         """Delete the rows of later steps; returns (groups, tokens) that this discarded, and records it.
 
-        ``snapshot``: a copy made when that step's successor was stopped half-way; its rows of later steps take the place
-        of the deleted ones, and what it holds is not discarded. ``groups`` counts draws that never happened now; their
+        ``snapshot``: a copy, which has rows of the next step where that was stopped half-way; they take the place of
+        the deleted ones, and what it holds is not discarded. ``groups`` counts draws that never happened now; their
         prompts are drawn again.
         """
         assert step >= self.compacted_to, "what a rollback needs was compacted away"
@@ -329,10 +329,8 @@ class Ledger:
 
     def _copy_rows(self, step: int) -> None:
         for table in OF_A_GROUP:
-            self._db.execute(
-                f"INSERT INTO copy.{table} SELECT * FROM main.{table} WHERE draw IN (SELECT draw FROM open) OR step > ?",
-                (step,),
-            )
+            wanted = f"SELECT * FROM main.{table} WHERE draw IN (SELECT draw FROM open) OR step > ?"
+            self._db.execute(f"INSERT INTO copy.{table} {wanted}", (step,))
         tokens = "SELECT * FROM main.tokens WHERE id IN (SELECT id FROM copy.segments)"
         self._db.execute(f"INSERT INTO copy.tokens {tokens}")
         self._db.execute("INSERT INTO copy.ends SELECT * FROM main.ends WHERE step > ?", (step,))

@@ -24,11 +24,18 @@ def write_layout(folder: Path, layout: Mapping[str, Any]) -> None:
     (folder / FILE).write_text(json.dumps(dict(layout)))
 
 
-def check_layout(folder: Path, layout: Mapping[str, Any]) -> None:
-    """Raises RunError when the trainer checkpoint in ``folder`` is not there or was written under another layout."""
+def read_layout(folder: Path) -> dict[str, Any]:
+    """Raises RunError where no trainer checkpoint is."""
     if not (folder / FILE).is_file():
         raise RunError(explain("trainer checkpoint", str(folder), f"a folder with {FILE}", "check the path"))
-    written = json.loads((folder / FILE).read_text())
+    layout = json.loads((folder / FILE).read_text())
+    assert isinstance(layout, dict)
+    return layout
+
+
+def check_layout(folder: Path, layout: Mapping[str, Any]) -> None:
+    """Raises RunError when the trainer checkpoint in ``folder`` is not there or was written under another layout."""
+    written = read_layout(folder)
     if written != layout:
         do = "resume with the settings it was written with, or start a new run from the model of `rlpost export`"
         raise RunError(explain("trainer checkpoint", dict(layout), str(written), do))

@@ -73,7 +73,9 @@ def test_a_disk_that_fills_under_the_ledger(nursery, whole, disk):
     run = [*RUN, *SAME, "name=ledger", f"ledger_dir={disk}"]
     life = nursery.live(*run)
     assert life.status == 3, life.output
-    assert "ledger (cannot write): got" in life.output and "free space" in life.output and "Traceback" not in life.output
+    assert (
+        "ledger (cannot write): got" in life.output and "free space" in life.output and "Traceback" not in life.output
+    )
     mount(nursery, "size=20m", again=True)
     life = nursery.live(*run)
     assert life.status == 0, life.output

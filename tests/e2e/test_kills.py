@@ -156,7 +156,7 @@ def test_killed_at_every_place_there_is(nursery, whole):
 
 
 def die_at_random(nursery, name, number, seed):
-    """``number`` lives killed at random instants; one that ends by itself starts the next run. Returns (runs, kills)."""
+    """``number`` lives killed at random; where one ends by itself the next run starts. Returns (runs, kills)."""
     rng = random.Random(seed)
     runs, kills = [f"{name}-1"], 0
     while kills < number:
