@@ -35,9 +35,9 @@ def write_model(trainer: Path, model_files: Path, out: Path) -> None:
     config = AutoConfig.from_pretrained(model_files)
     with torch.device("meta"):  # its weights are never needed, only its names and what ties them
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    wanted = {name for name, _ in lm.named_parameters()}
-    if wanted - state.keys():
-        missing = min(wanted - state.keys())
+    wanted = {name: parameter.shape for name, parameter in lm.named_parameters()}
+    missing = next((name for name, shape in wanted.items() if name not in state or state[name].shape != shape), None)
+    if missing is not None:
         raise RunError(
             explain(f"weights in {trainer}", f"no {missing}", "every weight of the model", "use another one")
         )

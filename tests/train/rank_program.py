@@ -50,6 +50,7 @@ def run_stage(rank: int, folder: Path, stage: int) -> dict:
     logprobs, reference = trainer.logprobs(batch.rows), trainer.logprobs(batch.rows, reference=True)
     scores = trainer.score([s["token_ids"] for s in cases.sequences(9, 4 if rank == 0 else 1)])
     trainer.save(folder / f"checkpoint-{stage}")
+    trainer.save_config(folder / f"config-{stage}")
     trainer.export(folder / f"export-{stage}")
     last = trainer.update(share(rank, 5), objective)
     resumed = build(rank, folder, stage)

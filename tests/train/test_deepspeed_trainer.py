@@ -1,6 +1,5 @@
 """The trainer on one rank against a plain PyTorch loop, at ZeRO stages 1, 2 and 3, with real DeepSpeed on the CPU."""
 
-import contextlib
 import copy
 import json
 import math
@@ -15,37 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlpost.errors import ConfigError, ModelError, RunError
-from rlpost.train.deepspeed_trainer import build_trainer
 from tests.train import cases
 
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {tied: cases.save_model(root / f"tied-{tied}", tied=tied) for tied in (True, False)}
-
-
-@pytest.fixture
-def build(folders):
-    """Builds trainers as start-up does, and closes them when the test ends."""
-    with contextlib.ExitStack() as stack:
-
-        def make(stage=1, *, tied=True, folder=None, needs_reference=False, total=10, dtype="float32", **train):
-            cfg = cases.config(stage, **train)
-            cfg.model.dtype = dtype
-            trainer = build_trainer(
-                cfg,
-                model_folder=folder or folders[tied],
-                device="cpu",
-                total_optimizer_steps=total,
-                needs_reference=needs_reference,
-            )
-            stack.callback(trainer.close)
-            return trainer
-
-        yield make
 
 
 def optimizer_tensors(trainer):

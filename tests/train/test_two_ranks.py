@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlpost.train.saved_weights import write_model
 from tests.train import cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,9 @@ def test_two_ranks_equal_one_plain_loop(ranks, stage):
         assert cases.largest_difference(rank[stage]["weights"], dict(plain.model.named_parameters())) < 5e-5
     exported = AutoModelForCausalLM.from_pretrained(folder / f"export-{stage}")
     assert cases.largest_difference(dict(exported.named_parameters()), first[stage]["weights"]) == 0.0
+    write_model(folder / f"checkpoint-{stage}", folder / f"config-{stage}", folder / f"made-{stage}")
+    made = AutoModelForCausalLM.from_pretrained(folder / f"made-{stage}")
+    assert cases.largest_difference(dict(made.named_parameters()), first[stage]["weights"]) == 0.0
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

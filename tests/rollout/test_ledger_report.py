@@ -1,0 +1,110 @@
+"""What `rlpost buffer` says is what the rows say, during a run, after a rollback, and after compaction."""
+
+import re
+
+import pytest
+
+from rlpost.errors import RunError
+from rlpost.rollout.ledger_report import glance, life
+from tests.rollout.test_ledger import Life, reward_with_failures
+
+
+def number(text, pattern):
+    (found,) = re.findall(pattern, text)
+    return int(found.replace(",", ""))
+
+
+def assert_agrees(text, buffer):
+    assert number(text, r"groups   ([\d,]+) drawn") == buffer.num_drawn
+    balanced = buffer.tokens_received - buffer.tokens_ended["discarded[rollback]"]
+    assert number(text, r"tokens   ([\d,]+) received") == balanced
+    for state, count in buffer.groups_ended.items():
+        assert number(text, rf"([\d,]+) {re.escape(state)}(?: \+|\n)(?=[\s\S]*\ntokens|tokens)") == count
+    for phase, count in buffer.states().items():
+        assert number(text, rf"([\d,]+) {phase}\b") == count
+    assert "balance" not in text
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_the_sums_are_the_buffers(tmp_path, compacted):
+    reject = {"reject": lambda group: "odd" if int(group.uid[2:]) % 5 == 1 else None, "reward": reward_with_failures}
+    shape = {"restart_stale": True, "staleness": 1, "slots": 3, "oversample": 4.0, "n": 2, **reject}
+    run = Life(tmp_path, **shape).begin()
+    for step in range(7):
+        run.step(step)
+    if compacted:
+        run.save(5)
+        assert run.recovery.ledger.compact(5) > 0
+    text = glance(tmp_path)
+    assert "after step 7" in text and "discarded[restart]" in text and "rejected[odd]" in text
+    assert ("were freed" in text) == compacted
+    assert_agrees(text, run.buffer)
+
+
+def test_after_a_rollback_and_from_a_checkpoints_copy_it_still_balances(tmp_path):
+    run = Life(tmp_path).begin()
+    for step in range(3):
+        run.step(step)
+    run.save(3)
+    run.step(3)
+    run.close()
+    run = Life(tmp_path).resume(3)
+    text = glance(tmp_path)
+    assert_agrees(text, run.buffer)
+    assert number(text, r"undone   ([\d,]+) tokens") == run.recovery.tokens_undone > 0
+    assert_agrees(glance(tmp_path / "snapshots/3.sqlite"), run.buffer)
+
+
+def test_while_a_step_is_under_way_it_tells_what_is_stored(tmp_path):
+    from rlpost.rollout.collect import collect
+
+    run = Life(tmp_path).begin()
+    run.step(0)
+    collect(run.engine, run.buffer, run.stream, run.scorer, run.settings, step=1)
+    run.buffer.store()
+    text = glance(tmp_path)
+    assert "after step 1" in text and "balance" not in text
+    assert number(text, r"groups   ([\d,]+) drawn") == run.buffer.num_drawn
+
+
+def test_an_account_that_does_not_balance_is_said(tmp_path):
+    run = Life(tmp_path).begin()
+    run.step(0)
+    run.recovery.ledger.execute("DELETE FROM ends WHERE draw = (SELECT min(draw) FROM ends)")
+    run.recovery.ledger.execute("DELETE FROM segments WHERE id = (SELECT min(id) FROM segments)")
+    assert "do not balance" in glance(tmp_path)
+
+
+def test_a_life_tells_versions_and_verdicts(tmp_path):
+    lengths = {"0:0/0": 3, "0:0/1": 40}
+    shape = {"n": 1, "g": 2, "slots": 4, "staleness": 3, "length_of": lambda rid: lengths.get(rid, 5)}
+    run = Life(tmp_path, **shape).begin()
+    for step in range(6):
+        run.step(step)
+    told = life(tmp_path, "0:0").splitlines()
+    assert told[0].startswith("0:0: draw 0, in step 1; trained in step ")
+    assert told[1] == "prompt   p0"
+    assert told[2:5] == [
+        "sample 0: 3 tokens, stop",
+        "    step 1, policy 0: launched, 3 tokens, stop",
+        "    step 1: reward 0",
+    ]
+    assert told[5] == "sample 1: 40 tokens, stop"
+    assert "policy 0: launched" in told[6] and told[6].endswith("interrupted")
+    assert "resumed" in told[7]
+    assert sum(int(re.search(r"(\d+) tokens", line)[1]) for line in told[6:] if "policy" in line) == 40
+    waiting = [g.uid for g in run.buffer.groups.values()][-1]
+    assert life(tmp_path, waiting).splitlines()[0].endswith("; open")
+
+
+def test_what_is_not_there_is_said_in_one_line(tmp_path):
+    with pytest.raises(RunError, match="nothing at .*ledger.sqlite"):
+        glance(tmp_path)
+    run = Life(tmp_path).begin()
+    run.step(0)
+    with pytest.raises(RunError, match="uid: got '7:7'.*the last draw was 0:"):
+        life(tmp_path, "7:7")
+    elsewhere = tmp_path / "run"
+    elsewhere.mkdir()
+    (elsewhere / "ledger.location").write_text(f"{tmp_path}/ledger.sqlite\n")
+    assert "after step 1" in glance(elsewhere)
