@@ -18,6 +18,7 @@ from typing import Any
 
 from rlpost import plugins
 from rlpost.config import Config, SourceConfig
+from rlpost.durable.run_dir import MODES, find_checkpoint
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
 from rlpost.locations import resolve_path
 from rlpost.preflight.check_values import check_shape_fits, check_values
@@ -87,6 +88,8 @@ def check_run_directory(cfg: Config) -> None:
     name = str(cfg.name)
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         raise ConfigError(explain("name", name, "a plain folder name", "set name=NAME and runs_dir=FOLDER"))
+    if cfg.resume not in MODES:
+        find_checkpoint(Path(cfg.resume))
     target = Path(cfg.runs_dir).expanduser() / name
     nearest = target
     while not nearest.exists() and nearest != nearest.parent:

@@ -123,10 +123,7 @@ class Ledger:
     def commit(self) -> None:
         """Write all queued rows, all or none."""
         with self._translated("write"), self._transaction():
-            for table, rows in self._queue.items():
-                if rows:
-                    places = ", ".join("?" * len(rows[0]))
-                    self._db.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
+            self._insert_queued()
         for rows in self._queue.values():
             rows.clear()
 
@@ -319,6 +316,12 @@ class Ledger:
                 do = "free space or mend the permissions, then the same command resumes from the last checkpoint"
                 raise RunError(explain(what, got, "a disk that can be written", do)) from error
             raise
+
+    def _insert_queued(self) -> None:
+        for table, rows in self._queue.items():
+            if rows:
+                places = ", ".join("?" * len(rows[0]))
+                self._db.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
 
     def _first_free_segment(self) -> int:
         return 1 + int(self._value("SELECT coalesce(max(id), 0) FROM segments"))

@@ -34,11 +34,12 @@ def start_ledger(path: Path) -> Recovery:
         raise RunError(explain("ledger_dir", str(path.parent), "a folder this process may write", do)) from None
     try:
         ledger = Ledger(path)
+        if ledger.compacted_to:
+            ledger.close()
+            return _begin_anew(path, "it belongs to checkpoints that are gone")
         undone = ledger.roll_back(0)
     except DamagedLedger as error:
-        aside = _set_aside(path)
-        note = f"the ledger could not be used ({error}); it is kept as {aside}, and a new one takes its place"
-        return Recovery(ledger=Ledger(path), note=note)
+        return _begin_anew(path, str(error))
     return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1])
 
 
@@ -87,6 +88,12 @@ def _story(ledger: Ledger) -> list[tuple[object, ...]]:
     )
     draws = ledger.execute("SELECT draw, step, uid FROM draws JOIN open USING (draw) ORDER BY draw")
     return [*draws, *segments, *verdicts]
+
+
+def _begin_anew(path: Path, reason: str) -> Recovery:
+    aside = _set_aside(path)
+    note = f"the ledger could not be used ({reason}); it is kept as {aside}, and a new one takes its place"
+    return Recovery(ledger=Ledger(path), note=note)
 
 
 def _replace(path: Path, snapshot: Path, step: int, reason: str) -> Recovery:

@@ -241,6 +241,8 @@ def test_a_gpu_that_is_not_there(cfg, monkeypatch):
 
 def test_run_directories(cfg, tmp_path):
     (tmp_path / "file").write_text("")
+    fails(cfg, ConfigError, "nothing there", "auto, never, a run directory or a checkpoint", resume="nver")
+    cfg.resume = "auto"
     fails(cfg, RunError, "a file is in the way", runs_dir=str(tmp_path / "file" / "runs"))
     fails(cfg, RunError, "may write", runs_dir="/proc/rlpost")  # not even root may
     cfg.runs_dir = str(tmp_path)

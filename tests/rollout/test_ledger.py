@@ -261,6 +261,22 @@ def test_compaction_frees_what_no_rollback_can_need(tmp_path):
     assert identity(life.step(4)) == kept
 
 
+@pytest.mark.parametrize("what", ["checkpoints gone", "damaged"])
+def test_a_ledger_of_no_use_to_a_run_that_starts_over_is_set_aside(tmp_path, what):
+    life = Life(tmp_path).begin()
+    for step in range(3):
+        life.step(step)
+    life.save(3)
+    life.recovery.ledger.compact(3)
+    life.close()
+    if what == "damaged":
+        damage(tmp_path / "ledger.sqlite", "header")
+    life = Life(tmp_path).begin()
+    assert "could not be used" in life.recovery.note and (tmp_path / "ledger.sqlite.damaged-1").exists()
+    assert ("checkpoints that are gone" in life.recovery.note) == (what == "checkpoints gone")
+    assert life.buffer.tokens_received == 0 and len(life.step(0)) == 3
+
+
 @pytest.mark.parametrize("where", ["header", "pages", "tokens", "missing rows", "gone"])
 def test_a_damaged_ledger_is_named_set_aside_and_replaced_by_the_copy(tmp_path, where):
     life = Life(tmp_path).begin()
