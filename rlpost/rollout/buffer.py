@@ -174,7 +174,8 @@ class RolloutBuffer:
         assert self.ledger is not None, "without a ledger nothing is evicted"
         stored = self.ledger.read_segments([(g.order, s.index, g.attempt) for g, s in evicted])
         for (_, sample), segments in zip(evicted, stored, strict=True):
-            sample.segments, sample.evicted = (*segments, *sample.segments), False
+            assert not sample.segments, "a sample goes on only after its tokens are back"
+            sample.segments, sample.evicted = segments, False
 
     # ---- what the engine and the scorer report --------------------------------------------------------------
 

@@ -70,6 +70,15 @@ def test_where_nothing_can_be_saved_yet_it_ends_at_once():
     assert (status, output) == (143, "stopped at once\n")
 
 
+def test_a_run_that_ends_in_time_is_not_ended_by_its_deadline():
+    code = PROGRAM.format(deadline_s=0.8, boundaries=True, seconds=0.3)
+    code = code.replace("    sys.exit(stopped.exit_code)", "    time.sleep(1.2)\n    sys.exit(5)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 5
+
+
 def test_afterwards_the_handlers_are_what_they_were():
     from rlpost.durable.stopping import SIGNALS, StopRequest
 

@@ -164,6 +164,15 @@ def test_the_ledger_notices_a_lost_token_and_a_lost_group():
     with pytest.raises(LedgerError, match="tokens received"):
         buffer.check_conservation()
     buffer.tokens_received -= 1
+    waiting = next(g for g in buffer.groups.values() if g.oldest_version == 0)
+    waiting.oldest_version = -3
+    with pytest.raises(LedgerError, match="past their staleness deadline"):
+        buffer.check_conservation()
+    waiting.oldest_version = None
+    with pytest.raises(LedgerError, match="counted wrongly"):
+        buffer.check_conservation()
+    waiting.oldest_version = 0
+    buffer.check_conservation()
     buffer.admitted.pop()
     with pytest.raises(LedgerError, match="groups drawn"):
         buffer.check_conservation()
@@ -179,9 +188,28 @@ def test_restarting_what_grew_too_old_counts_its_tokens_and_selects_against_long
     assert buffer.tokens_ended["discarded[restart]"] > 60
     for step, (groups, _) in enumerate(history):
         assert all(step - s.oldest_version <= 1 for group in groups for s in group.samples)
+    seeds = restarted_seeds(**shape)
+    assert len(seeds) > 1 and len(set(seeds)) == len(seeds), "another attempt draws other numbers"
     scheduled, kept = run(12, **shape)
     assert any(group.uid == "0:0" for groups, _ in kept for group in groups[:1])
     assert scheduled.tokens_ended["discarded[restart]"] == 0
+
+
+def restarted_seeds(**shape):
+    """The seeds with which sample 0:0/0 was started from its prompt."""
+    buffer, engine, scorer, settings_ = build(**shape, restart_stale=True)
+    seeds, submit = [], engine.submit
+
+    def record(requests):
+        seeds.extend(r.seed for r in requests if r.request_id == "0:0/0" and len(r.token_ids) == 5)
+        submit(requests)
+
+    engine.submit = record
+    stream = prompts()
+    for step in range(12):
+        collect(engine, buffer, stream, scorer, settings_, step=step)
+        finish_step(buffer)
+    return seeds
 
 
 def test_seeds_differ_by_everything_that_matters_and_repeat():

@@ -49,13 +49,20 @@ class Life:
         self.buffer, self.engine, self.scorer, self.settings = build(**self.shape, ledger=recovery.ledger)
         self.stream = prompts()
 
-    def step(self, number, should_stop=lambda: False):
+    def step(self, number, should_stop=lambda buffer: False):
         stats = collect(
-            self.engine, self.buffer, self.stream, self.scorer, self.settings, step=number, should_stop=should_stop
+            self.engine,
+            self.buffer,
+            self.stream,
+            self.scorer,
+            self.settings,
+            step=number,
+            should_stop=lambda: should_stop(self.buffer),
         )
         if stats.stopped:
             self.buffer.store()
             return None
+        self.account = (stats.num_launched, stats.num_resumed, stats.num_replayed, sorted(stats.launched_lengths))
         groups = finish_step(self.buffer)
         self.buffer.check_conservation()
         return groups
@@ -89,7 +96,7 @@ def identity(groups):
 
 def uninterrupted(folder, steps, **shape):
     life = Life(folder, **shape).begin()
-    trained = [identity(life.step(step)) for step in range(steps)]
+    trained = [(identity(life.step(step)), life.account) for step in range(steps)]
     life.close()
     return trained
 
@@ -128,7 +135,7 @@ def test_any_number_of_kills_changes_nothing(tmp_path_factory, kills, lost, old)
     life, trained, at = Life(folder, **shape).begin(), {}, 0
     for saved, more in [*kills, (steps, 0)]:
         while at < min(saved, steps):
-            trained[at] = identity(life.step(at))
+            trained[at] = (identity(life.step(at)), life.account)
             at += 1
         if at == 0:
             continue
@@ -183,8 +190,11 @@ def test_tokens_undone_by_several_rollbacks_add_up_and_balance(tmp_path):
     life.save(3)
     life.step(3)
     life.close()
-    (tmp_path / "snapshots/3.sqlite").unlink()
+    life = Life(tmp_path).resume(3)
+    undone += life.recovery.tokens_undone
+    life.close()
     life = Life(tmp_path).resume(2)  # further back than the last rollback: its record is folded in
+    assert life.recovery.tokens_undone > 0
     assert life.buffer.tokens_ended[ROLLED_BACK] == undone + life.recovery.tokens_undone
 
 
@@ -207,9 +217,15 @@ def test_a_step_stopped_half_way_goes_on_with_what_it_had(tmp_path, lost):
         life.step(step)
     life.save(3)
     tokens_at_3 = life.buffer.tokens_received
+
+    def some_tokens_in(buffer):
+        return buffer.tokens_received > tokens_at_3 + 20
+
+    def some_group_admitted(buffer):
+        return bool(buffer.admitted)
+
     for number in (1, 2):
-        looks = iter(range(100))
-        assert life.step(3, should_stop=lambda looks=looks: next(looks) == 4) is None
+        assert life.step(3, should_stop=some_tokens_in if number == 1 else some_group_admitted) is None
         life.buffer.check_conservation(under_way=True)
         received, states = balanced(life.buffer), life.buffer.states()
         life.save(3, under_way=True, name=f"3-stopped-{number}")
@@ -221,6 +237,7 @@ def test_a_step_stopped_half_way_goes_on_with_what_it_had(tmp_path, lost):
             (tmp_path / "ledger.sqlite").unlink()
         life = Life(tmp_path, **shape).resume(3, f"3-stopped-{number}")
         assert balanced(life.buffer) == received > tokens_at_3 and life.buffer.states() == states
+        assert number == 1 or states["ready"] > 0, "what was admitted waits again"
         assert life.recovery.tokens_undone == (0 if lost else after - received)
     assert len(life.step(3)) == 3
     life.buffer.check_ledger()
@@ -277,7 +294,7 @@ def test_a_ledger_of_no_use_to_a_run_that_starts_over_is_set_aside(tmp_path, wha
     assert life.buffer.tokens_received == 0 and len(life.step(0)) == 3
 
 
-@pytest.mark.parametrize("where", ["header", "pages", "tokens", "missing rows", "gone"])
+@pytest.mark.parametrize("where", ["header", "pages", "unread pages", "tokens", "missing rows", "gone"])
 def test_a_damaged_ledger_is_named_set_aside_and_replaced_by_the_copy(tmp_path, where):
     life = Life(tmp_path).begin()
     for step in range(4):
@@ -304,6 +321,13 @@ def damage(path, where):
         raw = bytearray(path.read_bytes())
         for page in range(2, len(raw) // 4096):
             raw[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+        path.write_bytes(bytes(raw))
+    elif where == "unread pages":  # which nothing but the next write would come by
+        db = sqlite3.connect(path)
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'steps'").fetchone()
+        db.close()
+        raw = bytearray(path.read_bytes())
+        raw[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
         path.write_bytes(bytes(raw))
     else:
         db = sqlite3.connect(path)
@@ -408,6 +432,7 @@ def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume(tmp_pat
             return given
 
     shape = {"n": 1, "g": 2, "oversample": 2.0, "staleness": 1, "slots": 4, "length_of": lambda request_id: 3}
+    shape["reward"] = lambda response, **_: len(response)
     life = Life(tmp_path, **shape).begin()
     life.scorer = Slow(lambda response, **_: 1.0, decode=lambda ids: "")
     life.step(0)
@@ -415,4 +440,19 @@ def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume(tmp_pat
     life.save(1)
     life.close()
     life = Life(tmp_path, **shape).resume(1)
-    assert [g.uid for g in life.step(1)] == ["0:1"]
+    (group,) = life.step(1)
+    assert group.uid == "0:1" and [s.reward for s in group.samples] == [3, 3], "judged by their tokens"
+
+
+def test_compaction_frees_what_a_restart_gave_up(tmp_path):
+    shape = {"n": 1, "g": 1, "slots": 2, "oversample": 2.0, "staleness": 1, "restart_stale": True}
+    lengths = {"0:0/0": 60}
+    life = Life(tmp_path, **shape, length_of=lambda request_id: lengths.get(request_id, 7)).begin()
+    for step in range(8):
+        life.step(step)
+    ledger = life.recovery.ledger
+    attempts = "SELECT DISTINCT attempt FROM segments JOIN tokens USING (id) WHERE draw = 0 ORDER BY 1"
+    restarts = ledger.execute("SELECT attempt, step FROM restarts WHERE draw = 0 ORDER BY attempt")
+    assert len(restarts) >= 2 and len(ledger.execute(attempts)) == len(restarts) + 1
+    ledger.compact(restarts[0][1])
+    assert ledger.execute(attempts)[0] == (1,), "the first attempt's tokens are freed, later ones' may be needed"
