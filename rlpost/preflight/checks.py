@@ -23,8 +23,9 @@ from rlpost.locations import resolve_path
 from rlpost.preflight.check_values import check_shape_fits, check_values
 from rlpost.preflight.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
 from rlpost.preflight.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
-from rlpost.rewards import resolve_reward
+from rlpost.rewards.functions import load_functions, runs_in_process
 from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
+from rlpost.rollout.reward_workers import RewardWorkers
 from rlpost.startup import choose_runtime, has_gpu
 
 ASSUMED_GPU_BYTES = 80 << 30  # an A100's or H100's, for a plan on a machine without a GPU
@@ -57,7 +58,7 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
         _check_sft(cfg, report)
         return report
     device, dtype = check_device(cfg, report)
-    resolve_reward(cfg.reward)  # imports it, as the run would
+    check_reward(cfg)
     files = _check_model(cfg, report, device, dtype)
     context = _check_context(cfg, files)
     for split in ("train", "eval") if command == "train" else ("eval",):
@@ -151,6 +152,18 @@ def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
 
 
 # -- reward and data -----------------------------------------------------------------------------------------------
+
+
+def check_reward(cfg: Config) -> None:
+    """Loads the reward as the run would: a worker does, so that its imports stay out of this process."""
+    if runs_in_process(cfg.reward):
+        load_functions(cfg.reward, cfg.data.reference_key)
+        return
+    workers = RewardWorkers(cfg.reward, cfg.data.reference_key, num_workers=1)
+    try:
+        workers.wait_ready()
+    finally:
+        workers.close()
 
 
 def _check_split(cfg: Config, split: str, files: ModelFiles, context: int | None, report: CheckReport) -> None:

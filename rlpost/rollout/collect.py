@@ -21,7 +21,7 @@ import numpy as np
 from rlpost.errors import RunError, explain
 from rlpost.rollout.buffer import REWARD_FAILED, LedgerError, OpenGroup, OpenSample, RolloutBuffer, reconcile
 from rlpost.rollout.engine import Delta, Engine, EngineWork, Request, SamplingSettings
-from rlpost.rollout.scoring import Scorer
+from rlpost.rollout.scoring import Scorer, failure_kind
 from rlpost.types import Group, Prompt
 
 SCORE_POLL_S = 60.0  # how long one wait for verdicts lasts before the loop looks around again
@@ -57,6 +57,7 @@ class RolloutStats:
     num_judged: int = 0
     rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
     failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
+    last_failure: str | None = None
     work: EngineWork = field(default_factory=EngineWork)
     launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
     dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
@@ -145,7 +146,6 @@ class _Collection:
         self.engine, self.buffer, self.prompts, self.scorer = engine, buffer, prompts, scorer
         self.settings, self.stats = settings, stats
         self.filtered_in_a_row = 0
-        self.last_failure: str | None = None
         self.running: dict[str, tuple[str, int]] = {}  # request id -> (uid, index)
 
     def resubmit_unjudged(self) -> None:
@@ -205,10 +205,10 @@ class _Collection:
         for verdict in self.scorer.poll():
             self.stats.num_judged += 1
             if verdict.failure is not None:
-                kind = verdict.failure.split(":")[0]
+                kind = failure_kind(verdict.failure)
                 self.stats.failures[kind] = self.stats.failures.get(kind, 0) + 1
                 self.stats.num_failed_rewards += 1
-                self.last_failure = verdict.failure
+                self.stats.last_failure = verdict.failure
             complete = self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure)
             if complete:
                 self.filter(self.buffer.groups[verdict.uid])
@@ -236,7 +236,8 @@ class _Collection:
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
         self.filtered_in_a_row += 1
         if self.filtered_in_a_row >= self.settings.max_filtered_groups:
-            detail = f" (last reward failure: {self.last_failure})" if self.last_failure else ""
+            last = self.stats.last_failure
+            detail = f" (last reward failure: {last})" if last else ""
             raise RunError(
                 explain(
                     f"step {self.buffer.step}: groups dropped in a row without one to train on",
@@ -270,6 +271,6 @@ class _Collection:
                     f"step {self.buffer.step}: share of rewards that failed",
                     f"{failed} of {judged} ({self.stats.failures})",
                     f"at most reward.max_failure_share={self.settings.max_failure_share}",
-                    f"mend the reward function (last failure: {self.last_failure})",
+                    f"mend the reward function (last failure: {self.stats.last_failure})",
                 )
             )
