@@ -6,8 +6,8 @@ puts a call in a queue, results come by the callback the caller gave, on the dis
 while the run's main thread generates, updates or saves.
 
 A worker has one call at a time, or up to ``concurrency`` of one async function. A call past its deadline ends its
-worker and everything the worker started; another worker takes the place, and the other calls that worker had go back
-to the queue. A worker that dies with several calls has them called again one by one, so that the culprit is found.
+worker and everything the worker started, and another worker takes the place. Async calls watch their own deadline; where
+a worker with several of them is killed or dies, each is made again alone, so that only the culprit fails.
 """
 
 from __future__ import annotations
@@ -315,11 +315,7 @@ class RewardWorkers:
                 self._broken = reason
                 self._ready.set()
             return
-        jobs = list(worker.jobs.values())
-        if len(jobs) == 1:
-            self._fail(jobs[0], f"crash: the reward's process ended during the call ({how})")
-        else:
-            self._put_back(jobs, alone=True)
+        self._fail_or_repeat(worker, f"crash: the reward's process ended during the call ({how})")
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
@@ -330,13 +326,11 @@ class RewardWorkers:
                     do = "raise reward.start_timeout_s, or load less"
                     self._give_up(worker, explain("reward worker", f"not ready after {limit}", "ready before", do))
                 continue
-            late = [job for job in worker.jobs.values() if now > self._deadline(job)]
-            if late:
-                self._remove(worker)
-                for job in late:
-                    timeout_s = self.facts[job.call.function].timeout_s
-                    self._fail(job, f"timeout: no verdict within {timeout_s:g} s")
-                self._put_back([job for job in worker.jobs.values() if job not in late])
+            if not any(now > self._deadline(job) for job in worker.jobs.values()):
+                continue
+            self._remove(worker)
+            timeout_s = self.facts[next(iter(worker.jobs.values())).call.function].timeout_s
+            self._fail_or_repeat(worker, f"timeout: no verdict within {timeout_s:g} s")
 
     def _until_deadline(self) -> float:
         now = time.monotonic()
@@ -348,9 +342,14 @@ class RewardWorkers:
         facts = self.facts[job.call.function]
         return job.started_s + facts.timeout_s + (ASYNC_GRACE_S if facts.is_async else 0.0)
 
-    def _put_back(self, jobs: list[_Job], *, alone: bool = False) -> None:
-        for job in sorted(jobs, key=lambda job: job.number, reverse=True):
-            job.alone |= alone
+    def _fail_or_repeat(self, worker: _Worker, failure: str) -> None:
+        """The call of a worker that is gone failed; of several, each is made again alone to find the one that did."""
+        jobs = sorted(worker.jobs.values(), key=lambda job: job.number)
+        if len(jobs) == 1:
+            self._fail(jobs[0], failure)
+            return
+        for job in reversed(jobs):
+            job.alone = True
             self._queues.setdefault(job.call.function, deque()).appendleft(job)
 
     def _fail(self, job: _Job, failure: str) -> None:
