@@ -6,8 +6,8 @@ puts a call in a queue, results come by the callback the caller gave, on the dis
 while the run's main thread generates, updates or saves.
 
 A worker has one call at a time, or up to ``concurrency`` of one async function. A call past its deadline ends its
-worker and everything the worker started, and another worker takes the place. Async calls watch their own deadline; where
-a worker with several of them is killed or dies, each is made again alone, so that only the culprit fails.
+worker and everything the worker started, and another worker takes the place. Async calls watch their own deadline;
+where a worker with several of them is killed or dies, each is made again alone, so that only the culprit fails.
 """
 
 from __future__ import annotations
