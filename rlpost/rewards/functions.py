@@ -312,12 +312,15 @@ def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: 
         "function": f"{getattr(module, '__name__', '')}.{getattr(code, '__qualname__', code)}",
         "source": hashlib.sha256(source).hexdigest(),
         "version": str(_attribute(target, "version", "")),
-        "given": [_plain(spec.function), _plain(spec.args), spec.style, spec.calls],
+        "given": [_plain(spec.function), dict(spec.args), spec.style, spec.calls],
         "messages": cfg.messages,
         "reference_key": reference_key,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+def _plain(function: Any) -> Any:
+    """As the configuration has it; a Python object is known by its name alone."""
+    if isinstance(function, Mapping):
+        return dict(function)
+    return function if isinstance(function, str) else ""

@@ -232,10 +232,11 @@ class RewardScorer:
         return True
 
     def _take_in(self) -> None:
-        arrived = []
-        while not self._results.empty():
-            arrived.append(self._results.get())
-        self._receive(arrived)
+        while not self._results.empty():  # a call made again in this process answers at once
+            arrived = []
+            while not self._results.empty():
+                arrived.append(self._results.get())
+            self._receive(arrived)
         self._calls.check()
 
     def _receive(self, arrived: list[tuple[int, CallResult]]) -> None:

@@ -1,7 +1,7 @@
 r"""The math reward against answers whose truth is known: datasets' own golds, and pairs that are hard to tell apart.
 
-``PAIRS`` names a source for each: (identity) a textbook identity, (MATH) a form that golds or answers of the MATH dataset
-take (arXiv 2103.03874), (math-verify) a case of its README or tests, (GSM8K), (CMATH) their golds, (ours) a trap found
+Each pair names its source: (identity) a textbook identity, (MATH) a form that golds or answers of the MATH dataset
+take (arXiv 2103.03874), (math-verify) a case of its documentation, (GSM8K), (CMATH) their golds, (ours) a trap found
 while this was written.
 """
 
