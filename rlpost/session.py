@@ -19,7 +19,7 @@ from rlpost.locations import resolve_path
 from rlpost.preflight.check_values import check_shape_fits
 from rlpost.preflight.memory_plan import count_params
 from rlpost.preflight.model_files import check_shape, find_model
-from rlpost.rewards.functions import load_functions, runs_in_process
+from rlpost.rewards.functions import check_columns, load_functions, runs_in_process
 from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
 from rlpost.rollout.reward_workers import Calls, InlineCalls, RewardWorkers
@@ -111,6 +111,10 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
     eval_prompts = () if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context).prompts
     stop_token_ids = find_stop_tokens(cfg, tokenizer, Path(model_folder))
     calls.wait_ready()
+    for key, prompts in (("data.train", train_prompts.prompts), ("data.eval", eval_prompts)):
+        if prompts:
+            columns = [*prompts[0].columns, *filter(None, [cfg.data.reference_key])]
+            check_columns(calls.facts, columns, key)
     longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
     longest_response = max(cfg.rollout.max_response_tokens, cfg.eval.max_response_tokens or 0)
     decode = make_decode(tokenizer, stop_token_ids)

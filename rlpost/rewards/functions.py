@@ -12,7 +12,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rlpost.rewards.outcomes import Outcome, to_outcome, to_outcomes
 
 STYLES = ("auto", "rlpost", "trl")
 CALLS = ("auto", "sample", "group")
+TRL_KEYWORDS = frozenset({"prompts", "completions", "completion_ids"})
 IN_PROCESS = ("exact_answer", "gsm8k", "last_number", "digit_share", "format_match")  # microseconds, cannot hang
 
 
@@ -76,6 +77,7 @@ class FunctionFacts:
     is_async: bool
     version: str  # of everything that decides a verdict; part of a cached verdict's key
     cacheable: bool
+    columns: tuple[str, ...]  # the data's columns without which it cannot be called (TRL's style)
 
 
 # -- which functions -----------------------------------------------------------------------------------------------
@@ -156,6 +158,16 @@ def load_functions(cfg: RewardConfig, reference_key: str | None = None) -> list[
     return [LoadedFunction(spec, cfg, reference_key) for spec in list_functions(cfg)]
 
 
+def check_columns(facts: Sequence[FunctionFacts], columns: Collection[str], key: str) -> None:
+    """Raises ConfigError where a function in TRL's style needs a column that the data of ``key`` does not have."""
+    for one in facts:
+        missing = [name for name in one.columns if name not in columns]
+        if missing:
+            where = f"reward.functions.{one.name}" if one.name else "reward.function"
+            expected = f"parameters that {key} has as columns ({', '.join(columns)})"
+            raise ConfigError(explain(where, ", ".join(missing), expected, "rename one, or give it a default"))
+
+
 def resolve_function(spec: FunctionSpec) -> Any:
     """The callable with its arguments bound (``args`` win over the target's own); raises ConfigError."""
     function = spec.function
@@ -190,16 +202,21 @@ class LoadedFunction:
         if not self.trl and spec.calls == "sample" and of_groups:
             raise ConfigError(explain(f"{spec.key}.calls", "sample", "group: it takes responses", "leave calls out"))
         is_async = inspect.iscoroutinefunction(code)
+        per_group = spec.calls == "group" or (spec.calls == "auto" and of_groups)
+        columns = _required(self.target) - TRL_KEYWORDS if self.trl else frozenset()
+        if not self.trl:
+            self._check_signature(spec, per_group)
         self.facts = FunctionFacts(
             name=spec.name,
             weight=float(spec.weight),
-            per_group=spec.calls == "group" or (spec.calls == "auto" and of_groups),
+            per_group=per_group,
             takes_tokens=self.trl and (self._takes_any or "completion_ids" in self._takes),
             timeout_s=float(_attribute(self.target, "timeout_s", cfg.timeout_s)),
             concurrency=int(_attribute(self.target, "concurrency", cfg.concurrency)) if is_async else 1,
             is_async=is_async,
             version=_version(self.target, spec, cfg, reference_key),
             cacheable=bool(_attribute(self.target, "cacheable", True)),
+            columns=tuple(sorted(columns)),
         )
 
     def judge(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
@@ -239,6 +256,19 @@ class LoadedFunction:
         if self._loop is not None:
             self._loop.close()
             self._loop = None
+
+    def _check_signature(self, spec: FunctionSpec, per_group: bool) -> None:
+        """Raises ConfigError for a function that cannot be called as ours are."""
+        names = ("prompt", "reference", "columns", "finish_reasons" if per_group else "finish_reason")
+        try:
+            inspect.signature(self.target).bind(None, **self._keep(dict.fromkeys(names)))
+        except TypeError as error:
+            first = "responses" if per_group else "response"
+            expected = f"a function of ({first}, *, {', '.join(names)}), or of some of these"
+            do = f"{error}; give other parameters by args, or say style: trl"
+            raise ConfigError(explain(f"{spec.key}.function", _name_of(self.target), expected, do)) from None
+        except ValueError:  # a C function without a signature; calling it will tell
+            return
 
     def _call(self, question: Question, responses: Sequence[Response]) -> Any:
         if self.trl:
@@ -295,6 +325,18 @@ def _parameters_of(target: Any) -> tuple[list[str], bool]:
     return [p.name for p in parameters], any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def _required(target: Any) -> frozenset[str]:
+    """Parameters without a default."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(target).parameters.values()
+    return frozenset(p.name for p in parameters if p.default is p.empty and p.kind not in kinds)
+
+
+def _name_of(target: Any) -> str:
+    code = _code_of(target)
+    return f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)}"
+
+
 def _attribute(target: Any, name: str, default: Any) -> Any:
     while isinstance(target, functools.partial):
         target = target.func
@@ -309,7 +351,7 @@ def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: 
     source = Path(file).read_bytes() if file and Path(file).is_file() else b""
     facts = {
         "rlpost": __version__,
-        "function": f"{getattr(module, '__name__', '')}.{getattr(code, '__qualname__', code)}",
+        "function": _name_of(target),
         "source": hashlib.sha256(source).hexdigest(),
         "version": str(_attribute(target, "version", "")),
         "given": [_plain(spec.function), dict(spec.args), spec.style, spec.calls],

@@ -283,7 +283,7 @@ class RewardWorkers:
                 self._give_up(worker, reason)
             case {"ready": list(facts)} if not worker.ready:
                 worker.ready, self._failed_starts = True, 0
-                self.facts = tuple(FunctionFacts(**one) for one in facts)
+                self.facts = tuple(FunctionFacts(**{**one, "columns": tuple(one["columns"])}) for one in facts)
                 self._ready.set()
             case {"number": int(number), "outcomes": list(outcomes)} if number in worker.jobs:
                 job = worker.jobs[number]

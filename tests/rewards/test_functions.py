@@ -12,6 +12,7 @@ from rlpost.rewards.functions import (
     LoadedFunction,
     Question,
     Response,
+    check_columns,
     list_functions,
     load_functions,
     runs_in_process,
@@ -198,7 +199,9 @@ def test_the_style_is_told_by_the_parameters_names_or_by_the_config():
     def hidden(**kwargs):
         return [1.0] * len(kwargs["completions"])
 
-    assert load(trl).trl and not load(ours).trl and not load(hidden).trl
+    assert load(trl).trl and not load(ours).trl
+    with pytest.raises(ConfigError, match="style: trl"):
+        load(hidden)
     assert load(hidden, style="trl").trl and rewards(judge(hidden, style="trl")) == [1.0, 1.0]
     assert load(trl).facts.per_group and not load(trl, calls="sample").facts.per_group
     assert rewards(judge(trl, calls="sample")) == [1.0]
@@ -209,6 +212,22 @@ def test_calls_that_contradict_the_parameters_are_refused():
         load(lambda response: 1.0, calls="group")
     with pytest.raises(ConfigError, match="reward.calls"):
         load(lambda responses: [1.0], calls="sample")
+
+
+def test_a_function_that_cannot_be_called_is_refused_when_it_is_loaded():
+    for wrong in (lambda: 1.0, lambda response, *, answer: 1.0, lambda responses, *, finish_reason: [1.0]):
+        with pytest.raises(ConfigError, match=r"a function of \(response"):
+            load(wrong)
+    load(lambda response, *, answer=None: 1.0)
+    load(max)
+
+
+def test_columns_that_a_function_in_trls_style_needs():
+    facts = [load(lambda completions, answer, level, other=None, **_: []).facts]
+    assert facts[0].columns == ("answer", "level")
+    check_columns(facts, ["level", "answer", "task"], "data.train")
+    with pytest.raises(ConfigError, match=r"got 'level'; expected parameters that data.eval has as columns \(answer\)"):
+        check_columns(facts, ["answer"], "data.eval")
 
 
 # ---- which functions -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """``collect`` on the simulated engine: scheduling, conservation, staleness, and synchronous as a special case."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlpost.config import RewardConfig
 from rlpost.errors import RunError
+from rlpost.rewards.functions import load_functions
 from rlpost.rollout.buffer import LedgerError, RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
 from rlpost.rollout.engine import SamplingSettings
-from rlpost.rollout.scoring import InlineScorer, Verdict, read_outcome
+from rlpost.rollout.reward_workers import InlineCalls
+from rlpost.rollout.scoring import InlineScorer, RewardScorer, Verdict, read_outcome
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
@@ -274,6 +278,38 @@ def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume():
     other.load_state_dict(buffer.state_dict())
     stats = collect(engine2, other, prompts(10), scorer2, settings_, step=1)
     assert [g.uid for g in other.settle()] == ["0:1"] and stats.num_generated == 0
+
+
+def rank_lengths(responses, **_):
+    assert len(responses) == 3, "a group function was called with a part of a group"
+    return [float(len(r) == max(map(len, responses))) for r in responses]
+
+
+def group_scorer():
+    calls = InlineCalls(load_functions(RewardConfig(function=rank_lengths, workers=0)))
+    return RewardScorer(calls, lambda ids: "x" * len(ids), group_size=3)
+
+
+def test_a_group_function_judges_whole_groups_over_steps_and_after_a_resume():
+    """Finished samples of groups that are not whole wait in the scorer; a resume hands them to a new one."""
+    buffer, engine, _, settings_ = build()
+    scorer, stream, trained, handed_over = group_scorer(), prompts(), [], 0
+    for step in range(9):
+        if step in (3, 6):
+            handed_over += scorer.num_pending
+            state = json.loads(json.dumps(buffer.state_dict()))
+            drawn = buffer.num_drawn
+            buffer, engine, _, _ = build()
+            buffer.load_state_dict(state)
+            scorer, stream = group_scorer(), prompts(drawn)
+        collect(engine, buffer, stream, scorer, settings_, step=step)
+        buffer.check_conservation()
+        trained += buffer.settle()
+    assert handed_over > 0, "no group was cut in two by a resume, so nothing was tried"
+    assert len(trained) == 36 and len({group.uid for group in trained}) == 36
+    for group in trained:
+        longest = max(s.num_tokens for s in group.samples)
+        assert [s.reward for s in group.samples] == [float(s.num_tokens == longest) for s in group.samples]
 
 
 def test_seeds_differ_by_everything_that_matters_and_repeat():

@@ -24,7 +24,7 @@ def judge(function):
 
 def test_a_number_is_the_reward_and_a_failure_is_never_a_zero():
     assert judge(lambda response, **_: len(response)).reward == 2.0
-    for wrong, why in ((lambda response, **_: "good", "ValueError"), (lambda: 1.0, "TypeError")):
+    for wrong, why in ((lambda response, **_: "good", "ValueError"), (lambda response: response["x"], "TypeError")):
         verdict = judge(wrong)
         assert verdict.reward is None and verdict.failure.startswith(f"reward_error: {why}")
 
