@@ -197,6 +197,14 @@ def test_an_idle_worker_that_is_killed_is_replaced(start):
     assert desk.judge("pid")[0].reward in worker_pids() - {pid}
 
 
+def test_a_replacement_finds_the_environment_of_the_start(start, monkeypatch):
+    """The run writes there what its own libraries need: no GPU, a number of threads."""
+    monkeypatch.setenv("WRITTEN", "1")
+    desk = Desk(start())
+    monkeypatch.setenv("WRITTEN", "2")
+    assert [v.reward for v in desk.judge("env WRITTEN", "crash", "env WRITTEN")] == [1.0, None, 1.0]
+
+
 def test_memory_beyond_the_limit_is_an_error_of_the_call(start):
     verdicts = Desk(start(memory_bytes=512 << 20)).judge(f"eat {1 << 30}", f"eat {1 << 20}")
     assert verdicts[0].failure.startswith("reward_error: MemoryError") and verdicts[1].reward == 1 << 20

@@ -51,6 +51,8 @@ def by_word(response, *, columns, **_):
             raise ValueError("not yet")
     if word == "modules":
         return {"heavy": float(any(name in sys.modules for name in ("torch", "transformers", "numpy"))), "reward": 1.0}
+    if word == "env":
+        return float(os.environ.get(rest, "-1"))
     if word == "pid":
         return float(os.getpid())
     return 1.0
