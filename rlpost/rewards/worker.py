@@ -159,4 +159,3 @@ def _leave_the_terminal(parent: int) -> None:
             raise OSError(ctypes.get_errno(), f"prctl({option})")
     if os.getppid() != parent:  # it died before the kernel was told
         os._exit(1)
-    os.dup2(2, 1)  # what a reward prints belongs beside the run's messages, not into its output

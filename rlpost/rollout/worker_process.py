@@ -34,7 +34,7 @@ class WorkerProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.DEVNULL,
-            stdout=2,  # an interpreter that cannot even start says so there
+            stdout=2,  # what a reward prints belongs beside the run's messages, not into its output
             pass_fds=[descriptor],
             env=dict(environment),
             start_new_session=True,

@@ -160,10 +160,11 @@ def test_what_cannot_pass_is_a_failure_at_once(ask, service, status):
 
 
 def test_pauses_double_and_a_retry_after_is_kept_to(ask, service):
-    ask({"status": 500}, {"status": 500}, {"status": 429, "headers": {"Retry-After": "1"}}, backoff_s=0.2)
+    ask({"status": 500}, {"status": 500}, {"status": 429, "headers": {"Retry-After": "1"}}, backoff_s=0.1)
     moments = [moment for _, _, moment in service.requests]
     pauses = [later - sooner for sooner, later in zip(moments, moments[1:], strict=False)]
-    assert len(pauses) == 3 and pauses[0] >= 0.2 and pauses[1] >= 0.4 and pauses[2] >= 1.0
+    assert len(pauses) == 3 and pauses[0] >= 0.1 and pauses[1] >= 0.2
+    assert pauses[2] >= 1.0, "without the header it would be 0.8 at most"
 
 
 def test_nobody_there(ask):

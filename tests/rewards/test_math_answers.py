@@ -76,6 +76,8 @@ DIFFERENT = [
     ("12", "21", "GSM8K"),
     ("2,3", "2.3", "ours"),
     ("5%", "500%", "ours"),  # 500 % is 5, and 5 is what 5 % is where percent is understood
+    ("500%", "5%", "ours"),
+    (r"\frac{1}{2}\%", r"50\%", "ours"),
     (r"\frac13", "0.33", "math-verify"),
     (r"\pi", "3.14", "math-verify"),
     (r"\pi", "3.14159", "ours"),
@@ -87,7 +89,8 @@ DIFFERENT = [
     (r"\frac{a}{b}", r"\frac{b}{a}", "identity"),
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", "identity"),
     ("x=1", "y=1", "math-verify"),
-    ("Monday", "Dynamo", "ours"),  # as products of letters they are equal
+    ("west", "stew", "ours"),  # as products of letters they are equal
+    ("cat", "act", "ours"),
     (r"\text{(B)}", "C", "MATH"),
     ("six", "6", "ours"),
     ("5", "", "ours"),

@@ -271,7 +271,7 @@ def test_a_python_object_cannot_travel():
 def test_submitting_and_polling_never_wait_for_a_slow_reward(start):
     desk = Desk(start())
     began = time.monotonic()
-    desk.ask("sleep 2", *["fine"] * 200)
+    desk.ask("sleep 1", *["fine"] * 200)
     assert desk.scorer.poll() == [] and desk.scorer.num_pending == 201
     assert time.monotonic() - began < 1.0
     assert not desk.scorer.drain(0.1) and desk.scorer.num_pending == 201
@@ -283,7 +283,7 @@ def test_submitting_and_polling_never_wait_for_a_slow_reward(start):
 def test_verdicts_arrive_while_the_caller_does_something_else(start):
     desk = Desk(start(workers=2))
     desk.ask(*["sleep 0.01"] * 10)
-    time.sleep(3.0)  # an optimizer step, say; nobody polls
+    time.sleep(1.0)  # an optimizer step, say; nobody polls
     assert len(desk.scorer.poll()) == 10
 
 
@@ -295,7 +295,7 @@ def test_closing_ends_calls_under_way_and_lets_idle_functions_close(start, monke
     monkeypatch.syspath_prepend(str(HERE))
     workers = RewardWorkers(RewardConfig(function=target, workers=2))
     workers.wait_ready()
-    wait_until(lambda: len(worker_pids()) == 2)
+    wait_until(lambda: len(workers._workers) == 2 and all(worker.ready for worker in workers._workers))
     Desk(workers).judge("0", "0", "0", "0")
     Desk(workers).ask("0.4")
     pids = worker_pids()
@@ -319,7 +319,7 @@ workers.wait_ready()
 scorer = RewardScorer(workers, lambda ids: "sleep 600")
 for index in range(5):
     scorer.submit(Prompt(uid="0:0", token_ids=np.zeros(1, np.int32), text=""), index, np.zeros(1, np.int32), "stop")
-time.sleep(1.0)
+time.sleep(0.3)
 print(*[w.process.pid for w in workers._workers], flush=True)
 try:
     {then}
@@ -358,6 +358,7 @@ def test_ctrl_c_leaves_the_workers_to_the_run():
     """A worker that died first would turn the last verdicts into crashes."""
     process, pids = run_program("time.sleep(600)", close=True)
     for pid in pids:
+        assert os.getpgid(pid) == os.getsid(pid) == pid, "the terminal's signals go to its own processes only"
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(pid, number)
     time.sleep(0.3)
