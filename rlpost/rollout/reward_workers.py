@@ -13,6 +13,7 @@ where a worker with several of them is killed or dies, each is made again alone,
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import sys
@@ -386,6 +387,6 @@ def _read_outcome(value: Any) -> Outcome | None:
         case {"reward": None, "parts": {}, "failure": None | str() as failure}:
             return Outcome(failure=failure)
         case {"reward": float() | int() as reward, "parts": dict(parts), "failure": None}:
-            if all(isinstance(part, float | int) for part in parts.values()):
+            if all(isinstance(number, float | int) and math.isfinite(number) for number in (reward, *parts.values())):
                 return Outcome(reward=float(reward), parts={name: float(part) for name, part in parts.items()})
     return None

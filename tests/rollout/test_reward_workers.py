@@ -12,7 +12,8 @@ import pytest
 
 from rlpost.config import RewardConfig
 from rlpost.errors import ConfigError
-from rlpost.rollout.reward_workers import RewardWorkers
+from rlpost.rewards.outcomes import Outcome
+from rlpost.rollout.reward_workers import RewardWorkers, _read_outcome
 from rlpost.rollout.scoring import RewardScorer
 from rlpost.types import Prompt
 
@@ -188,6 +189,16 @@ def test_a_crash_is_a_failure_of_that_call_only(start, word, how):
     assert workers.take_replaced() == 1
 
 
+def test_a_call_that_failed_is_made_again_where_the_policy_says_so(start, tmp_path):
+    workers = start(timeout_s=0.5)
+    patient = Desk(workers, tmp_path, retries=1)
+    once, late = patient.judge("once a", "sleep 600")
+    assert once.reward == 1.0 and late.failure.startswith("timeout")
+    counts = patient.scorer.take_counts()
+    assert (counts.calls, counts.retried, counts.replaced_workers) == (4, 2, 2)
+    assert Desk(workers, tmp_path).judge("once b")[0].failure.startswith("reward_error")
+
+
 def test_an_idle_worker_that_is_killed_is_replaced(start):
     desk = Desk(start())
     (pid,) = worker_pids()
@@ -263,6 +274,38 @@ def test_a_reward_that_takes_too_long_to_load(start):
 def test_a_python_object_cannot_travel():
     with pytest.raises(ConfigError, match="reward.workers=0"):
         RewardWorkers(RewardConfig(function=lambda response: 1.0, workers=1))
+
+
+def test_a_reward_that_cannot_be_loaded_any_more_fails_its_calls_instead_of_waiting(tmp_path, monkeypatch):
+    """Somebody edits the file while the run goes on, and a crash needs a new worker."""
+    source = tmp_path / "edited_rewards.py"
+    source.write_text("import os\ndef f(response, **_):\n    os._exit(1) if response else None\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    workers = RewardWorkers(RewardConfig(function="edited_rewards.f", workers=1))
+    try:
+        workers.wait_ready()
+        assert Desk(workers).judge("")[0].reward == 1.0
+        source.write_text("def f(:\n")
+        crashed, after = Desk(workers).judge("x", "")
+        assert "ended during the call" in crashed.failure
+        assert after.failure.startswith("crash: reward.function") and "SyntaxError" in after.failure
+    finally:
+        workers.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"reward": float("nan"), "parts": {}, "failure": None},
+        {"reward": 1.0, "parts": {"a": "x"}, "failure": None},
+        {"reward": 1.0, "parts": {}, "failure": "and a failure"},
+        {"reward": "1.0", "parts": {}, "failure": None},
+        "reward",
+    ],
+)
+def test_only_numbers_and_text_are_taken_from_a_worker(message):
+    assert _read_outcome(message) is None
+    assert _read_outcome({"reward": 1, "parts": {"a": 0.5}, "failure": None}) == Outcome(reward=1.0, parts={"a": 0.5})
 
 
 # ---- never in the way ----------------------------------------------------------------------------------------------
