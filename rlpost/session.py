@@ -19,7 +19,8 @@ from rlpost.locations import resolve_path
 from rlpost.preflight.check_values import check_shape_fits
 from rlpost.preflight.memory_plan import count_params
 from rlpost.preflight.model_files import check_shape, find_model
-from rlpost.rewards.functions import check_columns, load_functions, runs_in_process
+from rlpost.rewards.functions import check_columns, load_functions
+from rlpost.rewards.selection import runs_in_process
 from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
 from rlpost.rollout.reward_workers import Calls, InlineCalls, RewardWorkers

@@ -14,7 +14,7 @@ from rlpost.algos.table import check_algo
 from rlpost.config import Config, RolloutConfig, TrainConfig
 from rlpost.errors import ConfigError, ModelError, explain
 from rlpost.preflight.memory_plan import head_size, kv_bytes
-from rlpost.rewards.functions import CALLS, STYLES, list_functions
+from rlpost.rewards.selection import CALLS, STYLES, list_functions
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "resume": ("auto", "never"),

@@ -23,7 +23,8 @@ from rlpost.locations import resolve_path
 from rlpost.preflight.check_values import check_shape_fits, check_values
 from rlpost.preflight.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
 from rlpost.preflight.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
-from rlpost.rewards.functions import FunctionFacts, check_columns, list_functions, load_functions, runs_in_process
+from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions
+from rlpost.rewards.selection import list_functions, runs_in_process
 from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
 from rlpost.rollout.reward_workers import RewardWorkers, choose_num_workers
 from rlpost.startup import choose_runtime, has_gpu

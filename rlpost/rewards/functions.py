@@ -1,4 +1,4 @@
-"""Reward functions ready to be called: which ones the configuration names, and how each is called.
+"""Reward functions ready to be called.
 
 A function has our signature or TRL's, is sync or async, and judges one response or a whole group at a time;
 :class:`LoadedFunction` makes them all alike. Called in reward workers (``rewards.worker``) and, for rewards that run in
@@ -12,8 +12,8 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,9 @@ from rlpost.errors import ConfigError, explain
 from rlpost.rewards import REWARDS
 from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.outcomes import Outcome, to_outcome, to_outcomes
+from rlpost.rewards.selection import FunctionSpec, list_functions
 
-STYLES = ("auto", "rlpost", "trl")
-CALLS = ("auto", "sample", "group")
 TRL_KEYWORDS = frozenset({"prompts", "completions", "completion_ids"})
-IN_PROCESS = ("exact_answer", "gsm8k", "last_number", "digit_share", "format_match")  # microseconds, cannot hang
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FunctionSpec:
-    """One function as the configuration gives it. ``name`` is empty where it is the only one."""
-
-    function: Any
-    name: str = ""
-    weight: float = 1.0
-    args: Mapping[str, Any] = field(default_factory=dict)
-    style: str = "auto"  # auto: trl where a parameter is called completions
-    calls: str = "auto"  # auto: group where a parameter is called responses or completions
-
-    @property
-    def key(self) -> str:
-        return f"reward.functions.{self.name}" if self.name else "reward"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,79 +62,6 @@ class FunctionFacts:
     columns: tuple[str, ...]  # the data's columns without which it cannot be called (TRL's style)
 
 
-# -- which functions -----------------------------------------------------------------------------------------------
-
-
-def list_functions(cfg: RewardConfig) -> list[FunctionSpec]:
-    """``reward.function``, or everything in ``reward.functions``. Raises ConfigError; imports nothing."""
-    if bool(cfg.functions) == (cfg.function is not None):
-        got = "both" if cfg.functions else "neither"
-        raise ConfigError(
-            explain("reward", got, "reward.function, or reward.functions with weights", "set the other one to null")
-        )
-    if not cfg.functions:
-        return [FunctionSpec(function=cfg.function, args=cfg.args, style=cfg.style, calls=cfg.calls)]
-    for key in ("args", "style", "calls"):
-        value, default = getattr(cfg, key), getattr(RewardConfig(), key)
-        if value != default:
-            do = f"give {key} to each function"
-            raise ConfigError(explain(f"reward.{key}", value, f"{default} beside reward.functions", do))
-    return [_read_spec(str(name), value) for name, value in cfg.functions.items()]
-
-
-def _read_spec(name: str, value: Any) -> FunctionSpec:
-    key = f"reward.functions.{name}"
-    known = [f.name for f in fields(FunctionSpec) if f.name != "name"]
-    if not isinstance(value, Mapping) or "function" not in value:
-        raise ConfigError(
-            explain(key, value, "a mapping with function and weight", "write {function: NAME, weight: 1}")
-        )
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise ConfigError(explain(key, ", ".join(unknown), f"only {', '.join(known)}", "check the spelling"))
-    if not name.isidentifier():
-        raise ConfigError(explain(key, name, "a name of letters, digits and _", "it becomes reward/part/NAME"))
-    spec = FunctionSpec(name=name, **value)
-    weight: Any = spec.weight
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, int | float)
-        or weight != weight
-        or abs(weight) == float("inf")
-    ):
-        raise ConfigError(explain(f"{key}.weight", weight, "a finite number", "use 1.0"))
-    for field_name, got, options in (("style", spec.style, STYLES), ("calls", spec.calls, CALLS)):
-        if got not in options:
-            raise ConfigError(explain(f"{key}.{field_name}", got, f"one of {', '.join(options)}", "choose one"))
-    if not isinstance(spec.args, Mapping):
-        raise ConfigError(explain(f"{key}.args", spec.args, "a mapping of keyword arguments", "use {}"))
-    return spec
-
-
-def runs_in_process(cfg: RewardConfig) -> bool:
-    """Whether the reward is called in the run's own process: ``reward.workers`` is 0, or unset and every function is
-    one of those that take microseconds and cannot hang, or is given as a Python object, which cannot travel."""
-    if cfg.workers is not None:
-        return cfg.workers == 0
-    return all(_is_trivial(spec.function) for spec in list_functions(cfg))
-
-
-def _is_trivial(function: Any) -> bool:
-    if callable(function):
-        return True
-    target = function.get("_target_") if isinstance(function, Mapping) else function
-    return target in IN_PROCESS or target in [REWARDS[name] for name in IN_PROCESS]
-
-
-def to_plain_config(cfg: RewardConfig) -> dict[str, Any]:
-    """The configuration as JSON values, for a worker. Raises ConfigError for a function that is a Python object."""
-    try:
-        return json.loads(json.dumps(asdict(cfg)))
-    except TypeError:
-        do = "name it by its dotted path, or set reward.workers=0"
-        raise ConfigError(explain("reward.function", cfg.function, "a name that a worker can import", do)) from None
-
-
 def load_functions(cfg: RewardConfig, reference_key: str | None = None) -> list[LoadedFunction]:
     """Imports and binds every function. Raises ConfigError for what cannot be imported or called."""
     return [LoadedFunction(spec, cfg, reference_key) for spec in list_functions(cfg)]
@@ -175,9 +84,6 @@ def resolve_function(spec: FunctionSpec) -> Any:
         plain = dict(function) if isinstance(function, Mapping) else {"_target_": function}
         function = {**plain, **spec.args}
     return plugins.resolve_target(function, REWARDS, f"{spec.key}.function")
-
-
-# -- calling one ---------------------------------------------------------------------------------------------------
 
 
 class LoadedFunction:
@@ -224,7 +130,10 @@ class LoadedFunction:
         try:
             if self.facts.is_async:
                 return self.loop.run_until_complete(self.judge_async(question, responses))
-            return self._read(self._call(question, responses), len(responses))
+            value = self._call(question, responses)
+            if inspect.isawaitable(value):  # of a decorated async function, which does not look like one
+                value = self.loop.run_until_complete(_finish(value))
+            return self._read(value, len(responses))
         # A user's function may raise anything, and code it runs may call exit(): data that metrics count.
         except (Exception, SystemExit) as error:
             return [to_outcome(error)] * len(responses)
@@ -289,7 +198,8 @@ class LoadedFunction:
         columns = dict(question.columns)
         if self._reference_key is not None:
             columns.setdefault(self._reference_key, question.reference)
-        keywords: dict[str, Any] = {name: [value] * count for name, value in columns.items()}
+        bound = self.target.keywords if isinstance(self.target, functools.partial) else {}
+        keywords: dict[str, Any] = {name: [value] * count for name, value in columns.items() if name not in bound}
         if self._messages:
             keywords["prompts"] = [[{"role": "user", "content": question.prompt}] for _ in responses]
             keywords["completions"] = [[{"role": "assistant", "content": r.text}] for r in responses]
@@ -307,6 +217,10 @@ class LoadedFunction:
         if self.trl or self.facts.per_group:
             return to_outcomes(value, count, nan_is_none=self.trl)
         return [to_outcome(value)]
+
+
+async def _finish(value: Awaitable[Any]) -> Any:
+    return await value
 
 
 def _code_of(target: Any) -> Any:

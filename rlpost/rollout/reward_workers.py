@@ -27,8 +27,9 @@ from typing import Any, Protocol
 
 from rlpost.config import RewardConfig
 from rlpost.errors import ConfigError, explain
-from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response, to_plain_config
+from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
 from rlpost.rewards.outcomes import Outcome
+from rlpost.rewards.selection import to_plain_config
 from rlpost.rewards.worker import encode_frame
 from rlpost.rollout.worker_process import WorkerProcess
 

@@ -20,8 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlpost.config import RewardConfig
-from rlpost.rewards.functions import FunctionFacts, FunctionSpec, LoadedFunction, Question, Response
+from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
 from rlpost.rewards.outcomes import Outcome, read_outcome
+from rlpost.rewards.selection import FunctionSpec
 from rlpost.rollout.reward_workers import Call, CallResult, Calls, InlineCalls
 from rlpost.rollout.verdict_cache import VerdictCache, digest_call
 from rlpost.types import Prompt

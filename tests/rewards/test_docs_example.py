@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from rlpost.config import Config, RewardConfig
 from rlpost.preflight.check_values import check_values
 from rlpost.rewards import REWARDS
-from rlpost.rewards.functions import IN_PROCESS, list_functions
+from rlpost.rewards.selection import IN_PROCESS, list_functions
 from rlpost.rollout.reward_workers import RewardWorkers
 from rlpost.rollout.scoring import RewardScorer
 from rlpost.types import Prompt

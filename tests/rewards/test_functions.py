@@ -2,21 +2,14 @@
 
 import asyncio
 import sys
+from functools import partial
 
 import pytest
 
 from rlpost.config import RewardConfig
 from rlpost.errors import ConfigError
-from rlpost.rewards.functions import (
-    FunctionSpec,
-    LoadedFunction,
-    Question,
-    Response,
-    check_columns,
-    list_functions,
-    load_functions,
-    runs_in_process,
-)
+from rlpost.rewards.functions import LoadedFunction, Question, Response, check_columns, load_functions
+from rlpost.rewards.selection import FunctionSpec, list_functions, runs_in_process
 
 QUESTION = Question(prompt="1+1?", reference="2", columns={"level": 3, "task": "sums"})
 TWO = [Response(text="2", finish_reason="stop", token_ids=(7, 8)), Response(text="", finish_reason="length")]
@@ -108,6 +101,17 @@ def test_async_functions_and_callable_objects():
     )
 
 
+def test_a_decorated_async_function_is_waited_for():
+    def decorated(function):
+        return lambda response: function(response)
+
+    async def later(response):
+        await asyncio.sleep(0)
+        return 3.0
+
+    assert rewards(judge(decorated(later))) == [3.0]
+
+
 def test_an_async_function_has_a_deadline_also_in_the_process():
     async def never(response):
         await asyncio.sleep(600)
@@ -163,6 +167,13 @@ def test_trls_functions_take_what_they_name():
     assert not load(lambda completions, answer: []).facts.takes_tokens
     assert load(lambda completions, completion_ids: []).facts.takes_tokens
     assert load(lambda completions, **kwargs: []).facts.takes_tokens
+
+
+def test_an_argument_of_the_recipe_goes_before_a_column_of_its_name():
+    def reward(completions, level, **_):
+        return [float(level)] * len(completions)
+
+    assert rewards(judge(partial(reward, level=7))) == [7.0, 7.0]
 
 
 def test_trls_conversational_data():

@@ -9,7 +9,8 @@ import pytest
 
 from rlpost.config import RewardConfig
 from rlpost.errors import ConfigError
-from rlpost.rewards.functions import FunctionSpec, LoadedFunction, Question, Response
+from rlpost.rewards.functions import LoadedFunction, Question, Response
+from rlpost.rewards.selection import FunctionSpec
 
 QUESTION = Question(prompt="1+1?", reference="2", columns={"level": 3})
 
