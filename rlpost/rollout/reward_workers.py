@@ -34,9 +34,7 @@ from rlpost.rewards.worker import encode_frame
 from rlpost.rollout.worker_process import WorkerProcess
 
 MAX_DEFAULT_WORKERS = 16
-ASYNC_GRACE_S = (
-    2.0  # async calls end themselves at their deadline; only a loop that is stuck is killed, this much later
-)
+ASYNC_GRACE_S = 2.0  # async calls end themselves at their deadline; a loop that is stuck is killed this much later
 CLOSE_GRACE_S = 3.0  # for a function's own close()
 LOOK_AROUND_S = 0.5  # how soon a worker's death is noticed that its socket does not show
 MAX_FAILED_STARTS = 3  # in a row
@@ -282,7 +280,8 @@ class RewardWorkers:
         """Takes in one message; False for anything a worker of ours would not say."""
         match message:
             case {"broken": str(reason)} if not worker.ready:
-                self._give_up(worker, reason)
+                self._remove(worker)
+                self._count_failed_start(reason)
             case {"ready": list(facts)} if not worker.ready:
                 worker.ready, self._failed_starts = True, 0
                 self.facts = tuple(FunctionFacts(**{**one, "columns": tuple(one["columns"])}) for one in facts)
@@ -299,11 +298,10 @@ class RewardWorkers:
                 return False
         return True
 
-    def _give_up(self, worker: _Worker, reason: str) -> None:
-        """A worker that cannot load the functions: no other can, unless they could before and a file changed."""
-        self._failed_starts = MAX_FAILED_STARTS if not self._ready.is_set() else self._failed_starts + 1
-        self._remove(worker)
-        if self._failed_starts >= MAX_FAILED_STARTS:
+    def _count_failed_start(self, reason: str) -> None:
+        """A worker could not load the functions: no other can, unless one could before."""
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS or not self._ready.is_set():
             self._broken = reason
             self._ready.set()
 
@@ -311,11 +309,8 @@ class RewardWorkers:
         """A worker that died, or said what it never should."""
         how = self._remove(worker)
         if not worker.ready:
-            reason = explain("reward worker", how, "a process that loads the reward", "see its messages above")
-            self._failed_starts += 1
-            if self._failed_starts >= MAX_FAILED_STARTS:
-                self._broken = reason
-                self._ready.set()
+            do = "see its messages above"
+            self._count_failed_start(explain("reward worker", how, "a process that loads the reward", do))
             return
         self._fail_or_repeat(worker, f"crash: the reward's process ended during the call ({how})")
 
@@ -326,7 +321,8 @@ class RewardWorkers:
                 if now > worker.started_s + self._cfg.start_timeout_s:
                     limit = f"{self._cfg.start_timeout_s:g} s"
                     do = "raise reward.start_timeout_s, or load less"
-                    self._give_up(worker, explain("reward worker", f"not ready after {limit}", "ready before", do))
+                    self._remove(worker)
+                    self._count_failed_start(explain("reward worker", f"not ready after {limit}", "ready before", do))
                 continue
             if not any(now > self._deadline(job) for job in worker.jobs.values()):
                 continue

@@ -82,7 +82,10 @@ class WorkerProcess:
 
     def has_died(self) -> bool:
         """Whether the process ended, its socket held open by something it started; it stays a zombie until killed."""
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # a library in the run waits for any child there is
+            return True
 
     def hang_up(self) -> None:
         """Close our end: a worker that waits for calls ends in its own time."""
