@@ -77,16 +77,19 @@ def worker_pids():
 class Desk:
     """A scorer whose token ids are the characters of the response."""
 
-    def __init__(self, workers, folder=".", **settings):
+    def __init__(self, workers, folder=".", reference="r", **settings):
         self.scorer = RewardScorer(workers, lambda ids: "".join(map(chr, ids)), **settings)
-        self.folder, self.count = str(folder), 0
+        self.columns, self.reference, self.count = {"folder": str(folder)}, reference, 0
 
-    def ask(self, *texts, uid=None):
+    def ask(self, *texts):
         for index, text in enumerate(texts):
             self.count += 1
-            name = uid or f"0:{self.count}"
             prompt = Prompt(
-                uid=name, token_ids=np.zeros(1, np.int32), text="?", reference="r", columns={"folder": self.folder}
+                uid=f"0:{self.count}",
+                token_ids=np.zeros(1, np.int32),
+                text="?",
+                reference=self.reference,
+                columns=self.columns,
             )
             self.scorer.submit(prompt, index, np.array([ord(c) for c in text], np.int32), "stop")
 
@@ -163,6 +166,16 @@ def test_what_a_killed_call_had_started_dies_with_it_daemons_too(start, tmp_path
     (verdict,) = desk.answers()
     assert verdict.failure.startswith("timeout")
     wait_until(lambda: not exists(pid))
+
+
+def test_an_answer_that_takes_for_ever_to_compare_is_a_timeout():
+    workers = RewardWorkers(RewardConfig(function="math", workers=1, timeout_s=5.0, memory_bytes=4 << 30))
+    try:
+        workers.wait_ready()
+        endless, right = Desk(workers, reference="5").judge(r"\boxed{10^{10^{10}}}", r"\boxed{10/2}")
+        assert endless.failure == "timeout: no verdict within 5 s" and right.reward == 1.0
+    finally:
+        workers.close()
 
 
 def test_a_function_may_have_a_deadline_of_its_own(start, monkeypatch, tmp_path):
