@@ -378,6 +378,7 @@ for index in range(5):
 time.sleep(0.3)
 print(*[w.process.pid for w in workers._workers], flush=True)
 try:
+    sys.stdin.readline()  # until somebody has looked
     {then}
 finally:
     if {close}:
@@ -388,7 +389,11 @@ finally:
 def run_program(then, *, close):
     program = PROGRAM.format(here=str(HERE), then=then, close=close)
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     pids = [int(word) for word in process.stdout.readline().split()]
     assert len(pids) == 2 and all(map(exists, pids))
@@ -406,7 +411,7 @@ def test_no_worker_outlives_its_run(number):
 @pytest.mark.parametrize("then", ["raise ValueError('bad luck')", "sys.exit(0)", "__import__('os')._exit(70)"])
 def test_no_worker_outlives_a_run_that_forgets_to_close(then):
     process, pids = run_program(then, close=False)
-    process.wait(PATIENCE_S)
+    process.communicate("\n", PATIENCE_S)
     wait_until(lambda: not any(map(exists, pids)))
 
 
