@@ -24,6 +24,8 @@ REQUIRES = [
     "pyarrow>=24,<27",  # rollouts as Parquet; datasets' lower bound
     "numpy>=2.0,<3",  # every array that is not a tensor; no upper pin below what vLLM resolves
     "safetensors>=0.8,<1",  # reads and writes checkpoints and the shipped model
+    "math-verify>=0.9,<0.10",  # the math reward; its antlr4 must be the 4.9.3 that omegaconf 2.3 needs
+    "aiohttp>=3.12,<4",  # the http reward: requests that end when their deadline passes
     "rich>=14,<16",  # progress display and tables
     "wandb>=0.31,<1",  # tracking, online or offline
 ]

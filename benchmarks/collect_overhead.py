@@ -59,6 +59,7 @@ def main() -> None:
                 f"a step, ratio {shares[-1]:.3f}"
             )
     engine.shutdown()
+    session.close()
     print(
         f"own time / engine time: median {statistics.median(shares):.3f} "
         f"({min(shares):.3f} to {max(shares):.3f}, {len(shares)} repeats, target <= 0.10)"

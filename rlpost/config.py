@@ -77,9 +77,47 @@ class DataConfig:
 class RewardConfig:
     function: Any = opt(
         "exact_answer",
-        "Name in rlpost.rewards, dotted path package.module.function, or {_target_: ..., key: value}.",
+        "Name in rlpost.rewards, dotted path package.module.function, or {_target_: ..., key: value}; null with reward.functions.",
     )
-    args: dict[str, Any] = opt({}, "Keyword arguments bound to the function.")
+    args: dict[str, Any] = opt({}, "Keyword arguments bound to reward.function.")
+    style: str = opt(
+        "auto",
+        "Signature of reward.function: rlpost, trl, or auto (trl where a parameter is called completions, else rlpost).",
+    )
+    calls: str = opt(
+        "auto",
+        "What one call judges: sample, group, or auto (group where a parameter is called responses or completions).",
+    )
+    functions: dict[str, Any] = opt(
+        {},
+        "Several functions, with reward.function=null: NAME: {function, weight, args, style, calls}; the reward is their weighted sum.",
+    )
+    messages: bool = opt(False, "TRL's style only: prompts and completions as lists of chat messages, not as text.")
+    workers: Optional[int] = opt(
+        None,
+        "Processes that call the reward; 0: in the run's own, without deadlines. None: 0 where every function is exact_answer, gsm8k, last_number, digit_share or format_match, else one a core, at most 16.",
+    )
+    timeout_s: float = opt(
+        30.0, "Longest time for one call; then its process is killed. A function's own attribute timeout_s goes before."
+    )
+    start_timeout_s: float = opt(300.0, "Longest time for a worker to import and make the functions.")
+    concurrency: int = opt(
+        8, "Calls of an async function under way at once in one worker. Its attribute concurrency goes before."
+    )
+    memory_bytes: Optional[int] = opt(
+        None, "Address space of a worker; more is a MemoryError in the reward. None: no limit."
+    )
+    on_failure: str = opt(
+        "drop",
+        "A call that failed: drop (its samples leave their group) or retry (up to reward.retries times, then drop).",
+    )
+    retries: int = opt(2, "How often a failed call is made again with on_failure=retry.")
+    cache: bool = opt(
+        True, "Keep verdicts of workers on disk, so that a resume or an evaluation does not pay twice; never failures."
+    )
+    cache_dir: Optional[str] = opt(
+        None, "Folder of the verdict cache, which runs may share; None: the run's own (`rlpost eval`: no cache)."
+    )
     max_failure_share: float = opt(
         0.5, "Stop the run when a larger share of a step's rewards failed (raised or returned no number); 0 to 1."
     )

@@ -6,8 +6,10 @@ Owns mean@k and pass@k with their intervals. ``loop`` calls :func:`evaluate` on 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +18,12 @@ from rlpost.errors import RunError, explain
 from rlpost.estimates import Interval, bootstrap_mean, pass_at_k
 from rlpost.rollout.collect import SCORE_POLL_S, sample_seed
 from rlpost.rollout.engine import Engine, EngineWork, Request, SamplingSettings
-from rlpost.rollout.scoring import Scorer, Verdict
+from rlpost.rollout.scoring import Scorer, Verdict, failure_kind
 from rlpost.types import Prompt, Sample, Segment
+
+if TYPE_CHECKING:
+    from rlpost.reporting.progress import Progress
+    from rlpost.session import Session
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +36,16 @@ class EvalResult:
     pass_at: dict[int, Interval]  # pass@k for k = 1, 2, 4, ... and samples_per_prompt
     samples_per_prompt: int
     num_samples: int
-    num_failed: int  # responses without a verdict, left out of the means
+    failures: dict[str, int]  # responses without a verdict, left out of the means, by kind
     mean_response_tokens: float
     truncated_share: float
     parts: dict[str, float]  # mean of each reward part
     samples: tuple[tuple[Prompt, Sample], ...]
     work: EngineWork  # its tail, with few samples running, is what tells a step's fixed cost from a sample's
+
+    @property
+    def num_failed(self) -> int:
+        return sum(self.failures.values())
 
     def metrics(self) -> dict[str, float]:
         best = self.pass_at[max(self.pass_at)]
@@ -50,6 +60,7 @@ class EvalResult:
             "eval/truncated_share": self.truncated_share,
             "eval/num_samples": self.num_samples,
             "eval/num_failed": self.num_failed,
+            **{f"eval/failed/{kind}": count for kind, count in self.failures.items()},
             **{f"eval/part/{name}": value for name, value in self.parts.items()},
         }
 
@@ -98,6 +109,8 @@ def evaluate(
     while len(verdicts) < len(queue):
         scorer.wait(SCORE_POLL_S)
         verdicts += scorer.poll()
+        if on_progress is not None:
+            on_progress(len(finish), len(queue))
 
     def as_sample(v: Verdict) -> Sample:
         request_id = f"{v.uid}/{v.index}"
@@ -151,7 +164,7 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: E
         pass_at=pass_at,
         samples_per_prompt=cfg.samples_per_prompt,
         num_samples=len(samples),
-        num_failed=sum(s.reward is None for _, s in samples),
+        failures=dict(Counter(failure_kind(s.failure) for _, s in samples if s.failure is not None)),
         mean_response_tokens=float(np.mean(lengths)),
         truncated_share=float(np.mean([s.finish_reason == "length" for _, s in samples])),
         parts={name: float(np.mean(values)) for name, values in parts.items()},
@@ -182,34 +195,42 @@ def run_eval(cfg: Config) -> EvalResult:
     from rlpost.session import open_session
 
     session = open_session(cfg, train=False)
-    from rlpost.rollout.vllm_engine import build_engine
-
-    with Progress(cfg.logging.progress) as progress:
-        progress.phase("start")
-        engine = build_engine(
-            cfg,
-            model_folder=session.model_folder,
-            device=session.runtime.device,
-            max_model_len=session.max_model_len,
-        )
-        try:
-            progress.phase("eval")
-            result = evaluate(
-                engine,
-                session.eval_prompts,
-                session.scorer,
-                cfg.eval,
-                max_response_tokens=session.eval_response_tokens,
-                sampling=eval_sampling(cfg, session.stop_token_ids),
-                seed=cfg.seed,
-                policy_version=0,
-                on_progress=progress.evaluating,
-            )
-        finally:
-            session.scorer.close()
-            engine.shutdown()
+    try:
+        with Progress(cfg.logging.progress) as progress:
+            progress.phase("start")
+            session.open_verdict_cache(None, progress.message)
+            result = _evaluate_model(session, progress)
+    finally:
+        session.close()
     print(describe(result, session.model_folder), flush=True)
     return result
+
+
+def _evaluate_model(session: Session, progress: Progress) -> EvalResult:
+    from rlpost.rollout.vllm_engine import build_engine
+
+    cfg = session.cfg
+    engine = build_engine(
+        cfg,
+        model_folder=session.model_folder,
+        device=session.runtime.device,
+        max_model_len=session.max_model_len,
+    )
+    try:
+        progress.phase("eval")
+        return evaluate(
+            engine,
+            session.eval_prompts,
+            session.eval_scorer,
+            cfg.eval,
+            max_response_tokens=session.eval_response_tokens,
+            sampling=eval_sampling(cfg, session.stop_token_ids),
+            seed=cfg.seed,
+            policy_version=0,
+            on_progress=progress.evaluating,
+        )
+    finally:
+        engine.shutdown()
 
 
 def describe(result: EvalResult, model: str) -> str:
@@ -222,7 +243,8 @@ def describe(result: EvalResult, model: str) -> str:
         f"length    {result.mean_response_tokens:.1f} tokens, {100 * result.truncated_share:.1f} % cut at the limit",
     ]
     if result.num_failed:
-        lines.append(f"failed    {result.num_failed} responses could not be judged and are left out")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.failures.items()))
+        lines.append(f"failed    {result.num_failed} responses could not be judged and are left out ({kinds})")
     return "\n".join(lines)
 
 

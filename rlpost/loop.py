@@ -27,7 +27,7 @@ from rlpost.reporting.closing import closing_table
 from rlpost.reporting.metrics import MetricsWriter
 from rlpost.reporting.model_card import model_card
 from rlpost.reporting.progress import Progress
-from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, update_metrics
+from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, scoring_metrics, update_metrics
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
@@ -41,10 +41,13 @@ from rlpost.watchdog import Watchdog
 def train(cfg: Config) -> dict[str, Any]:
     """Run ``cfg.steps`` steps, or those left of an unfinished run of this name; returns the run's summary."""
     session = open_session(cfg)
-    run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
-    with Progress(cfg.logging.progress) as progress:
-        with StopRequest(cfg.checkpoint.stop_deadline_s, progress.message) as stop:
-            return Trainer(session, run, progress, stop).run()
+    try:
+        run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
+        with Progress(cfg.logging.progress) as progress:
+            with StopRequest(cfg.checkpoint.stop_deadline_s, progress.message) as stop:
+                return Trainer(session, run, progress, stop).run()
+    finally:
+        session.close()
 
 
 DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for verdicts at each one would stop generation for slow rewards
@@ -73,6 +76,7 @@ class Trainer:
         self.cfg, self.session, self.path, self.progress, self.stop = cfg, session, run.path, progress, stop
         self._start_from = run.start_from
         self._introduce(run)
+        session.open_verdict_cache(run.path, progress.message)
         self.watchdog = Watchdog(cfg.watchdog_s)
         prompts = session.train_prompts.prompts
         cursor = PromptCursor(len(prompts), cfg.seed, cfg.data.shuffle, digest_prompts(prompts))
@@ -132,7 +136,6 @@ class Trainer:
             return summary
         finally:
             self.metrics.close(failed=not finished)
-            self.session.scorer.close()
             self.state.close()
             if worker is not None:
                 worker.close()
@@ -281,8 +284,15 @@ class Trainer:
             self.progress.message(
                 f"step {self.step}: {count} of {len(groups)} groups {SKIPPED[reason]}; nothing was applied"
             )
+        if stats.num_failed_rewards:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(stats.failures.items()))
+            self.progress.message(
+                f"step {self.step}: {stats.num_failed_rewards} of {stats.num_judged} rewards failed ({kinds}); "
+                f"the last one: {stats.last_failure}"
+            )
         metrics = (
             reward_metrics(groups, stats)
+            | scoring_metrics(self.session.scorer.take_counts(), self.session.scorer.num_pending)
             | rollout_metrics(groups, stats, self.buffer, drawn_steps, empty_ids=1)
             | update_metrics(update.results, update.batches, publication)
         )
@@ -320,7 +330,7 @@ class Trainer:
             result = evaluate(
                 self.worker.engine,
                 session.eval_prompts,
-                session.scorer,
+                session.eval_scorer,
                 cfg.eval,
                 max_response_tokens=session.eval_response_tokens,
                 sampling=eval_sampling(cfg, session.stop_token_ids),
@@ -335,7 +345,9 @@ class Trainer:
             raise
         self.history.add_evaluation(self.step, result)
         self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
-        self.metrics.log(self.step, result.metrics() | {"time/eval": time.perf_counter() - started})
+        counts = session.eval_scorer.take_counts()
+        cached = {"eval/cache_hit_share": counts.cache_hits / counts.cache_lookups} if counts.cache_lookups else {}
+        self.metrics.log(self.step, result.metrics() | cached | {"time/eval": time.perf_counter() - started})
 
     # ---- durable state --------------------------------------------------------------------------------------
 

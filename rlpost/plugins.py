@@ -112,9 +112,13 @@ def _import(path: str, what: str) -> Any:
 
 def _check_arguments(target: Any, arguments: Mapping[str, Any], what: str, path: str) -> None:
     try:
-        inspect.signature(target).bind_partial(**arguments)
+        signature = inspect.signature(target)
+        signature.bind_partial(**arguments)
+        if inspect.isclass(target):
+            signature.bind(**arguments)  # called with these and nothing else, where a function gets others later
     except TypeError as error:
-        raise ConfigError(explain(what, path, "only keys the function takes", _one_line(error))) from None
+        expected = "the keys that it takes, all that it needs"
+        raise ConfigError(explain(what, path, expected, _one_line(error))) from None
     except ValueError:
         pass  # a C function without a signature; calling it will tell
 

@@ -1,14 +1,14 @@
 """Puts a run's parts together from its configuration, in the order that works; nothing is decided here.
 
-``open_session`` is what ``loop.train`` and ``evaluate.run_eval`` start with: the model's folder, then runtime and
-environment (before the first heavy import), then tokenizer, prompts and reward. No device is touched here, so whatever
-the user can mend fails before one is.
+``open_session`` is what ``loop.train`` and ``evaluate.run_eval`` start with: reward workers, the model's folder, then
+runtime and environment (before the first heavy import), then tokenizer, prompts and scorers. No device is touched here,
+so whatever the user can mend fails before one is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from rlpost.locations import resolve_path
 from rlpost.preflight.check_values import check_deterministic, check_shape_fits
 from rlpost.preflight.memory_plan import count_params
 from rlpost.preflight.model_files import check_shape, find_model
-from rlpost.rewards import resolve_reward
+from rlpost.rewards.functions import check_columns, load_functions
+from rlpost.rewards.selection import runs_in_process
 from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.kv_cache import kv_bytes_needed
 from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
-from rlpost.rollout.scoring import InlineScorer, Scorer, make_decode
+from rlpost.rollout.reward_workers import Calls, InlineCalls, RewardWorkers
+from rlpost.rollout.scoring import RewardScorer, make_decode
+from rlpost.rollout.verdict_cache import VerdictCache
 from rlpost.startup import Runtime, choose_runtime, write_environment
 from rlpost.types import Prompt
 
@@ -40,7 +43,9 @@ class Session:
     train_prompts: PromptSet
     eval_prompts: tuple[Prompt, ...]
     stop_token_ids: tuple[int, ...]
-    scorer: Scorer
+    scorer: RewardScorer  # of training
+    eval_scorer: RewardScorer  # of evaluation: the same workers, verdicts of its own
+    calls: Calls  # where the reward's functions run
     max_model_len: int  # tokens: the longest prompt and the longest response after it
 
     @property
@@ -57,13 +62,44 @@ class Session:
     def eval_response_tokens(self) -> int:
         return self.cfg.eval.max_response_tokens or self.cfg.rollout.max_response_tokens
 
+    def open_verdict_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:
+        """From here on keep verdicts of workers in ``reward.cache_dir``, else in the run's folder, if there is one."""
+        reward = self.cfg.reward
+        folder = run_folder if reward.cache_dir is None else Path(reward.cache_dir).expanduser()
+        if reward.cache and folder is not None and not runs_in_process(reward):
+            self.scorer.cache = self.eval_scorer.cache = VerdictCache(folder, say)
+
+    def close(self) -> None:
+        """End the scorers and the reward's workers, whatever they are at."""
+        self.scorer.close()
+        self.eval_scorer.close()
+        if self.scorer.cache is not None:
+            self.scorer.cache.close()
+        self.calls.close()
+
 
 def open_session(cfg: Config, *, train: bool = True) -> Session:
-    """Load tokenizer, prompts and reward; choose device and threads; write the environment.
+    """Load tokenizer, prompts and reward; choose device and threads; write the environment. ``close()`` it.
 
     Raises:
         ConfigError, DataError, ModelError: whatever the user can mend, before a device is touched.
     """
+    calls = start_calls(cfg)
+    try:
+        return _open_session(cfg, calls, train=train)
+    except BaseException:
+        calls.close()
+        raise
+
+
+def start_calls(cfg: Config) -> Calls:
+    """Reward workers, which load the functions while the run goes on starting, or the functions in this process."""
+    if runs_in_process(cfg.reward):
+        return InlineCalls(load_functions(cfg.reward, cfg.data.reference_key))
+    return RewardWorkers(cfg.reward, cfg.data.reference_key)
+
+
+def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
     model_folder = find_model_folder(cfg)
     shape = find_model(replace(cfg.model, path=model_folder)).shape  # what was just fetched, no check saw
     assert shape is not None
@@ -76,12 +112,20 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
     train_prompts = _load_prompts(cfg, tokenizer, "train", context) if train else PromptSet(prompts=(), num_dropped=0)
     eval_prompts = () if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context).prompts
     stop_token_ids = find_stop_tokens(cfg, tokenizer, Path(model_folder))
-    function = resolve_reward(cfg.reward)
+    calls.wait_ready()
+    for key, prompts in (("data.train", train_prompts.prompts), ("data.eval", eval_prompts)):
+        if prompts:
+            columns = [*prompts[0].columns, *filter(None, [cfg.data.reference_key])]
+            check_columns(calls.facts, columns, key)
     longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
     longest_response = max(cfg.rollout.max_response_tokens, cfg.eval.max_response_tokens or 0)
     max_model_len = min(context, longest_prompt + longest_response)
     if cfg.deterministic:
         cfg = pin(cfg, runtime, shape, max_model_len=max_model_len)
+    decode = make_decode(tokenizer, stop_token_ids)
+    retries = cfg.reward.retries if cfg.reward.on_failure == "retry" else 0
+    scorer = RewardScorer(calls, decode, group_size=cfg.rollout.samples_per_group, retries=retries)
+    eval_scorer = RewardScorer(calls, decode, group_size=cfg.eval.samples_per_prompt, retries=retries)
     return Session(
         cfg=cfg,
         runtime=runtime,
@@ -91,7 +135,9 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
         train_prompts=train_prompts,
         eval_prompts=tuple(replace(p, uid=f"eval:{n}") for n, p in enumerate(eval_prompts)),
         stop_token_ids=stop_token_ids,
-        scorer=InlineScorer(function, make_decode(tokenizer, stop_token_ids)),
+        scorer=scorer,
+        eval_scorer=eval_scorer,
+        calls=calls,
         max_model_len=max_model_len,
     )
 

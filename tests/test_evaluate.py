@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from rlpost.config import EvalConfig
+from rlpost.config import EvalConfig, RewardConfig
 from rlpost.errors import RunError
 from rlpost.evaluate import describe, evaluate
+from rlpost.rewards.functions import load_functions
 from rlpost.rollout.engine import SamplingSettings
-from rlpost.rollout.scoring import InlineScorer
+from rlpost.rollout.reward_workers import InlineCalls
+from rlpost.rollout.scoring import InlineScorer, RewardScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
@@ -81,6 +83,27 @@ def test_cut_responses_and_rewards_without_an_accuracy_part():
     assert result.truncated_share == pytest.approx(1 / 6) and result.accuracy.mean == pytest.approx(1 / 6)
 
 
+def test_a_group_function_gets_the_k_responses_of_a_problem():
+    sizes = []
+
+    def best(responses, *, reference):
+        sizes.append((reference, len(responses)))
+        return [float(i == 0) for i in range(len(responses))]
+
+    calls = InlineCalls(load_functions(RewardConfig(function=best, workers=0)))
+    result = evaluate(
+        RecordingEngine(),
+        PROMPTS,
+        RewardScorer(calls, lambda ids: str(len(ids)), group_size=4),
+        EvalConfig(samples_per_prompt=4),
+        max_response_tokens=8,
+        sampling=SamplingSettings(),
+        seed=0,
+        policy_version=0,
+    )
+    assert sorted(sizes) == [(i, 4) for i in range(6)] and result.accuracy.mean == 0.25
+
+
 def test_failures_are_left_out_and_counted():
     def reward(response, *, reference, **_):
         if reference == 0:
@@ -89,7 +112,8 @@ def test_failures_are_left_out_and_counted():
 
     result = run(reward)
     assert result.num_failed == 4 and len(result.correct) == 5 and result.accuracy.mean == 1.0
-    assert "4 responses could not be judged" in describe(result, "m")
+    assert "4 responses could not be judged and are left out (4 reward_error)" in describe(result, "m")
+    assert result.metrics()["eval/failed/reward_error"] == result.metrics()["eval/num_failed"] == 4
 
 
 def test_when_nothing_can_be_judged_it_says_why():

@@ -1,6 +1,9 @@
 """What exists before any engine does: stop tokens, contexts, prompts and the reward, from a configuration."""
 
 import json
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +64,53 @@ def test_the_reward_gets_its_arguments_and_text_without_the_end_token(opened):
 def test_a_reward_that_is_not_there(opened):
     with pytest.raises(ConfigError, match="reward.function"):
         opened("reward.function=rlpost.rewards.answers.read_nothing")
+
+
+def test_reward_workers_start_before_anything_heavy_is_imported():
+    """And session.close() ends them; a function of theirs would be in the way of a GPU otherwise."""
+    code = f"""
+import sys
+from rlpost import session
+from rlpost.compose import load_config
+real = session.RewardWorkers
+def start(*arguments, **options):
+    print([name for name in ("torch", "transformers", "datasets", "vllm") if name in sys.modules])
+    return real(*arguments, **options)
+session.RewardWorkers = start
+import rlpost.loop
+policy = ["reward.workers=1", "reward.on_failure=retry", "reward.retries=5"]
+opened = session.open_session(load_config([*{RECIPE!r}, *policy]))
+print("transformers" in sys.modules, opened.scorer._retries, opened.scorer._group_size, opened.eval_scorer._group_size)
+opened.close()
+opened.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["[]", "True 5 8 4"], done.stderr
+
+
+def test_a_reward_that_fails_to_load_leaves_no_worker(opened, tmp_path, monkeypatch):
+    (tmp_path / "late_rewards.py").write_text("def needy(completions, nothing):\n    return [1.0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="got 'nothing'; expected parameters that data.train has as columns"):
+        opened("reward.function=late_rewards.needy", "reward.workers=1")
+    assert not [t for t in threading.enumerate() if t.name == "reward-workers"]
+
+
+def test_the_cache_is_for_workers_and_stands_where_it_is_said(opened, tmp_path):
+    trivial = opened()
+    trivial.open_verdict_cache(tmp_path, print)
+    assert trivial.scorer.cache is None and not list(tmp_path.iterdir())
+    for overrides, folder in (
+        ([], "run"),
+        ([f"reward.cache_dir={tmp_path}/mine"], "mine"),
+        (["reward.cache=false"], ""),
+    ):
+        made = opened("reward.workers=1", *overrides)
+        made.open_verdict_cache(tmp_path / "run", print)
+        assert made.scorer.cache is made.eval_scorer.cache
+        assert (made.scorer.cache is not None) == bool(folder)
+        assert not folder or (tmp_path / folder / "verdicts.sqlite").exists()
+        made.close()
 
 
 def stop_tokens(tmp_path, eos, generation, extra=()):

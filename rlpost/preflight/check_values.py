@@ -14,12 +14,16 @@ from rlpost.algos.table import check_algo
 from rlpost.config import Config, RolloutConfig, TrainConfig
 from rlpost.errors import ConfigError, ModelError, explain
 from rlpost.preflight.memory_plan import head_size, kv_bytes
+from rlpost.rewards.selection import CALLS, STYLES, list_functions
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "data.chat": ("auto", "always", "never"),
     "data.long_prompts": ("error", "drop"),
+    "reward.style": STYLES,
+    "reward.calls": CALLS,
+    "reward.on_failure": ("drop", "retry"),
     "engine.kind": ("vllm",),
     "rollout.on_stale": ("schedule", "restart"),
     "train.schedule": ("constant", "linear", "cosine"),
@@ -40,6 +44,12 @@ RANGES: dict[str, tuple[float, bool, float | None]] = {
     "data.max_prompt_tokens": (1, True, None),
     "data.train.limit": (1, True, None),
     "data.eval.limit": (1, True, None),
+    "reward.workers": (0, True, 1024),
+    "reward.timeout_s": (0, False, None),
+    "reward.start_timeout_s": (0, False, None),
+    "reward.concurrency": (1, True, None),
+    "reward.memory_bytes": (1 << 26, True, None),
+    "reward.retries": (0, True, None),
     "reward.max_failure_share": (0, True, 1),
     "algo.overlong.buffer_share": (0, True, 1),
     "rollout.groups_per_step": (1, True, None),
@@ -101,6 +111,7 @@ def check_values(cfg: Config, command: str) -> None:
     check_oversample(cfg.rollout)
     _check_choices(cfg)
     _check_ranges(cfg, RANGES)
+    list_functions(cfg.reward)
     check_algo(cfg.algo)
     check_groups(cfg)
     check_sampling(cfg)

@@ -24,8 +24,10 @@ from rlpost.locations import resolve_path
 from rlpost.preflight.check_values import check_shape_fits, check_values
 from rlpost.preflight.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
 from rlpost.preflight.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
-from rlpost.rewards import resolve_reward
+from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions
+from rlpost.rewards.selection import list_functions, runs_in_process
 from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
+from rlpost.rollout.reward_workers import RewardWorkers, choose_num_workers
 from rlpost.startup import choose_runtime, has_gpu
 
 ASSUMED_GPU_BYTES = 80 << 30  # an A100's or H100's, for a plan on a machine without a GPU
@@ -58,12 +60,12 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
         _check_sft(cfg, report)
         return report
     device, dtype = check_device(cfg, report)
-    resolve_reward(cfg.reward)  # imports it, as the run would
+    facts = check_reward(cfg, report)
     files = _check_model(cfg, report, device, dtype)
     context = _check_context(cfg, files)
     for split in ("train", "eval") if command == "train" else ("eval",):
         if split == "train" or command == "eval" or cfg.eval.every >= 0:
-            _check_split(cfg, split, files, context, report)
+            _check_split(cfg, split, files, context, facts, report)
     if command == "train":
         report.sections.insert(0, ("Batch", _describe_batch(cfg)))
         _plan(cfg, files, context, device, dtype, report)
@@ -156,7 +158,38 @@ def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
 # -- reward and data -----------------------------------------------------------------------------------------------
 
 
-def _check_split(cfg: Config, split: str, files: ModelFiles, context: int | None, report: CheckReport) -> None:
+def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
+    """Loads the reward as the run would: a worker does, so that its imports stay out of this process."""
+    if runs_in_process(cfg.reward):
+        facts = tuple(function.facts for function in load_functions(cfg.reward, cfg.data.reference_key))
+        where = "in the run's own process"
+    else:
+        workers = RewardWorkers(cfg.reward, cfg.data.reference_key, num_workers=1)
+        try:
+            workers.wait_ready()
+            facts = workers.facts
+        finally:
+            workers.close()
+        where = f"in {choose_num_workers(cfg.reward)} worker processes"
+    lines = []
+    for spec, one in zip(list_functions(cfg.reward), facts, strict=True):
+        name = spec.function.get("_target_") if isinstance(spec.function, Mapping) else spec.function
+        weight = f"{one.name}: {one.weight:g} x " if one.name else ""
+        judges = "a group" if one.per_group else "an answer"
+        deadline = "" if where.startswith("in the run") else f", at most {one.timeout_s:g} s a call"
+        lines.append(f"{weight}{name}, {judges} at a time, {where}{deadline}")
+    report.sections.append(("Reward", lines))
+    return facts
+
+
+def _check_split(
+    cfg: Config,
+    split: str,
+    files: ModelFiles,
+    context: int | None,
+    facts: Sequence[FunctionFacts],
+    report: CheckReport,
+) -> None:
     key = f"data.{split}"
     source: SourceConfig = getattr(cfg.data, split)
     limit = _prompt_limit(cfg, split, context)
@@ -170,6 +203,7 @@ def _check_split(cfg: Config, split: str, files: ModelFiles, context: int | None
     if split == "eval" and cfg.eval.max_prompts is not None:
         rows = rows[: cfg.eval.max_prompts]
     texts = [_read_row(cfg, row) for row in rows]
+    check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
     lines = [f"{key}: {len(rows):,} rows from {_name_source(source)}"]
     lines += _measure(cfg, split, rows, texts, files, limit, report)
     report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))

@@ -21,12 +21,15 @@ class Metric:
     healthy: str = ""  # what a run that goes well shows, and what the opposite means
 
     @property
-    def reads_clock(self) -> bool:
-        """Whether it differs between two runs that do the same."""
-        return self.unit in ("s", "tokens/s", "GB/s") or self.name in _MADE_OF_TIMES
+    def varies(self) -> bool:
+        """Whether it may differ between two runs that do the same: a clock measured it, or a worker or cache made it."""
+        return self.unit in ("s", "tokens/s", "GB/s") or self.name in _VARYING
 
 
-_MADE_OF_TIMES = ("rollout/idle_share", "rollout/running_mean", "rollout/own_share", "replay/error")
+_VARYING = (
+    *("rollout/idle_share", "rollout/running_mean", "rollout/own_share", "replay/error"),  # made of times
+    *("reward/retried", "reward/replaced_workers", "reward/cache_hit_share", "eval/cache_hit_share"),
+)
 
 AREAS = {
     "reward": "Rewards of the groups trained in the step, before shaping.",
@@ -52,7 +55,13 @@ REGISTRY = (
     Metric("reward/min", "reward", "Smallest."),
     Metric("reward/max", "reward", "Largest."),
     Metric("reward/failed", "samples", "Samples whose reward raised, was late or was no number.", "0"),
-    Metric("reward/failed/*", "samples", "The same, by kind of failure.", "0"),
+    Metric("reward/failed/*", "samples", "The same, by kind: timeout, crash, reward_error, none, or a kind that the reward names.", "0"),
+    Metric("reward/pending", "samples", "Samples that still waited for their verdict when the step had its groups.", "small; rewards are slower than generation otherwise"),
+    Metric("reward/retried", "calls", "Calls that failed and were made again (`reward.on_failure=retry`).", "0"),
+    Metric("reward/replaced_workers", "workers", "Reward processes killed at a deadline, or lost, since the step before.", "0"),
+    Metric("reward/call_s", "s", "Mean time of one call of a reward function, verdicts from the cache left out."),
+    Metric("reward/call_s/max", "s", "Longest such time.", "well below `reward.timeout_s`"),
+    Metric("reward/cache_hit_share", "share", "Calls answered from the verdict cache; absent without one.", "near 0, except after a resume"),
     Metric("reward/part/*", "reward", "Mean of one part of the reward."),
     Metric("reward/equal_groups_share", "share", "Groups whose rewards are all equal: no gradient from them.", "below 0.7"),
     # rollout
@@ -125,6 +134,8 @@ REGISTRY = (
     Metric("eval/response_tokens", "tokens", "Mean response length."),
     Metric("eval/truncated_share", "share", "Responses cut at the limit.", "below 0.05"),
     Metric("eval/num_samples", "samples", "Responses judged."),
+    Metric("eval/failed/*", "samples", "Responses without a verdict, by kind of failure.", "0"),
+    Metric("eval/cache_hit_share", "share", "Calls answered from the verdict cache; absent without one."),
     Metric("eval/num_failed", "samples", "Responses without a verdict, left out of the means.", "0"),
     Metric("eval/part/*", "reward", "Mean of one part of the reward."),
     # time
@@ -153,10 +164,10 @@ def find(name: str) -> Metric | None:
     return exact.get(name) or next((metric for pattern, metric in families if pattern.fullmatch(name)), None)
 
 
-def reads_clock(name: str) -> bool:
-    """Whether a logged name is measured in time, or not known and so not to be relied on."""
+def varies(name: str) -> bool:
+    """:attr:`Metric.varies` of a logged name; one that is not known is not relied on."""
     metric = find(name)
-    return metric is None or metric.reads_clock
+    return metric is None or metric.varies
 
 
 def render() -> str:

@@ -32,8 +32,8 @@ class MetricsWriter:
         resolved_config: plain containers, shown by W&B.
         decode: token ids to text, for the rollout files.
         say: takes one line for the user (the progress display's ``message``).
-        split_times: what reads a clock goes to ``timings.jsonl``, so that ``metrics.jsonl`` is the same, byte for byte,
-            for two runs that do the same. Trackers get both.
+        split_times: what reads a clock, or varies for other reasons, goes to ``timings.jsonl``, so that
+            ``metrics.jsonl`` is the same, byte for byte, for two runs that do the same. Trackers get both.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class MetricsWriter:
         self._started = time.monotonic() - (float(last["time_s"]) if last else 0.0)
 
     def _append_split(self, row: Mapping[str, Any]) -> None:
-        clocked = {name for name in row if name != "step" and metric_names.reads_clock(name)}
-        rest = {name: value for name, value in row.items() if name not in clocked}
+        varying = {name for name in row if name != "step" and metric_names.varies(name)}
+        rest = {name: value for name, value in row.items() if name not in varying}
         if len(rest) > 1:  # more than the step
             self._logs[0].append(rest)
-        self._logs[1].append({"step": row["step"], **{name: row[name] for name in row if name in clocked}})
+        self._logs[1].append({"step": row["step"], **{name: row[name] for name in row if name in varying}})
 
     def _report(self, step: int, broken: Sequence[str]) -> None:
         self.num_not_finite += len(broken)

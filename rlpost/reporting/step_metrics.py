@@ -11,6 +11,7 @@ import numpy as np
 from rlpost.colocation import Publication
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import RolloutStats
+from rlpost.rollout.scoring import ScoringCounts
 from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, TrainBatch
 
@@ -31,6 +32,20 @@ def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, fl
     metrics |= {f"reward/failed/{kind}": count for kind, count in stats.failures.items()}
     for name in sorted({n for s in scored for n in s.reward_parts}):
         metrics[f"reward/part/{name}"] = _mean([s.reward_parts[name] for s in scored if name in s.reward_parts])
+    return metrics
+
+
+def scoring_metrics(counts: ScoringCounts, num_pending: int) -> dict[str, float]:
+    """reward/ of how the step's verdicts were come by; ``num_pending`` samples still wait for theirs."""
+    metrics: dict[str, float] = {
+        "reward/pending": num_pending,
+        "reward/retried": counts.retried,
+        "reward/replaced_workers": counts.replaced_workers,
+        "reward/call_s": counts.call_s / counts.calls if counts.calls else 0.0,
+        "reward/call_s/max": counts.max_call_s,
+    }
+    if counts.cache_lookups:
+        metrics["reward/cache_hit_share"] = counts.cache_hits / counts.cache_lookups
     return metrics
 
 

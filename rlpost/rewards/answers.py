@@ -44,6 +44,11 @@ def last_number(response: str, *, reference: str, **_: Any) -> float:
     return float(_last_number(response) == gold)
 
 
+def format_match(response: str, *, pattern: str, **_: Any) -> float:
+    """1 when the regular expression ``pattern`` matches the whole response (``.`` takes line ends, too), else 0."""
+    return float(re.fullmatch(pattern, response, re.DOTALL) is not None)
+
+
 def digit_share(response: str, **_: Any) -> float:
     """The share of characters that are digits: varies for any model, so pipelines can be tried on random weights."""
     return sum(c.isdigit() for c in response) / len(response) if response else 0.0

@@ -22,7 +22,7 @@ from rlpost.errors import RunError, explain
 from rlpost.rollout.buffer import REWARD_FAILED, LedgerError, RolloutBuffer
 from rlpost.rollout.engine import Delta, Engine, EngineWork, Request, SamplingSettings
 from rlpost.rollout.open_groups import OpenGroup, OpenSample
-from rlpost.rollout.scoring import Scorer, Verdict
+from rlpost.rollout.scoring import Scorer, Verdict, failure_kind
 from rlpost.types import Group, Prompt
 
 SCORE_POLL_S = 60.0  # how long one wait for verdicts lasts before the loop looks around again
@@ -60,6 +60,7 @@ class RolloutStats:
     num_judged: int = 0
     rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
     failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
+    last_failure: str | None = None
     work: EngineWork = field(default_factory=EngineWork)
     launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
     dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
@@ -157,7 +158,6 @@ class _Collection:
         self.engine, self.buffer, self.prompts, self.scorer = engine, buffer, prompts, scorer
         self.settings, self.stats = settings, stats
         self.filtered_in_a_row = 0
-        self.last_failure: str | None = None
         self.running: dict[str, tuple[str, int]] = {}  # request id -> (uid, index)
 
     def resubmit_unjudged(self) -> None:
@@ -221,11 +221,10 @@ class _Collection:
     def take_verdicts(self) -> None:
         """Take in the verdicts that are there, let filters speak, admit. In deterministic mode: of all samples finished
         by now, however long that takes, in the order of the samples."""
+        while self.settings.score_every and not self.scorer.drain(SCORE_POLL_S):
+            pass
         verdicts = list(self.scorer.poll())
         if self.settings.score_every:
-            while self.scorer.num_pending:
-                self.scorer.wait(SCORE_POLL_S)
-                verdicts += self.scorer.poll()
             verdicts.sort(key=lambda v: (self.buffer.groups[v.uid].order, v.index))
         for verdict in verdicts:
             self.judge(verdict)
@@ -237,10 +236,10 @@ class _Collection:
     def judge(self, verdict: Verdict) -> None:
         self.stats.num_judged += 1
         if verdict.failure is not None:
-            kind = verdict.failure.split(":")[0]
+            kind = failure_kind(verdict.failure)
             self.stats.failures[kind] = self.stats.failures.get(kind, 0) + 1
             self.stats.num_failed_rewards += 1
-            self.last_failure = verdict.failure
+            self.stats.last_failure = verdict.failure
         if self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure):
             self.filter(self.buffer.groups[verdict.uid])
 
@@ -269,7 +268,8 @@ class _Collection:
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
         self.filtered_in_a_row += 1
         if self.filtered_in_a_row >= self.settings.max_filtered_groups:
-            detail = f" (last reward failure: {self.last_failure})" if self.last_failure else ""
+            last = self.stats.last_failure
+            detail = f" (last reward failure: {last})" if last else ""
             raise RunError(
                 explain(
                     f"step {self.buffer.step}: groups dropped in a row without one to train on",
@@ -305,6 +305,6 @@ class _Collection:
                     f"step {self.buffer.step}: share of rewards that failed",
                     f"{failed} of {judged} ({self.stats.failures})",
                     f"at most reward.max_failure_share={self.settings.max_failure_share}",
-                    f"mend the reward function (last failure: {self.last_failure})",
+                    f"mend the reward function (last failure: {self.stats.last_failure})",
                 )
             )

@@ -1,23 +1,47 @@
-"""Judging finished samples: turns tokens into text, calls the reward, and makes every outcome a counted fact.
+"""Judging finished samples: turns tokens into text, has the reward called, and makes every outcome a counted fact.
 
 ``collect`` and ``evaluate`` submit samples and poll verdicts; a verdict is a number or a named failure, never a
-silent zero. :class:`InlineScorer` runs the reward in the caller's process, for rewards that take microseconds.
+silent zero. :class:`RewardScorer` puts together what the reward's functions say: it holds a sample back until its group
+is whole where a function judges groups, asks the cache, has failed calls tried again, and adds weighted parts. Where
+the functions run, in this process or in workers, is the business of ``rollout.reward_workers``.
+
+Training and evaluation each have a scorer of their own on the same workers, so their verdicts never mix. One thread
+uses a scorer, the run's main one; results reach it through a queue.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 
+from rlpost.config import RewardConfig
+from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
+from rlpost.rewards.outcomes import Outcome, read_outcome
+from rlpost.rewards.selection import FunctionSpec
+from rlpost.rollout.reward_workers import Call, CallResult, Calls, InlineCalls
+from rlpost.rollout.verdict_cache import VerdictCache, digest_call
 from rlpost.types import Prompt
+
+__all__ = [
+    "InlineScorer",
+    "RewardScorer",
+    "Scorer",
+    "ScoringCounts",
+    "Verdict",
+    "failure_kind",
+    "make_decode",
+    "read_outcome",
+]
 
 RewardFunction = Callable[
     ..., Any
 ]  # (response, *, prompt, reference, finish_reason, columns) -> float | dict[str, float]
+CHECK_S = 1.0  # while waiting, how often to look whether the workers still work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +53,19 @@ class Verdict:
     reward: float | None
     parts: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoringCounts:
+    """What scoring cost since the last look."""
+
+    calls: int = 0  # of a function, those from the cache left out
+    call_s: float = 0.0  # their sum, from the start of each to its result
+    max_call_s: float = 0.0
+    retried: int = 0  # calls that failed and were made again
+    cache_lookups: int = 0
+    cache_hits: int = 0
+    replaced_workers: int = 0
 
 
 class Scorer(Protocol):
@@ -44,70 +81,235 @@ class Scorer(Protocol):
     def wait(self, timeout_s: float) -> None:
         """Block until a verdict can be polled, at most ``timeout_s``."""
 
+    def drain(self, timeout_s: float) -> bool:
+        """Block until every verdict that can come without further submissions can be polled; False: not in time.
+
+        Samples whose group is not whole yet are not waited for. Verdicts arrive in any order; they carry ``uid`` and
+        ``index`` for a caller that wants one.
+        """
+
     def close(self) -> None: ...
 
 
-class InlineScorer:
-    """Calls ``function`` at submission. ``decode`` maps the response's token ids to text, end token left out."""
+@dataclass(slots=True)
+class _Sample:
+    """A sample between its submission and its verdict."""
 
-    def __init__(self, function: RewardFunction, decode: Callable[[Sequence[int]], str]) -> None:
-        self._function = function
-        self._decode = decode
+    uid: str
+    index: int
+    response: Response
+    outcomes: dict[int, Outcome] = field(default_factory=dict)  # by function
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A call under way: whose it is, and how often it may still be made again."""
+
+    samples: list[_Sample]
+    call: Call
+    key: str | None
+    retries_left: int
+
+
+class RewardScorer:
+    """See the module docstring.
+
+    Args:
+        decode: the response's token ids to text, end token left out.
+        group_size: samples of a prompt, for functions that judge groups.
+        retries: how often a failed call is made again before its failure counts.
+        cache: of verdicts; None: off.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        group_size: int = 1,
+        retries: int = 0,
+        cache: VerdictCache | None = None,
+    ) -> None:
+        self.cache = cache
+        self._calls, self._decode = calls, decode
+        self._group_size, self._retries = group_size, retries
         self._verdicts: list[Verdict] = []
+        self._num_open = 0  # samples without a verdict yet
+        self._held: dict[str, list[_Sample]] = {}  # by uid, until the group is whole
+        self._asked: dict[int, _Asked] = {}  # by a number of ours
+        self._next_number = 0
+        self._results: SimpleQueue[tuple[int, CallResult]] = SimpleQueue()
+        self._counts = ScoringCounts()
+
+    # ---- the protocol ----------------------------------------------------------------------------------------
 
     def submit(self, prompt: Prompt, index: int, token_ids: np.ndarray, finish_reason: str) -> None:
-        self._verdicts.append(self._judge(prompt, index, token_ids, finish_reason))
+        ids: list[int] = token_ids.tolist()
+        facts = self._calls.facts
+        kept = tuple(ids) if any(one.takes_tokens for one in facts) else ()
+        response = Response(text=self._decode(ids), finish_reason=finish_reason, token_ids=kept)
+        sample = _Sample(prompt.uid, index, response)
+        self._num_open += 1
+        question = Question(prompt=prompt.text, reference=prompt.reference, columns=dict(prompt.columns))
+        group = self._complete_group(sample) if any(one.per_group for one in facts) else []
+        for number, one in enumerate(facts):
+            if not one.per_group:
+                self._ask(number, one, question, [sample])
+            elif group:
+                self._ask(number, one, question, group)
+        self._take_in()
 
     def poll(self) -> Sequence[Verdict]:
+        self._take_in()
         verdicts, self._verdicts = self._verdicts, []
         return verdicts
 
     @property
     def num_pending(self) -> int:
-        return len(self._verdicts)
+        return self._num_open + len(self._verdicts)
 
     def wait(self, timeout_s: float) -> None:
-        return None
+        self._wait(timeout_s, lambda: bool(self._verdicts))
+
+    def drain(self, timeout_s: float) -> bool:
+        return self._wait(timeout_s, lambda: not self._asked)
 
     def close(self) -> None:
-        return None
+        """Whose verdicts are still pending is forgotten; the workers are closed by whoever started them."""
+        self._asked.clear()
 
-    def _judge(self, prompt: Prompt, index: int, token_ids: np.ndarray, finish_reason: str) -> Verdict:
-        try:
-            outcome = self._function(
-                self._decode(token_ids.tolist()),
-                prompt=prompt.text,
-                reference=prompt.reference,
-                finish_reason=finish_reason,
-                columns=prompt.columns,
-            )
-            reward, parts = read_outcome(outcome)
-        # A user's function may raise anything, and code it runs may call exit(): data that metrics count.
-        except (Exception, SystemExit) as error:
-            failure = f"reward_error: {type(error).__name__}: {' '.join(str(error).split())}"
-            return Verdict(uid=prompt.uid, index=index, reward=None, failure=failure)
-        return Verdict(uid=prompt.uid, index=index, reward=reward, parts=parts)
+    def take_counts(self) -> ScoringCounts:
+        """Counts since the last call."""
+        counts, self._counts = self._counts, ScoringCounts()
+        counts.replaced_workers = self._calls.take_replaced()
+        return counts
+
+    # ---- private ---------------------------------------------------------------------------------------------
+
+    def _complete_group(self, sample: _Sample) -> list[_Sample]:
+        """The group in the order of its indices if ``sample`` was its last one, else nothing."""
+        held = self._held.setdefault(sample.uid, [])
+        held.append(sample)
+        if len(held) < self._group_size:
+            return []
+        return sorted(self._held.pop(sample.uid), key=lambda one: one.index)
+
+    def _ask(self, function: int, facts: FunctionFacts, question: Question, samples: list[_Sample]) -> None:
+        responses = [sample.response for sample in samples]
+        if not facts.takes_tokens:
+            responses = [Response(text=r.text, finish_reason=r.finish_reason) for r in responses]
+        call = Call(function=function, question=question, responses=tuple(responses))
+        key = None
+        if self.cache is not None and facts.cacheable:
+            key = digest_call(call, facts)
+            self._counts.cache_lookups += 1
+            known = self.cache.get(key)
+            if known is not None and len(known) == len(samples):
+                self._counts.cache_hits += 1
+                self._settle(function, samples, known)
+                return
+        self._make(_Asked(samples, call, key, self._retries))
+
+    def _make(self, asked: _Asked) -> None:
+        number = self._next_number
+        self._next_number += 1
+        self._asked[number] = asked
+        results = self._results
+        self._calls.submit(asked.call, lambda result: results.put((number, result)))
+
+    def _wait(self, timeout_s: float, done: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + timeout_s
+        self._take_in()
+        while not done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                number, result = self._results.get(timeout=min(left, CHECK_S))
+            except Empty:
+                self._calls.check()
+            else:
+                self._receive([(number, result)])
+        return True
+
+    def _take_in(self) -> None:
+        while not self._results.empty():  # a call made again in this process answers at once
+            arrived = []
+            while not self._results.empty():
+                arrived.append(self._results.get())
+            self._receive(arrived)
+        self._calls.check()
+
+    def _receive(self, arrived: list[tuple[int, CallResult]]) -> None:
+        known = []
+        for number, result in arrived:
+            asked = self._asked.pop(number, None)
+            if asked is None:  # forgotten by close()
+                continue
+            self._counts.calls += 1
+            self._counts.call_s += result.seconds
+            self._counts.max_call_s = max(self._counts.max_call_s, result.seconds)
+            if asked.retries_left and any(outcome.failure for outcome in result.outcomes):
+                self._counts.retried += 1
+                asked.retries_left -= 1
+                self._make(asked)
+                continue
+            if asked.key is not None:
+                known.append((asked.key, result.outcomes))
+            self._settle(asked.call.function, asked.samples, result.outcomes)
+        if known and self.cache is not None:
+            self.cache.put(known)
+
+    def _settle(self, function: int, samples: Sequence[_Sample], outcomes: Sequence[Outcome]) -> None:
+        facts = self._calls.facts
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            sample.outcomes[function] = outcome
+            if len(sample.outcomes) == len(facts):
+                self._num_open -= 1
+                self._verdicts.append(_combine(sample, facts))
 
 
-def read_outcome(outcome: Any) -> tuple[float, dict[str, float]]:
-    """A reward function's return value as (reward, parts).
+def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> Verdict:
+    """The verdict of all functions: the weighted sum of those with an opinion; a failure of one is a failure.
 
-    A number is the reward. A mapping holds named parts; its ``reward`` key is the total, else the parts' sum.
-
-    Raises:
-        ValueError: anything else, and numbers that are not finite.
+    Parts of a combination: each function's own reward under its name, its parts as NAME.PART, and ``accuracy``, which
+    evaluation reads, of the first function that gives one.
     """
-    parts = {str(k): float(v) for k, v in outcome.items()} if isinstance(outcome, Mapping) else {}
-    if parts:
-        reward = parts.pop("reward", None)
-        reward = sum(parts.values()) if reward is None else reward
-    elif isinstance(outcome, (bool, int, float, np.floating, np.integer, np.bool_)):
-        reward = float(outcome)
-    else:
-        raise ValueError(f"a reward function must return a number or a mapping of parts, got {outcome!r}")
-    if not math.isfinite(reward):
-        raise ValueError(f"a reward must be finite, got {reward!r}")
-    return reward, parts
+    outcomes = [sample.outcomes[number] for number in range(len(facts))]
+    failure = next((outcome.failure for outcome in outcomes if outcome.failure), None)
+    pairs = [(one, outcome) for one, outcome in zip(facts, outcomes, strict=True) if outcome.reward is not None]
+    if failure is None and not pairs:
+        failure = "none: no function of the reward gave a verdict"
+    if failure is not None:
+        return Verdict(uid=sample.uid, index=sample.index, reward=None, failure=failure)
+    parts: dict[str, float] = {}
+    total = 0.0
+    for one, outcome in pairs:
+        assert outcome.reward is not None
+        total += one.weight * outcome.reward
+        if not one.name:
+            parts |= outcome.parts
+            continue
+        parts[one.name] = outcome.reward
+        for name, value in outcome.parts.items():
+            if name == "accuracy":
+                parts.setdefault("accuracy", value)
+            else:
+                parts[f"{one.name}.{name}"] = value
+    return Verdict(uid=sample.uid, index=sample.index, reward=total, parts=parts)
+
+
+class InlineScorer(RewardScorer):
+    """Calls one ``function`` at submission, in this process: for rewards that take microseconds."""
+
+    def __init__(self, function: RewardFunction, decode: Callable[[Sequence[int]], str]) -> None:
+        loaded = LoadedFunction(FunctionSpec(function=function), RewardConfig())
+        super().__init__(InlineCalls([loaded]), decode)
+
+
+def failure_kind(failure: str) -> str:
+    """``timeout`` of ``timeout: no verdict within 30 s``: what failures are counted by."""
+    return failure.partition(":")[0]
 
 
 def make_decode(tokenizer: Any, end_ids: Sequence[int]) -> Callable[[Sequence[int]], str]:

@@ -110,9 +110,7 @@ class _HeadLogprobs(torch.autograd.Function):
         )
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
-) -> torch.Tensor:
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float) -> torch.Tensor:
     """f32[chunk, V], computed in the model's dtype like the engine does, then divided by the temperature."""
     logits = hidden @ weight.t()
     if bias is not None:

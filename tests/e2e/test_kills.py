@@ -30,7 +30,7 @@ PLACES = {
     "before the first step": Place("rlpost.loop:Trainer._publish"),
     "copying the weights": Place("rlpost.rollout.vllm_engine:VLLMEngine.load_weights", "after", nth=2),
     "generating": Place("rlpost.rollout.vllm_engine:VLLMEngine.step", nth=60),
-    "scoring": Place("rlpost.rollout.scoring:InlineScorer.submit", "after", nth=20),
+    "scoring": Place("rlpost.rollout.scoring:RewardScorer.submit", "after", nth=20),
     "between abort and store": Place("rlpost.rollout.buffer:RolloutBuffer.store", nth=3),
     "in the middle of the store": Place("rlpost.rollout.ledger:Ledger._insert_queued", "after", nth=3),
     "after the store": Place("rlpost.rollout.buffer:RolloutBuffer.store", "after", nth=2),
@@ -147,6 +147,16 @@ def test_killed_at_phase_after_phase_it_ends_as_if_nothing_had_happened(nursery,
     life = die_of(nursery, "killed", IN_CI)
     assert "resumed after step" in life.output and "Accuracy before" in life.output
     assert_the_same_run(nursery.folder / "runs/killed", whole)
+
+
+def test_verdicts_of_worker_processes_are_taken_in_a_fixed_order(nursery, whole):
+    """With two reward workers, killed while they judge: still the run that judged in its own process."""
+    run = [*RUN, *SAME, "name=workers", "reward.workers=2"]
+    life = nursery.live(*run, place=Place("rlpost.rollout.scoring:RewardScorer.submit", "after", nth=70))
+    assert life.status == KILLED, life.output
+    life = nursery.live(*run)
+    assert life.status == 0, life.output
+    assert_the_same_run(nursery.folder / "runs/workers", whole)
 
 
 @pytest.mark.torture

@@ -271,16 +271,26 @@ def test_rewards(cfg, tmp_path, monkeypatch):
     fails(cfg, ConfigError, "reward.function", reward__function="nosuch")
     fails(cfg, ConfigError, "reward.function", "nosuch_package", reward__function="nosuch_package.score")
     fails(cfg, ConfigError, "no_such_function", reward__function="rlpost.rewards.answers.no_such_function")
-    (tmp_path / "my_rewards.py").write_text("def score(response, *, bonus=0.0, **_):\n    return bonus\n")
+    (tmp_path / "my_rewards.py").write_text(
+        "def score(response, *, bonus=0.0, **_):\n    return bonus\ndef strict(response, *, bonus):\n    return bonus\n"
+        "def trl(completions, answer, **_):\n    return [1.0]\n"
+        "def needy(completions, level):\n    return [1.0]\n"
+    )
     (tmp_path / "broken_rewards.py").write_text("import nosuch_module\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     fails(cfg, ConfigError, "nosuch_module", reward__function="broken_rewards.score")
+    fails(cfg, ConfigError, "bonsu", reward__function="my_rewards.strict", reward__args={"bonsu": 1})
     cfg.reward.function, cfg.reward.args = "my_rewards.score", {"bonus": 1.0}
     check(cfg)
     cfg.reward.function = {"_target_": "my_rewards.score"}
     check(cfg)
-    sys.modules.pop("my_rewards")
+    assert "my_rewards.score, an answer at a time, in" in str(check(cfg))
+    cfg.reward.function = "my_rewards.trl"
+    cfg.reward.args = {}
+    assert "a group at a time" in str(check(cfg))
+    fails(cfg, ConfigError, "got 'level'", "data.train has as columns (answer)", reward__function="my_rewards.needy")
+    assert "my_rewards" not in sys.modules, "the worker imports it, not the run"
 
 
 def test_data(cfg, tmp_path):

@@ -2,18 +2,22 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlpost.config import RewardConfig
 from rlpost.errors import RunError
+from rlpost.rewards.functions import load_functions
 from rlpost.rollout.buffer import ROLLED_BACK, LedgerError
 from rlpost.rollout.collect import collect, sample_seed
 from rlpost.rollout.ledger import TABLES, DamagedLedger, Ledger
 from rlpost.rollout.ledger_recovery import recover_ledger, start_ledger
-from rlpost.rollout.scoring import InlineScorer
+from rlpost.rollout.reward_workers import InlineCalls
+from rlpost.rollout.scoring import InlineScorer, RewardScorer
 from tests.rollout.simulation import build, finish_step, prompts
 
 SHAPE = {"n": 3, "g": 2, "slots": 5, "staleness": 2, "oversample": 2.5}
@@ -470,3 +474,34 @@ def test_compaction_frees_what_a_restart_gave_up(tmp_path):
     assert len(restarts) >= 2 and len(ledger.execute(attempts)) == len(restarts) + 1
     ledger.compact(restarts[0][1])
     assert ledger.execute(attempts)[0] == (1,), "the first attempt's tokens are freed, later ones' may be needed"
+
+
+def rank_lengths(responses, **_):
+    assert len(responses) == 3, "a group function was called with a part of a group"
+    return [float(len(r) == max(map(len, responses))) for r in responses]
+
+
+def group_scorer():
+    calls = InlineCalls(load_functions(RewardConfig(function=rank_lengths, workers=0)))
+    return RewardScorer(calls, lambda ids: "x" * len(ids), group_size=3)
+
+
+@pytest.mark.parametrize("score_every", [0, 4])
+def test_a_group_function_judges_whole_groups_over_steps_and_after_a_resume(tmp_path, score_every):
+    """Finished samples of groups that are not whole wait in the scorer; a resume hands them to a new one."""
+    shape = {"n": 4, "g": 3, "slots": 8, "staleness": 3, "oversample": 2.0}
+    life, trained, handed_over = Life(tmp_path, **shape).begin(), [], 0
+    for step in range(9):
+        if step in (3, 6):
+            handed_over += life.scorer.num_pending
+            life.save(step)
+            life.close()
+            life = Life(tmp_path, **shape).resume(step)
+        if step in (0, 3, 6):
+            life.scorer, life.settings = group_scorer(), replace(life.settings, score_every=score_every)
+        trained += life.step(step)
+    assert handed_over > 0, "no group was cut in two by a resume, so nothing was tried"
+    assert len(trained) == 36 and len({group.uid for group in trained}) == 36
+    for group in trained:
+        longest = max(s.num_tokens for s in group.samples)
+        assert [s.reward for s in group.samples] == [float(s.num_tokens == longest) for s in group.samples]

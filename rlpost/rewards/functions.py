@@ -1,0 +1,282 @@
+"""Reward functions ready to be called.
+
+A function has our signature or TRL's, is sync or async, and judges one response or a whole group at a time;
+:class:`LoadedFunction` makes them all alike. Called in reward workers (``rewards.worker``) and, for rewards that run in
+the process, by ``rollout.scoring``. No heavy imports; a user's module is imported by :func:`load_functions` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpost import __version__, plugins
+from rlpost.config import RewardConfig
+from rlpost.errors import ConfigError, explain
+from rlpost.rewards import REWARDS
+from rlpost.rewards.failures import RewardFailure
+from rlpost.rewards.outcomes import Outcome, to_outcome, to_outcomes
+from rlpost.rewards.selection import FunctionSpec, list_functions
+
+TRL_KEYWORDS = frozenset({"prompts", "completions", "completion_ids"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Response:
+    """One answer to be judged."""
+
+    text: str
+    finish_reason: str
+    token_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What all responses of a call answer."""
+
+    prompt: str
+    reference: Any
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FunctionFacts:
+    """What a caller elsewhere must know of a loaded function; plain values."""
+
+    name: str
+    weight: float
+    per_group: bool
+    takes_tokens: bool  # completion_ids
+    timeout_s: float
+    concurrency: int  # calls that may run at once in one worker: above 1 only for async functions
+    is_async: bool
+    version: str  # of everything that decides a verdict; part of a cached verdict's key
+    cacheable: bool
+    columns: tuple[str, ...]  # the data's columns without which it cannot be called (TRL's style)
+
+
+def load_functions(cfg: RewardConfig, reference_key: str | None = None) -> list[LoadedFunction]:
+    """Imports and binds every function. Raises ConfigError for what cannot be imported or called."""
+    return [LoadedFunction(spec, cfg, reference_key) for spec in list_functions(cfg)]
+
+
+def check_columns(facts: Sequence[FunctionFacts], columns: Collection[str], key: str) -> None:
+    """Raises ConfigError where a function in TRL's style needs a column that the data of ``key`` does not have."""
+    for one in facts:
+        missing = [name for name in one.columns if name not in columns]
+        if missing:
+            where = f"reward.functions.{one.name}" if one.name else "reward.function"
+            expected = f"parameters that {key} has as columns ({', '.join(columns)})"
+            raise ConfigError(explain(where, ", ".join(missing), expected, "rename one, or give it a default"))
+
+
+def resolve_function(spec: FunctionSpec) -> Any:
+    """The callable with its arguments bound (``args`` win over the target's own); raises ConfigError."""
+    function = spec.function
+    if spec.args:
+        plain = dict(function) if isinstance(function, Mapping) else {"_target_": function}
+        function = {**plain, **spec.args}
+    return plugins.resolve_target(function, REWARDS, f"{spec.key}.function")
+
+
+class LoadedFunction:
+    """One function of the reward, with the lifetime of its process.
+
+    Args:
+        reference_key: the reference's column, under whose name TRL's functions expect it.
+    """
+
+    def __init__(self, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None = None) -> None:
+        self.target = resolve_function(spec)
+        self._reference_key, self._messages = reference_key, cfg.messages
+        self._loop: asyncio.AbstractEventLoop | None = None
+        code = _code_of(self.target)
+        parameters, self._takes_any = _parameters_of(self.target)
+        self._takes = frozenset(parameters)
+        self.trl = spec.style == "trl" or (spec.style == "auto" and "completions" in parameters)
+        of_groups = self.trl or "responses" in parameters
+        if not self.trl and spec.calls == "group" and not of_groups:
+            do = "name a parameter responses, which gets the texts of the whole group"
+            raise ConfigError(explain(f"{spec.key}.calls", "group", "sample for this function", do))
+        if not self.trl and spec.calls == "sample" and of_groups:
+            raise ConfigError(explain(f"{spec.key}.calls", "sample", "group: it takes responses", "leave calls out"))
+        is_async = inspect.iscoroutinefunction(code)
+        per_group = spec.calls == "group" or (spec.calls == "auto" and of_groups)
+        columns = _required(self.target) - TRL_KEYWORDS if self.trl else frozenset()
+        if not self.trl:
+            self._check_signature(spec, per_group)
+        self.facts = FunctionFacts(
+            name=spec.name,
+            weight=float(spec.weight),
+            per_group=per_group,
+            takes_tokens=self.trl and (self._takes_any or "completion_ids" in self._takes),
+            timeout_s=float(_attribute(self.target, "timeout_s", cfg.timeout_s)),
+            concurrency=int(_attribute(self.target, "concurrency", cfg.concurrency)) if is_async else 1,
+            is_async=is_async,
+            version=_version(self.target, spec, cfg, reference_key),
+            cacheable=bool(_attribute(self.target, "cacheable", True)),
+            columns=tuple(sorted(columns)),
+        )
+
+    def judge(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
+        """One outcome for each response; whatever the function raises becomes a failure. No deadline for sync code."""
+        try:
+            if self.facts.is_async:
+                return self.loop.run_until_complete(self.judge_async(question, responses))
+            value = self._call(question, responses)
+            if inspect.isawaitable(value):  # of a decorated async function, which does not look like one
+                value = self.loop.run_until_complete(_finish(value))
+            return self._read(value, len(responses))
+        # A user's function may raise anything, and code it runs may call exit(): data that metrics count.
+        except (Exception, SystemExit) as error:
+            return [to_outcome(error)] * len(responses)
+
+    async def judge_async(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
+        """The same for an async function, with its deadline."""
+        try:
+            async with asyncio.timeout(self.facts.timeout_s) as deadline:
+                return self._read(await self._call(question, responses), len(responses))
+        except (Exception, SystemExit) as error:
+            late = isinstance(error, TimeoutError) and deadline.expired()
+            failure = RewardFailure("timeout", f"no verdict within {self.facts.timeout_s:g} s") if late else error
+            return [to_outcome(failure)] * len(responses)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """One loop for all calls: a client's connections live in it."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop
+
+    def close(self) -> None:
+        """Ends what the function holds: its own ``close()``, sync or async, then its loop."""
+        closing = getattr(self.target, "close", None)
+        if callable(closing):
+            ended = closing()
+            if inspect.isawaitable(ended):
+                self.loop.run_until_complete(ended)
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    def _check_signature(self, spec: FunctionSpec, per_group: bool) -> None:
+        """Raises ConfigError for a function that cannot be called as ours are."""
+        names = ("prompt", "reference", "columns", "finish_reasons" if per_group else "finish_reason")
+        try:
+            inspect.signature(self.target).bind(None, **self._keep(dict.fromkeys(names)))
+        except TypeError as error:
+            first = "responses" if per_group else "response"
+            expected = f"a function of ({first}, *, {', '.join(names)}), or of some of these"
+            do = f"{error}; give other parameters by args, or say style: trl"
+            raise ConfigError(explain(f"{spec.key}.function", _name_of(self.target), expected, do)) from None
+        except ValueError:  # a C function without a signature; calling it will tell
+            return
+
+    def _call(self, question: Question, responses: Sequence[Response]) -> Any:
+        if self.trl:
+            return self.target(**self._keep(self._trl_keywords(question, responses)))
+        keywords: dict[str, Any] = {
+            "prompt": question.prompt,
+            "reference": question.reference,
+            "columns": question.columns,
+        }
+        if self.facts.per_group:
+            reasons = [r.finish_reason for r in responses]
+            return self.target([r.text for r in responses], **self._keep({**keywords, "finish_reasons": reasons}))
+        (response,) = responses
+        return self.target(response.text, **self._keep({**keywords, "finish_reason": response.finish_reason}))
+
+    def _trl_keywords(self, question: Question, responses: Sequence[Response]) -> dict[str, Any]:
+        count = len(responses)
+        columns = dict(question.columns)
+        if self._reference_key is not None:
+            columns.setdefault(self._reference_key, question.reference)
+        bound = self.target.keywords if isinstance(self.target, functools.partial) else {}
+        keywords: dict[str, Any] = {name: [value] * count for name, value in columns.items() if name not in bound}
+        if self._messages:
+            keywords["prompts"] = [[{"role": "user", "content": question.prompt}] for _ in responses]
+            keywords["completions"] = [[{"role": "assistant", "content": r.text}] for r in responses]
+        else:
+            keywords["prompts"] = [question.prompt] * count
+            keywords["completions"] = [r.text for r in responses]
+        keywords["completion_ids"] = [list(r.token_ids) for r in responses]
+        return keywords
+
+    def _keep(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Those that the function takes."""
+        return keywords if self._takes_any else {name: v for name, v in keywords.items() if name in self._takes}
+
+    def _read(self, value: Any, count: int) -> list[Outcome]:
+        if self.trl or self.facts.per_group:
+            return to_outcomes(value, count, nan_is_none=self.trl)
+        return [to_outcome(value)]
+
+
+async def _finish(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def _code_of(target: Any) -> Any:
+    """The function that runs: what a partial wraps, or an instance's ``__call__``."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    return target if inspect.isroutine(target) else type(target).__call__
+
+
+def _parameters_of(target: Any) -> tuple[list[str], bool]:
+    """Names of the parameters, and whether any other keyword is taken too."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # a C function without a signature
+        return [], True
+    return [p.name for p in parameters], any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _required(target: Any) -> frozenset[str]:
+    """Parameters without a default."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(target).parameters.values()
+    return frozenset(p.name for p in parameters if p.default is p.empty and p.kind not in kinds)
+
+
+def _name_of(target: Any) -> str:
+    code = _code_of(target)
+    return f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', code)}"
+
+
+def _attribute(target: Any, name: str, default: Any) -> Any:
+    while isinstance(target, functools.partial):
+        target = target.func
+    return getattr(target, name, default)
+
+
+def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None) -> str:
+    """A digest of what decides a verdict besides its inputs: the module's source, the arguments, ``version``."""
+    code = _code_of(target)
+    module = inspect.getmodule(code)
+    file = getattr(module, "__file__", None)
+    source = Path(file).read_bytes() if file and Path(file).is_file() else b""
+    facts = {
+        "rlpost": __version__,
+        "function": _name_of(target),
+        "source": hashlib.sha256(source).hexdigest(),
+        "version": str(_attribute(target, "version", "")),
+        "given": [_plain(spec.function), dict(spec.args), spec.style, spec.calls],
+        "messages": cfg.messages,
+        "reference_key": reference_key,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
+
+
+def _plain(function: Any) -> Any:
+    """As the configuration has it; a Python object is known by its name alone."""
+    if isinstance(function, Mapping):
+        return dict(function)
+    return function if isinstance(function, str) else ""

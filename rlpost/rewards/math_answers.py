@@ -1,0 +1,184 @@
+r"""The ``math`` reward: is the final answer of a response equal to the reference, as mathematics?
+
+The answer is what a recipe's ``pattern`` finds, else the content of the last ``\boxed{}`` (braces balanced), else what
+follows the last ``####``. Plain numbers are compared exactly, words as words; everything else goes through math-verify
+(LaTeX, expressions, percentages, sets, intervals), whose comparison can take for ever: its own timeouts need the main
+thread's signals and are off, the worker's deadline stands in for them. So this reward runs in a worker.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+from rlpost.rewards.failures import RewardFailure
+
+MAX_ANSWER_CHARS = 1000  # a longer "answer" is none; parsing it could take minutes
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
+PERCENT = re.compile(r"\s*(?:\\?%|\\%|\\text\{\s*(?:%|\\%|percent)\s*\}|percent)\s*$", re.IGNORECASE)
+WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*")
+INTERVAL = re.compile(r"\\infty|[\[\]]")
+TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|operatorname)\s*\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An answer's text without its wrapping, and whether it was a percentage."""
+
+    text: str
+    percent: bool = False
+
+
+def math_answer(
+    response: str, *, reference: Any, pattern: str | None = None, format_reward: float = 0.0, **_: Any
+) -> dict[str, float]:
+    r"""1 when the marked answer equals the reference's, else 0; a response without a marked answer is wrong.
+
+    ``pattern`` is a regular expression whose last match marks the answer, by its first group if it has one.
+    ``format_reward`` is added where an answer is marked. Parts: ``reward``, ``accuracy``, ``format``.
+
+    Raises RewardFailure: ``bad_reference`` for a reference without an answer, ``verify_error`` where the comparison
+    itself fails.
+    """
+    gold = find_answer(str(reference), pattern)
+    gold = str(reference) if gold is None else gold
+    if not gold.strip() or len(gold) > MAX_ANSWER_CHARS:
+        raise RewardFailure("bad_reference", f"no answer of at most {MAX_ANSWER_CHARS} characters in {reference!r}")
+    given = find_answer(response, pattern)
+    accuracy = float(given is not None and is_equal(gold, given))
+    marked = float(given is not None)
+    return {"reward": accuracy + format_reward * marked, "accuracy": accuracy, "format": marked}
+
+
+math_answer.version = f"math-verify {version('math-verify')}, sympy {version('sympy')}"  # type: ignore[attr-defined]
+
+
+# -- finding the answer --------------------------------------------------------------------------------------------
+
+
+def find_answer(text: str, pattern: str | None = None) -> str | None:
+    r"""The marked answer: by ``pattern`` if there is one, else the last ``\boxed{}``, else after the last ``####``."""
+    if pattern is not None:
+        matches = list(re.finditer(pattern, text))
+        if matches:
+            last = matches[-1]
+            return (last.group(1) if last.re.groups else last.group()) or ""
+    boxed = find_boxed(text)
+    if boxed is not None:
+        return boxed
+    _, marker, after = text.rpartition("####")
+    return after.strip().partition("\n")[0].strip() if marker else None
+
+
+def find_boxed(text: str) -> str | None:
+    r"""The content of the last whole ``\boxed{...}``; ``\{`` and ``\}`` are no braces."""
+    for start in reversed(list(BOX.finditer(text))):
+        depth, position = 1, start.end()
+        while position < len(text) and depth:
+            if text[position] == "\\":
+                position += 1
+            elif text[position] in "{}":
+                depth += 1 if text[position] == "{" else -1
+            position += 1
+        if not depth:
+            return text[start.end() : position - 1]
+    return None
+
+
+# -- comparing -----------------------------------------------------------------------------------------------------
+
+
+def is_equal(gold: str, given: str) -> bool:
+    """Whether two answers are the same; not symmetric where one is an equation (the reference's form counts)."""
+    if len(given) > MAX_ANSWER_CHARS:
+        return False
+    first, second = strip_wrapping(gold), strip_wrapping(given)
+    if not first.text or not second.text:
+        return False
+    scales = [1] if first.percent == second.percent else [1, 100]  # 50 % is 0.5, and 50 where percent is understood
+    wanted, got = read_number(first.text), read_number(second.text)
+    if wanted is not None and got is not None:
+        larger, smaller = (wanted, got) if first.percent else (got, wanted)
+        return any(larger == scale * smaller for scale in scales)
+    if is_words(first.text) or is_words(second.text):
+        return as_words(first.text) == as_words(second.text)
+    if first.text == second.text and first.percent == second.percent:
+        return True
+    return any(verify(_scaled(first, scale), _scaled(second, scale)) for scale in scales)
+
+
+def strip_wrapping(text: str) -> Answer:
+    """Without dollar signs, a last full stop, LaTeX's spaces, thousands separators and the percent sign."""
+    text = text.strip()
+    for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**")):
+        if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
+            text = text[len(opening) : -len(closing)].strip()
+    text = re.sub(r"(?<!\\)\\[!,;: ]|\{,\}(?=\d{3})", lambda m: "," if m.group() == "{,}" else "", text)
+    text = re.sub(r"^(?:\\?[$€£¥])\s*", "", text.strip().removesuffix(".").strip())
+    percent = PERCENT.search(text)
+    return Answer(text=text[: percent.start()] if percent else text, percent=percent is not None)
+
+
+def read_number(text: str) -> Fraction | None:
+    """A plain decimal number, exactly: thousands separators, a sign, an exponent; None for anything else."""
+    text = text.replace("\N{MINUS SIGN}", "-").strip()
+    if not NUMBER.fullmatch(text) or not any(c.isdigit() for c in text):
+        return None
+    return Fraction(text.replace(",", ""))
+
+
+def is_words(text: str) -> bool:
+    """Words such as Monday, not products of letters: three letters or more, or LaTeX text of at least one."""
+    inner = TEXT.fullmatch(text.strip())
+    return bool(WORDS.fullmatch(text.strip())) or bool(inner and re.search(r"[^\W\d_]", inner.group(1)))
+
+
+def as_words(text: str) -> str:
+    return " ".join(TEXT.sub(r"\1", text).replace("{", "").replace("}", "").split()).strip("()").casefold()
+
+
+def verify(gold: str, given: str) -> bool:
+    """math-verify's judgement. Raises RewardFailure where it cannot judge; may never return."""
+    from math_verify import verify as compare
+
+    parsed = parse(gold)
+    if not parsed:
+        raise RewardFailure("bad_reference", f"cannot be read as mathematics: {gold!r}")
+    interval = INTERVAL.search(gold) is not None  # then x < 3 may stand for it; a point (1, 2) is no inequality
+    given_parsed = list(parse(given))
+    try:
+        return bool(
+            compare(
+                list(parsed),
+                given_parsed,
+                timeout_seconds=None,
+                raise_on_error=True,
+                allow_set_relation_comp=interval,
+            )
+        )
+    except Exception as error:  # sympy's own kinds, of any base
+        raise RewardFailure("verify_error", f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=4096)  # a group's references are one
+def parse(text: str) -> tuple[Any, ...]:
+    """What the text says, as sympy's expressions and as text; empty where it cannot be read."""
+    import logging
+
+    from math_verify import LatexExtractionConfig
+    from math_verify import parse as read
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # warns that its timeout is off, which it shall be
+    try:
+        return tuple(read(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True))
+    except Exception:  # noqa: BLE001 - unreadable: the reference's is reported, a response's is no right answer
+        return ()
+
+
+def _scaled(answer: Answer, scale: int) -> str:
+    return f"\\frac{{{answer.text}}}{{100}}" if answer.percent and scale == 100 else answer.text

@@ -1,0 +1,105 @@
+"""Which functions make up a reward, as the configuration names them, and where they run. Imports none of them.
+
+Pure functions of ``RewardConfig``; called by ``preflight``, ``session`` and, in each worker, ``rewards.functions``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from rlpost.config import RewardConfig
+from rlpost.errors import ConfigError, explain
+from rlpost.rewards import REWARDS
+
+STYLES = ("auto", "rlpost", "trl")
+CALLS = ("auto", "sample", "group")
+IN_PROCESS = ("exact_answer", "gsm8k", "last_number", "digit_share", "format_match")  # microseconds, cannot hang
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FunctionSpec:
+    """One function as the configuration gives it. ``name`` is empty where it is the only one."""
+
+    function: Any
+    name: str = ""
+    weight: float = 1.0
+    args: Mapping[str, Any] = field(default_factory=dict)
+    style: str = "auto"  # auto: trl where a parameter is called completions
+    calls: str = "auto"  # auto: group where a parameter is called responses or completions
+
+    @property
+    def key(self) -> str:
+        return f"reward.functions.{self.name}" if self.name else "reward"
+
+
+def list_functions(cfg: RewardConfig) -> list[FunctionSpec]:
+    """``reward.function``, or everything in ``reward.functions``. Raises ConfigError; imports nothing."""
+    if bool(cfg.functions) == (cfg.function is not None):
+        got = "both" if cfg.functions else "neither"
+        raise ConfigError(
+            explain("reward", got, "reward.function, or reward.functions with weights", "set the other one to null")
+        )
+    if not cfg.functions:
+        return [FunctionSpec(function=cfg.function, args=cfg.args, style=cfg.style, calls=cfg.calls)]
+    for key in ("args", "style", "calls"):
+        value, default = getattr(cfg, key), getattr(RewardConfig(), key)
+        if value != default:
+            do = f"give {key} to each function"
+            raise ConfigError(explain(f"reward.{key}", value, f"{default} beside reward.functions", do))
+    return [_read_spec(str(name), value) for name, value in cfg.functions.items()]
+
+
+def _read_spec(name: str, value: Any) -> FunctionSpec:
+    key = f"reward.functions.{name}"
+    known = [f.name for f in fields(FunctionSpec) if f.name != "name"]
+    if not isinstance(value, Mapping) or "function" not in value:
+        raise ConfigError(
+            explain(key, value, "a mapping with function and weight", "write {function: NAME, weight: 1}")
+        )
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise ConfigError(explain(key, ", ".join(unknown), f"only {', '.join(known)}", "check the spelling"))
+    if not name.isidentifier():
+        raise ConfigError(explain(key, name, "a name of letters, digits and _", "it becomes reward/part/NAME"))
+    spec = FunctionSpec(name=name, **value)
+    weight: Any = spec.weight
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or weight != weight
+        or abs(weight) == float("inf")
+    ):
+        raise ConfigError(explain(f"{key}.weight", weight, "a finite number", "use 1.0"))
+    for field_name, got, options in (("style", spec.style, STYLES), ("calls", spec.calls, CALLS)):
+        if got not in options:
+            raise ConfigError(explain(f"{key}.{field_name}", got, f"one of {', '.join(options)}", "choose one"))
+    if not isinstance(spec.args, Mapping):
+        raise ConfigError(explain(f"{key}.args", spec.args, "a mapping of keyword arguments", "use {}"))
+    return spec
+
+
+def runs_in_process(cfg: RewardConfig) -> bool:
+    """Whether the reward is called in the run's own process: ``reward.workers`` is 0, or unset and every function is
+    one of those that take microseconds and cannot hang, or is given as a Python object, which cannot travel."""
+    if cfg.workers is not None:
+        return cfg.workers == 0
+    return all(_is_trivial(spec.function) for spec in list_functions(cfg))
+
+
+def _is_trivial(function: Any) -> bool:
+    if callable(function):
+        return True
+    target = function.get("_target_") if isinstance(function, Mapping) else function
+    return target in IN_PROCESS or target in [REWARDS[name] for name in IN_PROCESS]
+
+
+def to_plain_config(cfg: RewardConfig) -> dict[str, Any]:
+    """The configuration as JSON values, for a worker. Raises ConfigError for a function that is a Python object."""
+    try:
+        return json.loads(json.dumps(asdict(cfg)))
+    except TypeError:
+        do = "name it by its dotted path, or set reward.workers=0"
+        raise ConfigError(explain("reward.function", cfg.function, "a name that a worker can import", do)) from None
