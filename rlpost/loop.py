@@ -124,10 +124,10 @@ class Trainer:
                 self.stop.wait_for_boundaries()
             self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
             while True:
-                self._leave_if_stopped()
                 publication = self._publish()
                 if self._eval_is_due(self.step):
                     self._evaluate()
+                self._leave_if_stopped()
                 if self.step >= self.cfg.steps:  # more than that where a finished part is resumed with fewer steps
                     break
                 self._one_step(publication)
@@ -183,19 +183,21 @@ class Trainer:
         times = {"publish": publication.duration_s}
         with self.device.generating():
             stats = self._timed(times, "generate", self._collect)
-        groups = self._timed(times, "ledger", self._store)
+        groups = self._store()
         if stats.stopped:
             self.history.add_stopped(stats)
             self._save_and_leave(under_way=True)
         with self.device.training():
             update = self._timed(times, "update", lambda: self._update(groups))
             self.state.step += 1
-            metrics = self._settle(groups, stats, update, publication, times)
+            metrics = self._settle(groups, stats, update, publication)
+            times["ledger"] = self.buffer.take_ledger_s()
             times["step"] = publication.duration_s + time.perf_counter() - started
             self.metrics.log(self.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
             self.progress.step_done(self.step, metrics | {"time/step": times["step"]})
             if self.state.is_due():
                 self._save()
+        self._leave_if_stopped()
 
     # ---- the moves ------------------------------------------------------------------------------------------
 
@@ -266,19 +268,12 @@ class Trainer:
         return self.device.publish_weights(policy_version=self.step)
 
     def _settle(
-        self,
-        groups: Sequence[Group],
-        stats: RolloutStats,
-        update: Update,
-        publication: Publication,
-        times: dict[str, float],
+        self, groups: Sequence[Group], stats: RolloutStats, update: Update, publication: Publication
     ) -> dict[str, float]:
         """The step's account: ledger, record, metrics, rollout table; guards that stop the run."""
         drawn_steps = [g.drawn_step for g in self.buffer.admitted]
         lengths = {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted}
-        settling = time.perf_counter()
         self.buffer.settle(update.failed)
-        times["ledger"] += time.perf_counter() - settling
         self.buffer.check_conservation()
         for reason, count in Counter(update.failed.values()).items():
             self.progress.message(
@@ -379,6 +374,7 @@ class Trainer:
         elif under_way or not self.state.is_saved:
             with self.device.training():
                 path = self._save(under_way=under_way)
+            self.stop.note_saved()
             self.progress.message(f"saved {path}; the same command goes on from there")
         self.stop.raise_if_requested()
 

@@ -37,12 +37,17 @@ class StopRequest:
         self.requested: int | None = None  # the signal's number
         self._deadline_s, self._say = deadline_s, say
         self._at_once = True
+        self._saved = False
         self._before: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
 
     def wait_for_boundaries(self) -> None:
         """From here on a request waits until the loop asks for it."""
         self._at_once = False
+
+    def note_saved(self) -> None:
+        """What there is was saved: if the deadline passes now, nothing is lost."""
+        self._saved = True
 
     def raise_if_requested(self) -> None:
         if self.requested is not None:
@@ -75,10 +80,7 @@ class StopRequest:
         self._timer.start()
 
     def _give_up(self, number: int) -> None:
-        print(
-            f"rlpost: not saved within {self._deadline_s:g} s of {WORDS[signal.Signals(number)]} "
-            "(checkpoint.stop_deadline_s); the last checkpoint stands, and the same command resumes from it",
-            file=sys.stderr,
-            flush=True,
-        )
+        late = f"within {self._deadline_s:g} s of {WORDS[signal.Signals(number)]} (checkpoint.stop_deadline_s)"
+        what = f"saved, but not ended {late}" if self._saved else f"not saved {late}; the last checkpoint stands"
+        print(f"rlpost: {what}; the same command resumes from it", file=sys.stderr, flush=True)
         os._exit(128 + number)

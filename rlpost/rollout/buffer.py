@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import heapq
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,7 @@ class RolloutBuffer:
         self.tokens_received = 0
         self.groups_ended: Counter[str] = Counter()  # "trained", "rejected[...]", "failed[...]"
         self.tokens_ended: Counter[str] = Counter()  # the same, and "discarded[...]"
+        self._ledger_s = 0.0
         self._num_by_oldest: Counter[int | None] = Counter()  # groups in ``groups`` by oldest_version
         self._ready: dict[str, OpenGroup] = {}
         self._startable: list[tuple[int, int, int, str]] = []  # heap of (deadline, unfinished, order, uid)
@@ -93,7 +96,8 @@ class RolloutBuffer:
         """Write down everything since the last call; tokens of groups that wait are only in the ledger from here on."""
         if self.ledger is None:
             return
-        self.ledger.commit()
+        with self._timed():
+            self.ledger.commit()
         for group in self.groups.values():
             for sample in group.samples:
                 if sample.segments:
@@ -109,8 +113,9 @@ class RolloutBuffer:
             self._end(group, f"failed[{failed[group.uid]}]" if group.uid in failed else "trained")
         self.admitted = []
         if self.ledger is not None:
-            self.ledger.record("steps", self.step + 1, json.dumps(self.totals()))
-            self.ledger.commit()
+            with self._timed():
+                self.ledger.record("steps", self.step + 1, json.dumps(self.totals()))
+                self.ledger.commit()
 
     def release_admitted(self) -> None:
         """A step that is stopped half-way: what was admitted waits again, complete, for the same step's next try."""
@@ -172,10 +177,11 @@ class RolloutBuffer:
         if not evicted:
             return
         assert self.ledger is not None, "without a ledger nothing is evicted"
-        stored = self.ledger.read_segments([(g.order, s.index, g.attempt) for g, s in evicted])
-        for (_, sample), segments in zip(evicted, stored, strict=True):
-            assert not sample.segments, "a sample goes on only after its tokens are back"
-            sample.segments, sample.evicted = segments, False
+        with self._timed():
+            stored = self.ledger.read_segments([(g.order, s.index, g.attempt) for g, s in evicted])
+            for (_, sample), segments in zip(evicted, stored, strict=True):
+                assert not sample.segments, "a sample goes on only after its tokens are back"
+                sample.segments, sample.evicted = segments, False
 
     # ---- what the engine and the scorer report --------------------------------------------------------------
 
@@ -348,7 +354,18 @@ class RolloutBuffer:
         if num_tokens:
             self.tokens_ended[ROLLED_BACK] += num_tokens
 
+    def take_ledger_s(self) -> float:
+        """Seconds spent on the ledger's transactions, reads included, since the last call."""
+        seconds, self._ledger_s = self._ledger_s, 0.0
+        return seconds
+
     # ---- private --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._ledger_s += time.perf_counter() - started
 
     def _may_admit(self, group: OpenGroup) -> bool:
         if self.restart_stale:
