@@ -23,6 +23,7 @@ from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
 from rlpost.durable.stopping import Stopped, StopRequest
 from rlpost.errors import RunError, explain
 from rlpost.evaluate import eval_sampling, evaluate
+from rlpost.history import History
 from rlpost.reporting.closing import closing_table
 from rlpost.reporting.metrics import MetricsWriter
 from rlpost.reporting.model_card import model_card
@@ -81,7 +82,8 @@ class Trainer:
         prompts = session.train_prompts.prompts
         cursor = PromptCursor(len(prompts), cfg.seed, cfg.data.shuffle, digest_prompts(prompts))
         self.prompts = draw_prompts(cursor, prompts)
-        self.state = RunState(cfg, run.path, cursor, dtype=session.runtime.dtype, say=progress.message)
+        self.history = History()
+        self.state = RunState(cfg, run.path, cursor, self.history, dtype=session.runtime.dtype, say=progress.message)
         self.metrics = MetricsWriter(
             run.path,
             cfg.logging,
@@ -91,7 +93,6 @@ class Trainer:
             say=progress.message,
             split_times=cfg.deterministic,
         )
-        self.history = self.state.history
 
     @property
     def step(self) -> int:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlpost.compose import to_yaml
 from rlpost.config import Config
@@ -28,7 +28,6 @@ from rlpost.durable import checkpoint, random_state
 from rlpost.durable.config_changes import changed_keys, refuse_changes
 from rlpost.durable.filesystem import ledger_path
 from rlpost.errors import RunError, explain
-from rlpost.history import History
 from rlpost.rollout.buffer import LedgerError, RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
@@ -36,6 +35,9 @@ from rlpost.rollout.ledger_report import POINTER
 from rlpost.rollout.prompts import PromptCursor
 from rlpost.train.layout import check_layout, describe
 from rlpost.train.policy import PolicyTrainer
+
+if TYPE_CHECKING:
+    from rlpost.history import History
 
 STATE_FILE, CONFIG_FILE, TRAINER, MODEL_FILES = "state.json", "config.yaml", "trainer", "model_files"
 TRACKER_FILE = "wandb_run_id"
@@ -55,8 +57,11 @@ class Found:
 class RunState:
     """See the module docstring. ``step`` counts finished steps and is also the policy version to be published next."""
 
-    def __init__(self, cfg: Config, run_dir: Path, cursor: PromptCursor, *, dtype: str, say: Say) -> None:
-        self.cfg, self.path, self.cursor, self.history = cfg, run_dir, cursor, History()
+    def __init__(
+        self, cfg: Config, run_dir: Path, cursor: PromptCursor, history: History, *, dtype: str, say: Say
+    ) -> None:
+        """``cursor`` and ``history`` are as new; :meth:`recall` puts them where the run stands."""
+        self.cfg, self.path, self.cursor, self.history = cfg, run_dir, cursor, history
         self.step = 0
         self.buffer: RolloutBuffer  # with its ledger, from ``recall`` on
         self._root = run_dir / checkpoint.FOLDER
