@@ -18,6 +18,8 @@ REWARDS = {
     "gsm8k": "rlpost.rewards.answers.gsm8k",
     "last_number": "rlpost.rewards.answers.last_number",
     "digit_share": "rlpost.rewards.answers.digit_share",
+    "code_functions": "rlpost.rewards.code.CodeFunctions",
+    "code_stdio": "rlpost.rewards.code.CodeStdio",
 }
 
 
