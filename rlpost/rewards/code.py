@@ -49,7 +49,6 @@ class CodeReward:
         memory_mb: int = 512,
         tmp_mb: int = 16,
         output_mb: int = 4,
-        processes: int = 1,
         partial_credit: bool = False,
         allow_unsafe_execution_without_sandbox: bool = False,
     ) -> None:
@@ -57,14 +56,11 @@ class CodeReward:
         for name, value in (("cpu_s", cpu_s), ("memory_mb", memory_mb), ("tmp_mb", tmp_mb), ("output_mb", output_mb)):
             if not 0 < value < float("inf"):
                 raise ConfigError(explain(f"reward.args.{name}", value, "> 0", "raise it"))
-        if processes < 1:
-            raise ConfigError(explain("reward.args.processes", processes, ">= 1", "use 1"))
         self._limits = Limits(
             cpu_s=cpu_s,
             memory_bytes=memory_mb << 20,
             tmp_bytes=tmp_mb << 20,
             output_bytes=output_mb << 20,
-            processes=processes,
         )
         self._partial = partial_credit
         self._sandbox = Sandbox(unsafe=allow_unsafe_execution_without_sandbox)

@@ -23,7 +23,7 @@ from typing import Any
 
 from rlpost.errors import ConfigError, explain
 from rlpost.sandbox import bubblewrap, script
-from rlpost.sandbox.limits import STALLED_CPU_SHARE, Limits
+from rlpost.sandbox.limits import Limits
 from rlpost.sandbox.turns import Turns
 
 START_S = 60.0  # bubblewrap, an interpreter, its imports; 0.3 s on an idle machine
@@ -120,7 +120,7 @@ class Sandbox:
                 with self._turns.alone():
                     result = attempt()
                 used = sum(program["cpu_s"] for program in result[0]["programs"].values())
-                if result[0]["stopped"] == "wall" and used >= STALLED_CPU_SHARE * limits.cpu_s:
+                if result[0]["stopped"] == "wall" and used >= limits.stalled_cpu_s:
                     detail = f"{limits.wall_s:.0f} s were not enough for {limits.cpu_s:g} s of CPU time"
                     raise NoVerdict("overload", f"{detail} (used {used:.2f} s), twice, the second time alone")
             return result

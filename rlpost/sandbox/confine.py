@@ -27,6 +27,7 @@ def confine(fds: Sequence[int], limits: Limits, *, base_bytes: int, filter_code:
     """``fds`` become the descriptors 0, 1, 2, ...; ``base_bytes`` is the address space of the bare interpreter;
     ``filter_code`` is of ``seccomp.assemble``."""
     _keep_only(fds)
+    os.setsid()  # kill(0) reaches a process group through all pid namespaces, and the keeper was in this one
     if namespaces:
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
         linux.mount_tmpfs("/tmp", f"size={limits.tmp_bytes},nr_inodes={MAX_INODES},mode=0700")

@@ -66,7 +66,7 @@ class Keeper:
         proc = f"{confine.HOME}/proc" if namespaces else "/proc"
         self._own_pids = os.open(f"{proc}/self/ns/pid", os.O_RDONLY)
         self._null = os.open("/dev/null", os.O_RDWR)
-        self._filters = {many: seccomp.assemble(platform.machine(), processes=many) for many in (False, True)}
+        self._filter = seccomp.assemble(platform.machine())
         self._base_bytes = _address_space(proc)
 
     def serve(self) -> None:
@@ -140,7 +140,7 @@ class Keeper:
                 fds,
                 limits,
                 base_bytes=self._base_bytes,
-                filter_code=self._filters[limits.processes > 1],
+                filter_code=self._filter,
                 namespaces=self._namespaces,
             )
             status = script.EXIT_RAISED

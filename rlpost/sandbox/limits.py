@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 WALL_FACTOR = 10.0  # wall time only catches what CPU time cannot: sleeping, and a machine too busy to run anything
 MIN_WALL_S = 2.0
-STALLED_CPU_SHARE = 0.05  # less of its CPU limit than this, in ten times the limit, alone: it used no CPU
+# A program that used less in ten times its CPU limit, alone, used no CPU: starting it takes up to 0.02 s.
+STALLED_CPU_SHARE, MIN_STALLED_CPU_S = 0.05, 0.05
 TESTER_CPU_FACTOR = 2.0  # the tests' own work, over the program's limit
 
 
@@ -18,8 +19,7 @@ class Limits:
     memory_bytes: int = 512 << 20  # address space on top of the bare interpreter's
     tmp_bytes: int = 16 << 20  # all files in /tmp together
     output_bytes: int = 4 << 20  # standard output, and any single file or returned value
-    processes: int = 1  # more than 1: forking is allowed, and CPU and memory limits hold for each process
-    threads: int = 32  # threads and processes together
+    threads: int = 32  # of its one process: nothing can be forked
     open_files: int = 64
 
     @property
@@ -27,6 +27,10 @@ class Limits:
         """The backstop."""
         return max(WALL_FACTOR * self.cpu_s, MIN_WALL_S)
 
+    @property
+    def stalled_cpu_s(self) -> float:
+        return max(STALLED_CPU_SHARE * self.cpu_s, MIN_STALLED_CPU_S)
+
     def for_tester(self) -> Limits:
-        """Of the process that runs the tests: it forks nothing and has its own work to do."""
-        return replace(self, cpu_s=TESTER_CPU_FACTOR * self.cpu_s, processes=1)
+        """Of the process that runs the tests, which has its own work to do."""
+        return replace(self, cpu_s=TESTER_CPU_FACTOR * self.cpu_s)

@@ -3,8 +3,8 @@
 Owns the tables (x86_64 and aarch64 numbers) and the assembly; ``linux.install_filter`` hands the result to the kernel,
 inside the sandbox, in the child that is about to run a program. Anything not allowed fails with ENOSYS, which libraries
 take for an old kernel, or with EPERM where a program should see that it was refused. Calls of a foreign architecture
-kill the process. A program may start threads, but no processes unless ``processes`` says so, and can replace itself by
-no other program: the CPU and memory limits of its one process are then the limits of everything it does.
+kill the process. A program may start threads but no processes, and can replace itself by no other program: the CPU and
+memory limits of its one process are the limits of everything it does.
 
 Not allowed on purpose although harmless at first sight: memfd_create and shared memory (memory that no limit counts),
 sendfile, splice and vmsplice (a history of holes), sysinfo (tells about the host).
@@ -57,7 +57,6 @@ REFUSED = """
 CHECKED = """
     clone 56 220, clone3 435 435, ioctl 16 29, prctl 157 167
 """
-NEW_PROCESS = ("fork", "vfork")  # allowed where a program may have several processes
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32_BIT = 0x40000000  # x86_64's second set of numbers
@@ -82,21 +81,16 @@ def read_table(table: str, machine: str) -> dict[str, int]:
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
-def assemble(machine: str, *, processes: bool = False) -> bytes:
-    """The filter as an array of ``struct sock_filter``. Raises KeyError for a machine without tables.
-
-    ``processes``: whether fork is allowed.
-    """
+def assemble(machine: str) -> bytes:
+    """The filter as an array of ``struct sock_filter``. Raises KeyError for a machine without tables."""
     numbers = {name: read_table(table, machine) for name, table in TABLES.items()}
     allowed, checked = numbers["allowed"], numbers["checked"]
     code: list[Instruction] = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, AUDIT_ARCH[machine]), (RETURN, 0, 0, KILL)]
     code += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL)]
-    code += _on(checked["clone"], _check_clone(processes))
+    code += _on(checked["clone"], CHECK_CLONE)
     code += _on(checked["clone3"], [fail(ENOSYS)])  # its flags lie in memory, out of reach; libraries then use clone
     code += _on(checked["ioctl"], _check_value(ARGUMENT_1, IOCTLS, ENOTTY))
     code += _on(checked["prctl"], _check_value(ARGUMENT_0, PRCTLS, EPERM))
-    if processes:
-        allowed |= {name: numbers["refused"].pop(name) for name in NEW_PROCESS if name in numbers["refused"]}
     for number in allowed.values():
         code += _on(number, [(RETURN, 0, 0, ALLOW)])
     for number in numbers["refused"].values():
@@ -112,22 +106,19 @@ def fail(errno: int) -> Instruction:
     return (RETURN, 0, 0, 0x00050000 | errno)
 
 
+# Threads, never processes or namespaces. Argument 0 holds the flags on both machines.
+CHECK_CLONE = [
+    (LOAD, 0, 0, ARGUMENT_0),
+    (ANY_BIT, 2, 0, CLONE_NAMESPACES),
+    (ANY_BIT, 0, 1, CLONE_THREAD),
+    (RETURN, 0, 0, ALLOW),
+    fail(EPERM),
+]
+
+
 def _on(number: int, then: list[Instruction]) -> list[Instruction]:
     """``then`` (which returns) for the call ``number``, else go on behind it."""
     return [(EQUAL, 0, len(then), number), *then]
-
-
-def _check_clone(processes: bool) -> list[Instruction]:
-    """Threads, and with ``processes`` also processes, but never new namespaces. Argument 0 holds the flags."""
-    if processes:
-        return [(LOAD, 0, 0, ARGUMENT_0), (ANY_BIT, 0, 1, CLONE_NAMESPACES), fail(EPERM), (RETURN, 0, 0, ALLOW)]
-    return [
-        (LOAD, 0, 0, ARGUMENT_0),
-        (ANY_BIT, 2, 0, CLONE_NAMESPACES),
-        (ANY_BIT, 0, 1, CLONE_THREAD),
-        (RETURN, 0, 0, ALLOW),
-        fail(EPERM),
-    ]
 
 
 def _check_value(argument: int, values: tuple[int, ...], errno: int) -> list[Instruction]:
