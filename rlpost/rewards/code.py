@@ -42,6 +42,8 @@ LIMITED = ("time_limit", "memory", "output_limit", "stalled")  # not run on the 
 class CodeReward:
     """What both rewards share: limits, a sandbox with a lifetime, and parts."""
 
+    form: str  # the reward's name, with its own version where its verdicts change
+
     def __init__(
         self,
         *,
@@ -70,12 +72,22 @@ class CodeReward:
     def close(self) -> None:
         self._sandbox.close()
 
+    @property
+    def version(self) -> str:
+        """Names everything a verdict depends on besides the row and the response: part of a cache's key."""
+        return f"{self.form} " + json.dumps(self._settings(), sort_keys=True)
+
+    @property
+    def timeout_s(self) -> float:
+        """For a caller's own clock: two runs, and as long again for those that must run alone first, all of them
+        stopped by the wall clock."""
+        return 4 * self._wall_s() + 300
+
+    def _wall_s(self) -> float:
+        return self._limits.wall_s
+
     def _settings(self) -> dict[str, Any]:
         return {**asdict(self._limits), "partial": self._partial, "python": platform.python_version()}
-
-    def _describe(self, form: str) -> str:
-        """Names everything a verdict depends on besides the row and the response: the key of a cache."""
-        return f"{form} 1 " + json.dumps(self._settings(), sort_keys=True)
 
     def _parts(self, kind: str, passed_share: float) -> dict[str, float]:
         passed = float(kind == "passed")
@@ -94,10 +106,7 @@ class CodeFunctions(CodeReward):
     (the function's name) and ``test_setup_code`` are used where they exist.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.version = self._describe("code_functions")
-        self.timeout_s = _deadline(self._limits.wall_s)
+    form = "code_functions 1"
 
     def __call__(
         self, response: str, *, prompt: str, reference: Any, columns: Mapping[str, Any], **_: Any
@@ -130,15 +139,30 @@ class CodeStdio(CodeReward):
     wrong one is the last. All tests of a program together may use ``total_cpu_s``.
     """
 
+    form = "code_stdio 1"
+
     def __init__(
         self,
         *,
-        float_tolerance: float | None = None,
+        cpu_s: float = 4.0,
         total_cpu_s: float = 30.0,
+        memory_mb: int = 512,
+        tmp_mb: int = 16,
+        output_mb: int = 4,
         max_tests: int | None = None,
-        **settings: Any,
+        float_tolerance: float | None = None,
+        partial_credit: bool = False,
+        allow_unsafe_execution_without_sandbox: bool = False,
     ) -> None:
-        super().__init__(**settings)
+        """Raises as :class:`CodeReward`."""
+        super().__init__(
+            cpu_s=cpu_s,
+            memory_mb=memory_mb,
+            tmp_mb=tmp_mb,
+            output_mb=output_mb,
+            partial_credit=partial_credit,
+            allow_unsafe_execution_without_sandbox=allow_unsafe_execution_without_sandbox,
+        )
         if float_tolerance is not None and not 0 < float_tolerance < float("inf"):
             raise ConfigError(explain("reward.args.float_tolerance", float_tolerance, "> 0", "leave it unset"))
         if total_cpu_s < self._limits.cpu_s:
@@ -147,8 +171,9 @@ class CodeStdio(CodeReward):
         if max_tests is not None and max_tests < 1:
             raise ConfigError(explain("reward.args.max_tests", max_tests, ">= 1", "leave it unset to run all"))
         self._tolerance, self._total_cpu_s, self._max_tests = float_tolerance, total_cpu_s, max_tests
-        self.version = self._describe("code_stdio")
-        self.timeout_s = _deadline(WALL_FACTOR * total_cpu_s)
+
+    def _wall_s(self) -> float:
+        return WALL_FACTOR * self._total_cpu_s
 
     def _settings(self) -> dict[str, Any]:
         own = {"tolerance": self._tolerance, "total_cpu_s": self._total_cpu_s, "max_tests": self._max_tests}
@@ -190,11 +215,6 @@ class CodeStdio(CodeReward):
         if cpu_s < STALLED_CPU_SHARE * self._total_cpu_s:
             return "stalled"
         raise RewardFailure("overload", f"{wall_s:.0f} s for tests that used {cpu_s:.1f} s of CPU time")
-
-
-def _deadline(wall_s: float) -> float:
-    """For a caller's own clock: two runs and as long again for those that must run alone first, all of them stopped."""
-    return 4 * wall_s + 300
 
 
 def read_tests(reference: Any) -> list[str]:

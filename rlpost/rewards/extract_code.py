@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# A fence opens with the language or nothing behind it and closes with a bare one; the last may be cut off by the limit.
-_FENCE = re.compile(
-    r"^[ \t]*(?:```|~~~)[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
-)
+# A fence opens at the end of a line, with the language or nothing behind it, and closes on a line of its own; the last
+# may be cut off by the limit.
+_OPENING = r"^(?:[^\n`]*```|[ \t]*~~~)[ \t]*([\w+-]*)[^\n`]*\n"
+_FENCE = re.compile(_OPENING + r"(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 PYTHON = ("", "python", "python3", "py", "py3")
 THOUGHT_END = "</think>"
 # What may stand in the first column and still belong to the continuation of a function.
@@ -36,9 +36,7 @@ def extract_program(response: str) -> str | None:
     blocks = _python_blocks(answer)
     if blocks:
         return blocks[-1]
-    if not answer.strip() or re.search(r"^[ \t]*(?:```|~~~)", answer, re.MULTILINE):
-        return None
-    return answer
+    return answer if answer.strip() and not _FENCE.search(answer) else None
 
 
 def extract_function(response: str, *, prompt: str, entry_point: str | None) -> Extracted | None:

@@ -321,4 +321,3 @@ def _describe_end(program: dict[str, Any]) -> str:
 def _describe_refusal(reason: str) -> str:
     do = f"allow user namespaces, or set {bubblewrap.UNSAFE_OPTION}=true where the code is trusted (docs/sandbox.md)"
     return explain("sandbox", reason, "a kernel that isolates programs (user namespaces, seccomp)", do)
-

@@ -21,6 +21,10 @@ SOURCE = 5
 MAX_TEXT = 500  # of an exception's message
 
 
+class NoSource(SyntaxError):
+    """The program does not compile."""
+
+
 def run() -> None:
     """Loads the program and answers calls until the tester is gone. Payload: prelude, source, max_bytes."""
     payload = json.loads(wire.read_whole(SOURCE))
@@ -30,7 +34,7 @@ def run() -> None:
         names = load(payload["prelude"], payload["source"], "program")
         answer: dict[str, Any] = {"ready": True}
     except BaseException as error:  # the program may raise anything; the tester says what that means
-        names, answer = {}, describe(error, loading=True)
+        names, answer = {}, describe(error)
     wire.write_frame(RESULTS, answer, max_bytes)
     while True:
         try:
@@ -48,7 +52,10 @@ def run() -> None:
 
 
 def load(prelude: str, source: str, module_name: str) -> dict[str, Any]:
-    """Runs ``source`` as a module, after ``prelude`` (the prompt, where that is code); returns the module's names."""
+    """Runs ``source`` as a module, after ``prelude`` (the prompt, where that is code); returns the module's names.
+
+    Raises NoSource, and whatever the program raises.
+    """
     module = types.ModuleType(module_name)
     sys.modules[module_name] = module
     site.setquit()  # exit() and quit(), which the interpreter lacks without its site packages
@@ -59,7 +66,11 @@ def load(prelude: str, source: str, module_name: str) -> dict[str, Any]:
             code = None
         if code is not None:
             exec(code, module.__dict__)
-    exec(compile(source, "program.py", "exec"), module.__dict__)
+    try:
+        code = compile(source, "program.py", "exec")
+    except (SyntaxError, ValueError) as error:  # ValueError: zero bytes, halves of surrogate pairs
+        raise NoSource(str(error)) from None
+    exec(code, module.__dict__)
     return module.__dict__
 
 
@@ -81,7 +92,7 @@ def find(name: str, names: dict[str, Any]) -> Any:
     return found
 
 
-def describe(error: BaseException, *, loading: bool = False) -> dict[str, Any]:
+def describe(error: BaseException) -> dict[str, Any]:
     """The exception by the name of the first built-in class it is a kind of."""
     if isinstance(error, wire.BadValue):
         return {"bad_value": str(error)[:MAX_TEXT]}
@@ -90,4 +101,4 @@ def describe(error: BaseException, *, loading: bool = False) -> dict[str, Any]:
         text = str(error)[:MAX_TEXT]
     except BaseException:  # the program's own __str__
         text = ""
-    return {"raised": name, "text": text, "loading": loading}
+    return {"raised": name, "text": text, "no_source": isinstance(error, NoSource)}

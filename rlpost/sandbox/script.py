@@ -39,7 +39,7 @@ def _run_to_the_end(source: str) -> int:
         status = _exit_status(error.code)
     except MemoryError:
         status = EXIT_MEMORY
-    except (SyntaxError, UnicodeError):
+    except candidate.NoSource:
         status = EXIT_SYNTAX
     except BaseException:  # the program may raise anything
         status = EXIT_RAISED

@@ -110,8 +110,7 @@ class Bench:
             self.stop("bad_value", str(answer.get("bad_value", "no frame of ours")))
         name = str(answer["raised"])
         kind = {"SystemExit": "exited", "MemoryError": "memory"}.get(name, "exception")
-        if answer.get("loading") and name in ("SyntaxError", "IndentationError", "TabError", "UnicodeEncodeError"):
-            kind = "syntax"
+        kind = "syntax" if answer.get("no_source") else kind
         self.stop(kind, f"{name}: {answer.get('text', '')}")
 
     # -- the tests' side ---------------------------------------------------------------------------------------------
