@@ -59,19 +59,23 @@ def load(prelude: str, source: str, module_name: str) -> dict[str, Any]:
     module = types.ModuleType(module_name)
     sys.modules[module_name] = module
     site.setquit()  # exit() and quit(), which the interpreter lacks without its site packages
-    if prelude:
-        try:
-            code = compile(prelude, "prompt.py", "exec")
-        except (SyntaxError, ValueError):  # a prompt in prose
-            code = None
-        if code is not None:
-            exec(code, module.__dict__)
+    prompt_code = compile_prompt(prelude)
+    if prompt_code is not None:
+        exec(prompt_code, module.__dict__)
     try:
         code = compile(source, "program.py", "exec")
     except (SyntaxError, ValueError) as error:  # ValueError: zero bytes, halves of surrogate pairs
         raise NoSource(str(error)) from None
     exec(code, module.__dict__)
     return module.__dict__
+
+
+def compile_prompt(prompt: str) -> types.CodeType | None:
+    """None for a prompt in prose."""
+    try:
+        return compile(prompt, "prompt.py", "exec")
+    except (SyntaxError, ValueError):
+        return None
 
 
 def answer_call(call: dict[str, Any], names: dict[str, Any]) -> Any:

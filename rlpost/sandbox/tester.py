@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from rlpost.sandbox import wire
+from rlpost.sandbox import candidate, wire
 
 RESULTS, CALLS = 3, 4  # descriptors: results come from the candidate, calls go to it
 SOURCE, OUTCOME = 5, 6
@@ -31,8 +31,9 @@ def run() -> None:
     payload = json.loads(wire.read_whole(SOURCE))
     os.close(SOURCE)
     bench = Bench(max_bytes=payload["max_bytes"], partial=payload["partial"])
+    names = bench.prepare(payload)  # first: a prompt that does not load is no fault of the program, which gets it too
     bench.await_program()
-    bench.run_tests(payload)
+    bench.run_tests(payload, names)
     bench.finish()
 
 
@@ -115,11 +116,10 @@ class Bench:
 
     # -- the tests' side ---------------------------------------------------------------------------------------------
 
-    def run_tests(self, payload: dict[str, Any]) -> None:
+    def run_tests(self, payload: dict[str, Any], names: dict[str, Any]) -> None:
         try:
-            names = self._prepare(payload)
             trees = [ast.parse(source, f"test {number}") for number, source in enumerate(payload["tests"])]
-        except Exception as error:  # code of the data set that does not even load
+        except Exception as error:  # text of the data set that is no code
             self.stop("bad_tests", f"{type(error).__name__}: {error}")
         wanted = payload["entry_points"] or find_free_names(trees, names)
         if not wanted:
@@ -133,18 +133,17 @@ class Bench:
                 break
         self.num_missed = max(0, (written if self._partial else len(trees)) - self.num_passed - self.num_failed)
 
-    def _prepare(self, payload: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, payload: dict[str, Any]) -> dict[str, Any]:
         """The names the tests may use: the prompt's helpers, where the prompt is code, and the set-up."""
-        module = types.ModuleType("tests")
-        for source, required in ((payload["helpers"], False), (payload["setup"], True)):
-            try:
-                code = compile(source, "helpers", "exec")
-            except (SyntaxError, ValueError):
-                if required:
-                    raise
-                continue  # a prompt in prose
-            exec(code, module.__dict__)
-        return module.__dict__
+        names = types.ModuleType("tests").__dict__
+        try:
+            prompt_code = candidate.compile_prompt(payload["helpers"])
+            if prompt_code is not None:
+                exec(prompt_code, names)
+            exec(compile(payload["setup"], "setup", "exec"), names)
+        except Exception as error:  # code of the data set that does not load
+            self.stop("bad_tests", f"{type(error).__name__}: {error}")
+        return names
 
     def _run_one(self, tree: ast.Module, names: dict[str, Any]) -> None:
         names.pop("check", None)
@@ -196,11 +195,11 @@ class Bench:
 def make_proxy(bench: Bench, name: str) -> Callable[..., Any]:
     """What the tests know as the program's function."""
 
-    def candidate(*arguments: Any, **keywords: Any) -> Any:
+    def proxy(*arguments: Any, **keywords: Any) -> Any:
         return bench.call(name, arguments, keywords)
 
-    candidate.__name__ = name.rpartition(".")[2]
-    return candidate
+    proxy.__name__ = name.rpartition(".")[2]
+    return proxy
 
 
 class CountAsserts(ast.NodeTransformer):

@@ -364,6 +364,36 @@ def test_the_honest_program_passes(sandbox: Sandbox) -> None:
     assert sandbox.run_functions(f"def f(x): return {SECRET}", TESTS, QUICK).kind == "passed"
 
 
+SPACES = ("user", "pid", "mnt", "ipc", "net", "uts", "cgroup")
+
+
+def test_every_layer_holds_by_itself(sandbox: Sandbox) -> None:
+    """The host looks at a running program: what one layer lets through another may refuse, and no attack would tell."""
+    at_rest = processes_of(sandbox)
+    thread = threading.Thread(target=sandbox.run_script, args=("import time; time.sleep(1.2)", b"", QUICK))
+    thread.start()
+    time.sleep(0.6)
+    (program,) = processes_of(sandbox) - at_rest
+    keeper = max(at_rest)
+    status = dict(re.findall(r"^(\w+):\t(.*)$", Path(f"/proc/{program}/status").read_text(), re.MULTILINE))
+    spaces = {n: [os.readlink(f"/proc/{pid}/ns/{n}") for pid in (program, keeper, os.getpid())] for n in SPACES}
+    open_files = [os.readlink(f"/proc/{program}/fd/{fd}") for fd in os.listdir(f"/proc/{program}/fd")]
+    limits = Path(f"/proc/{program}/limits").read_text()
+    oom_score = int(Path(f"/proc/{program}/oom_score_adj").read_text())
+    thread.join()
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert set(status["Uid"].split()) == {str(os.getuid() or 65534)}
+    for name, (of_program, of_keeper, of_host) in spaces.items():
+        assert of_program != of_host, name
+        assert (of_program != of_keeper) == (name in ("pid", "mnt", "ipc")), name
+    assert sorted(open_files) == ["/dev/null", "/memfd:rlpost (deleted)", "/memfd:rlpost (deleted)"]
+    assert oom_score == 1000
+    for name, value in (("cpu time", 2), ("file size", QUICK.output_bytes), ("open files", 64), ("processes", 32)):
+        assert re.search(rf"Max {name} +{value} +{value} ", limits), limits
+    assert re.search(r"Max core file size +0 +0 ", limits)
+
+
 def test_expected_values_are_in_no_memory_but_the_testers(sandbox: Sandbox) -> None:
     """The host looks into every process of the sandbox while a program waits in its call."""
     marker = "expected-" + os.urandom(12).hex()
