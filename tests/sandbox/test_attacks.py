@@ -379,6 +379,7 @@ def test_every_layer_holds_by_itself(sandbox: Sandbox) -> None:
     spaces = {n: [os.readlink(f"/proc/{pid}/ns/{n}") for pid in (program, keeper, os.getpid())] for n in SPACES}
     open_files = [os.readlink(f"/proc/{program}/fd/{fd}") for fd in os.listdir(f"/proc/{program}/fd")]
     limits = Path(f"/proc/{program}/limits").read_text()
+    mounts = [line.split() for line in Path(f"/proc/{program}/mountinfo").read_text().splitlines()]
     oom_score = int(Path(f"/proc/{program}/oom_score_adj").read_text())
     thread.join()
     assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
@@ -388,6 +389,9 @@ def test_every_layer_holds_by_itself(sandbox: Sandbox) -> None:
         assert of_program != of_host, name
         assert (of_program != of_keeper) == (name in ("pid", "mnt", "ipc")), name
     assert sorted(open_files) == ["/dev/null", "/memfd:rlpost (deleted)", "/memfd:rlpost (deleted)"]
+    writable = {mount[4] for mount in mounts if "ro" not in mount[5].split(",")}
+    assert writable - {f"/dev/{name}" for name in ("null", "zero", "random", "urandom")} == {"/tmp", "/keeper/proc"}
+    assert mounts[-1][4] == "/keeper" and "ro" in mounts[-1][5]  # covers that /proc
     assert oom_score == 1000
     for name, value in (("cpu time", 2), ("file size", QUICK.output_bytes), ("open files", 64), ("processes", 32)):
         assert re.search(rf"Max {name} +{value} +{value} ", limits), limits

@@ -305,18 +305,47 @@ def test_a_keeper_that_is_killed_is_one_failure_and_the_next_program_gets_a_new_
         assert box.run_script("print(1)", b"", QUICK).kind == "passed"
 
 
-def test_a_sandbox_dies_with_its_owner() -> None:
-    """SIGKILL of the process that uses it, in the middle of a program."""
+@pytest.mark.parametrize("socket_held_open", [False, True])
+def test_a_sandbox_dies_with_its_owner(socket_held_open: bool) -> None:
+    """SIGKILL of the process that uses it, in the middle of a program; with and without a forked process that still
+    holds the owner's end of the socket."""
     program = "import time; time.sleep(600)"
-    code = f"from rlpost.sandbox.box import *\nSandbox().run_script({program!r}, b'', Limits(cpu_s=60))"
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    hold = (
+        "if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(60); os._exit(0)"
+        if socket_held_open
+        else "print(0, flush=True)"
+    )
+    code = f"""
+import os, time
+from rlpost.sandbox.box import *
+box = Sandbox()
+box.start()
+{hold}
+box.run_script({program!r}, b'', Limits(cpu_s=60))
+"""
+    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert owner.stdout is not None
     try:
-        assert wait_until(lambda: len(descendants(owner.pid)) >= 5), descendants(owner.pid)
-        below = descendants(owner.pid)
+        holder = int(owner.stdout.readline())
+        assert wait_until(lambda: len(descendants(owner.pid) - {holder}) >= 5), descendants(owner.pid)
+        below = descendants(owner.pid) - {holder}
     finally:
         owner.kill()
         owner.wait()
+        owner.stdout.close()
     assert wait_until(lambda: not any(map(is_alive, below)))
+    if holder:
+        assert is_alive(holder)
+        os.kill(holder, signal.SIGKILL)
+
+
+def test_a_program_that_the_machine_kills_is_no_verdict() -> None:
+    with Sandbox() as box:
+        box.start()
+        at_rest = processes_of(box)
+        threading.Timer(0.4, lambda: [os.kill(pid, signal.SIGKILL) for pid in processes_of(box) - at_rest]).start()
+        with pytest.raises(NoVerdict, match="killed: the machine"):
+            box.run_script("import time; time.sleep(60)", b"", QUICK)
 
 
 def test_two_sandboxes_work_at_the_same_time(tmp_path: Path) -> None:
