@@ -339,6 +339,18 @@ box.run_script({program!r}, b'', Limits(cpu_s=60))
         os.kill(holder, signal.SIGKILL)
 
 
+def test_a_forked_process_gets_a_sandbox_of_its_own() -> None:
+    with Sandbox() as box:
+        box.start()
+        keeper = box._keeper
+        pid = os.fork()
+        if pid == 0:
+            kind = box.run_script("print(1)", b"", QUICK).kind
+            os._exit(0 if kind == "passed" and box._keeper is not keeper else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert box.run_script("print(1)", b"", QUICK).kind == "passed" and box._keeper is keeper
+
+
 def test_a_program_that_the_machine_kills_is_no_verdict() -> None:
     with Sandbox() as box:
         box.start()
