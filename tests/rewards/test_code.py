@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,20 @@ def test_tasks_of_the_recipe_refuse_the_shortcut(functions: CodeFunctions) -> No
         shown = task["prompt"].splitlines()[-2].strip()
         assert judge(functions, task["canonical_solution"], task)["reward"] == 1
         assert kind(judge(functions, f" return {shown}", task)) in ("assertion",)
+
+
+def test_the_rows_shown_in_the_docs_are_rows_that_work(functions: CodeFunctions, stdio: CodeStdio) -> None:
+    page = (Path(__file__).parents[2] / "docs/data-and-rewards.md").read_text()
+    rows = [
+        json.loads(line) for body in re.findall(r"```jsonl\n(.*?)```", page, re.DOTALL) for line in body.splitlines()
+    ]
+    assert len(rows) == 3
+    for factor, reward in ((2, 1.0), (3, 0.0)):
+        for row in rows[:2]:
+            columns = {key: value for key, value in row.items() if key not in ("prompt", "test")}
+            response = f"```python\ndef twice(x):\n    return {factor} * x\n```"
+            assert functions(response, prompt=row["prompt"], reference=row["test"], columns=columns)["reward"] == reward
+        assert stdio(f"print({factor} * int(input()))", reference=rows[2]["tests"])["reward"] == reward
 
 
 def test_mbpp_form(functions: CodeFunctions) -> None:
