@@ -55,9 +55,11 @@ class CodeReward:
         allow_unsafe_execution_without_sandbox: bool = False,
     ) -> None:
         """Raises ConfigError for a limit that is none, and where this machine cannot isolate programs."""
-        for name, value in (("cpu_s", cpu_s), ("memory_mb", memory_mb), ("tmp_mb", tmp_mb), ("output_mb", output_mb)):
-            if not 0 < value < float("inf"):
-                raise ConfigError(explain(f"reward.args.{name}", value, "> 0", "raise it"))
+        if not 0 < cpu_s < float("inf"):
+            raise ConfigError(explain("reward.args.cpu_s", cpu_s, "> 0 seconds", "use 4.0"))
+        for name, value, least in (("memory_mb", memory_mb, 16), ("tmp_mb", tmp_mb, 1), ("output_mb", output_mb, 1)):
+            if value < least or value != int(value):
+                raise ConfigError(explain(f"reward.args.{name}", value, f"a whole number >= {least}", "raise it"))
         self._limits = Limits(
             cpu_s=cpu_s,
             memory_bytes=memory_mb << 20,

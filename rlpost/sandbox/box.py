@@ -113,7 +113,8 @@ class Sandbox:
     ) -> tuple[dict[str, Any], bytes]:
         """Beside others; where the wall clock stopped it, once more alone."""
         with self._lock:
-            self._turns = self._turns or Turns()
+            self.start()
+            assert self._turns is not None
             with self._turns.together():
                 result = attempt()
             if result[0]["stopped"] == "wall":
@@ -132,6 +133,7 @@ class Sandbox:
         if self._keeper is not None and self._owner == os.getpid() and self._keeper.poll() is None:
             return
         self._forget()
+        self._turns = self._turns or Turns()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             make = bubblewrap.unsafe_command if self._unsafe else bubblewrap.sandboxed_command

@@ -43,7 +43,7 @@ def find_bubblewrap() -> str:
 def sandboxed_command(control_fd: int) -> list[str]:
     python = find_interpreter()
     command = [find_bubblewrap(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    command += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv"]
+    command += ["--unshare-cgroup-try", "--die-with-parent", "--new-session"]
     if os.getuid() != 0:
         command += ["--unshare-user"]
     environment = ENVIRONMENT | {"PYTHONHOME": "/python", "LD_LIBRARY_PATH": "/python/libraries"}
@@ -89,4 +89,4 @@ def unsafe_environment() -> dict[str, str]:
 
 def keeper_arguments(path: str, control_fd: int, *, namespaces: bool) -> list[str]:
     code = f"import sys; sys.path.insert(0, {path!r}); from rlpost.sandbox.keeper import main"
-    return ["-S", "-s", "-c", f"{code}; main({control_fd}, {namespaces})"]
+    return ["-S", "-s", "-P", "-c", f"{code}; main({control_fd}, {namespaces})"]

@@ -1,7 +1,7 @@
 """Takes a child's rights away, in the order that works, before it runs a program. Inside the sandbox; standard library.
 
-Called once by ``keeper`` in a child that is already the first process of its own pid namespace. After :func:`confine`
-the process sees an empty private /tmp, no /proc, none of the keeper's files, no descriptor but those given, an empty
+Called by ``keeper`` in a child that is already the first process of its own pid namespace. After both functions the
+process sees an empty private /tmp, no /proc, none of the keeper's files, no descriptor but those given, an empty
 environment, and can make only the system calls of ``seccomp``.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -18,15 +19,22 @@ from collections.abc import Sequence
 from rlpost.sandbox import linux
 from rlpost.sandbox.limits import Limits
 
+HERE = str(pathlib.Path(__file__).parents[2])  # what the keeper's command line put on sys.path
 HOME = "/keeper"  # the keeper's own files and its /proc; covered in the child
 MAX_INODES = 4096
 STACK_BYTES = 64 << 20
 
 
-def confine(fds: Sequence[int], limits: Limits, *, base_bytes: int, filter_code: bytes, namespaces: bool) -> None:
-    """``fds`` become the descriptors 0, 1, 2, ...; ``base_bytes`` is the address space of the bare interpreter;
-    ``filter_code`` is of ``seccomp.assemble``."""
-    _keep_only(fds)
+def keep_only(fds: Sequence[int]) -> None:
+    """``fds`` become the descriptors 0, 1, 2, ...; all others are closed."""
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds]  # out of the way of the numbers they shall have
+    for number, fd in enumerate(moved):
+        os.dup2(fd, number)
+    linux.close_all_from(len(fds))
+
+
+def confine(limits: Limits, *, base_bytes: int, filter_code: bytes, namespaces: bool) -> None:
+    """``base_bytes`` is the address space of the bare interpreter; ``filter_code`` is of ``seccomp.assemble``."""
     os.setsid()  # kill(0) reaches a process group through all pid namespaces, and the keeper was in this one
     if namespaces:
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
@@ -41,13 +49,6 @@ def confine(fds: Sequence[int], limits: Limits, *, base_bytes: int, filter_code:
         linux.drop_capabilities()
     linux.install_filter(filter_code)
     _forget()
-
-
-def _keep_only(fds: Sequence[int]) -> None:
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds]  # out of the way of the numbers they shall have
-    for number, fd in enumerate(moved):
-        os.dup2(fd, number)
-    linux.close_all_from(len(fds))
 
 
 def _limit(limits: Limits, base_bytes: int) -> None:
@@ -73,6 +74,6 @@ def _forget() -> None:
     """What a fresh interpreter would not know."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("rlpost", "ctypes", "_ctypes")]:
         del sys.modules[name]
-    sys.path[:] = [entry for entry in sys.path if not entry.startswith(HOME)]
+    sys.path.remove(HERE)
     sys.argv[:] = ["program.py"]
     sys.dont_write_bytecode = True

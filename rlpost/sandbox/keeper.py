@@ -34,7 +34,8 @@ from rlpost.sandbox.limits import Limits
 NOBODY = 65534
 MAX_MESSAGE, MAX_FDS = 1 << 16, 8
 MIN_POLL_S, MAX_POLL_S = 0.005, 0.25
-EXIT_KEEPER = 70  # of a child that failed before its program began
+GONE_S = 1.0  # how long the end of a candidate may take that its tester saw leaving
+CONFINED = b"+"  # what a child reports before its program begins
 # What HumanEval-sized programs import; each costs milliseconds that a fork then does not pay.
 PRELOADED = (
     "abc array ast bisect calendar cmath collections collections.abc copy csv dataclasses datetime decimal enum "
@@ -50,6 +51,7 @@ class Program:
     role: str
     pid: int
     pidfd: int
+    report_fd: int  # the child's CONFINED, or what failed
     cpu_limit_s: float
     ended: dict[str, Any] | None = None  # cpu_s, exit, signal
 
@@ -125,25 +127,29 @@ class Keeper:
     def _start(self, role: str, fds: list[int], limits: Limits, body: Callable[[], None]) -> Program:
         if self._namespaces:
             linux.unshare(linux.CLONE_NEWPID)  # for the next child
+        report_out, report_in = os.pipe2(os.O_NONBLOCK)
         pid = os.fork()
         if pid == 0:
-            self._become(fds, limits, body)
+            self._become([*fds, report_in], limits, body)
+        os.close(report_in)
         if self._namespaces:
             linux.set_namespace(self._own_pids, linux.CLONE_NEWPID)  # the child after it is ours to start again
-        return Program(role, pid, os.pidfd_open(pid), limits.cpu_s)
+        return Program(role, pid, os.pidfd_open(pid), report_out, limits.cpu_s)
 
     def _become(self, fds: list[int], limits: Limits, body: Callable[[], None]) -> None:
-        """The child: never returns."""
-        status = EXIT_KEEPER
+        """The child: never returns. The last of ``fds`` is for its report and closed before the program begins."""
+        status, report = script.EXIT_RAISED, len(fds) - 1
         try:
-            confine.confine(
-                fds,
-                limits,
-                base_bytes=self._base_bytes,
-                filter_code=self._filter,
-                namespaces=self._namespaces,
-            )
-            status = script.EXIT_RAISED
+            confine.keep_only(fds)
+            try:
+                confine.confine(
+                    limits, base_bytes=self._base_bytes, filter_code=self._filter, namespaces=self._namespaces
+                )
+            except BaseException as error:
+                os.write(report, f"{type(error).__name__}: {error}".encode())
+                raise
+            os.write(report, CONFINED)
+            os.close(report)
             gc.enable()
             body()
         except MemoryError:
@@ -162,16 +168,19 @@ class Keeper:
         waiting.register(self._control, select.POLLIN)
         for program in programs:
             waiting.register(program.pidfd, select.POLLIN)
+        last_look = float("inf")
         while True:
             for program in programs:
                 if program.cpu_s() > program.cpu_limit_s:
                     return program.role
-            left = deadline - time.monotonic()
-            if left <= 0:
+            now = time.monotonic()
+            running = [program for program in programs if not program.ended]
+            if not running or now >= last_look:
+                return None
+            if now >= deadline:
                 return "wall"
-            running = [p for p in programs if not p.ended]
-            budget = min(p.cpu_limit_s - p.cpu_s() for p in running)
-            pause = min(max(budget / 2, MIN_POLL_S), MAX_POLL_S, left)
+            budget = min(program.cpu_limit_s - program.cpu_s() for program in running)
+            pause = min(max(budget / 2, MIN_POLL_S), MAX_POLL_S, deadline - now, last_look - now)
             ready = {fd for fd, _ in waiting.poll(1000 * pause)}
             if self._control.fileno() in ready:  # the host went away, or broke the protocol
                 os._exit(0)  # the kernel ends everything else in this pid namespace
@@ -180,26 +189,35 @@ class Keeper:
                     self._reap(program)
                     waiting.unregister(program.pidfd)
             if programs[-1].ended:
-                return None
+                gone = programs[-1].role == "tester" and programs[-1].ended["exit"] == tester.EXIT_GONE
+                last_look = min(last_look, time.monotonic() + GONE_S * gone)
 
     def _end(self, program: Program) -> None:
-        if not program.ended:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(program.pidfd, signal.SIGKILL)
-            self._reap(program)
-            program.ended["killed"] = True  # type: ignore[index]
-        os.close(program.pidfd)
+        try:
+            if not program.ended:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(program.pidfd, signal.SIGKILL)
+                self._reap(program, killed=True)
+        finally:
+            os.close(program.pidfd)
+            os.close(program.report_fd)
 
-    def _reap(self, program: Program) -> None:
-        """Collects an ended child; its pid namespace is empty when this returns."""
+    def _reap(self, program: Program, *, killed: bool = False) -> None:
+        """Collects an ended child; its pid namespace is empty when this returns.
+
+        Raises OSError for one that ended by itself before it was confined.
+        """
         _, status, used = os.wait4(program.pid, 0)
         signalled = os.WIFSIGNALED(status)
         program.ended = {
             "cpu_s": used.ru_utime + used.ru_stime,
             "exit": None if signalled else os.waitstatus_to_exitcode(status),
             "signal": os.WTERMSIG(status) if signalled else None,
-            "killed": False,
+            "killed": killed,
         }
+        report = os.read(program.report_fd, 1000)
+        if report != CONFINED and not killed:
+            raise OSError(f"a child could not be confined: {report.decode(errors='replace')}")
 
 
 def main(control_fd: int, namespaces: bool) -> None:

@@ -15,6 +15,7 @@ import builtins
 import functools
 import json
 import os
+import traceback
 import types
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -23,7 +24,8 @@ from rlpost.sandbox import candidate, wire
 
 RESULTS, CALLS = 3, 4  # descriptors: results come from the candidate, calls go to it
 SOURCE, OUTCOME = 5, 6
-BROKEN = (NameError, ImportError, SyntaxError)  # raised by the tests themselves, not by the program: a data error
+SOURCES = ("prompt.py", "setup", "tests")  # names of the data set's code in tracebacks
+EXIT_GONE = 3  # of this process: the candidate's end says what happened, wait for it
 
 
 def run() -> None:
@@ -118,7 +120,7 @@ class Bench:
 
     def run_tests(self, payload: dict[str, Any], names: dict[str, Any]) -> None:
         try:
-            trees = [ast.parse(source, f"test {number}") for number, source in enumerate(payload["tests"])]
+            trees = [ast.parse(source, "tests") for source in payload["tests"]]
         except Exception as error:  # text of the data set that is no code
             self.stop("bad_tests", f"{type(error).__name__}: {error}")
         wanted = payload["entry_points"] or find_free_names(trees, names)
@@ -159,12 +161,19 @@ class Bench:
         except AssertionError as error:
             self._fail("exception" if hasattr(error, "from_program") else "assertion", str(error), whole)
         except BaseException as error:  # whatever a wrong value makes the tests raise
-            if isinstance(error, BROKEN) and not hasattr(error, "from_program"):
+            if self._blames_tests(error):
                 self.stop("bad_tests", f"{type(error).__name__}: {error}")
             kind = "exception" if hasattr(error, "from_program") else "assertion"
             self._fail(kind, f"{type(error).__name__}: {error}", whole)
         else:
             self.num_passed += not (whole and self._partial)
+
+    def _blames_tests(self, error: BaseException) -> bool:
+        """Whether the tests' own code is broken. Not where they evaluate text that the program returned."""
+        if hasattr(error, "from_program") or not isinstance(error, (NameError, ImportError, SyntaxError)):
+            return False
+        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+        return not self.num_calls or (innermost in SOURCES and not isinstance(error, SyntaxError))
 
     def _fail(self, kind: str, text: str, whole: bool) -> None:
         self.num_failed += not (whole and self._partial)
@@ -189,7 +198,7 @@ class Bench:
             "num_calls": self.num_calls,
         }
         os.pwrite(OUTCOME, json.dumps(outcome).encode(), 0)
-        os._exit(0)
+        os._exit(EXIT_GONE if kind == "gone" else 0)
 
 
 def make_proxy(bench: Bench, name: str) -> Callable[..., Any]:

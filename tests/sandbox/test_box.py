@@ -171,12 +171,28 @@ def test_partial_credit_counts_asserts(sandbox: Sandbox, source: str, passed: in
         ("def check(candidate):\n    assert True", "never call"),
         ("def check(candidate):\n    assert candidate(lambda: 1)", "function"),
         ("import numpy\ndef check(candidate):\n    assert candidate(1)", "numpy"),
+        ("def check(candidate):\n    assert candidate(1) == undefined", "NameError"),
+        ("def check(candidate):\n    assert candidate(1) == 1\n    import numpy", "numpy"),
     ],
 )
 def test_broken_tests_are_no_verdict_on_the_program(sandbox: Sandbox, tests: str, said: str) -> None:
     with pytest.raises(NoVerdict, match=said) as caught:
         sandbox.run_functions("def f(x): return 1", FunctionTests(tests=[tests], entry_points=["f"]), QUICK)
     assert caught.value.kind == "bad_tests"
+
+
+@pytest.mark.parametrize("returned", ["1 +", "undefined", "__import__('numpy')", "f(", "0"])
+def test_text_that_the_tests_evaluate_cannot_pass_for_broken_tests(sandbox: Sandbox, returned: str) -> None:
+    tests = FunctionTests(tests=["def check(candidate):\n    assert eval(candidate(1)) == 1\n"], entry_points=["f"])
+    assert sandbox.run_functions(f"def f(x): return {returned!r}", tests, QUICK).kind == "assertion"
+
+
+def test_a_child_that_cannot_be_confined_is_no_verdict() -> None:
+    with Sandbox() as box:
+        for limits in (Limits(tmp_bytes=-1), Limits(threads=-7)):  # no file system, no limit that the kernel takes
+            with pytest.raises(NoVerdict, match="sandbox_error: .*could not be confined"):
+                box.run_script("print(1)", b"", limits)
+        assert box.run_script("print(1)", b"", QUICK).kind == "passed"
 
 
 def test_a_prompt_that_does_not_load_is_no_verdict(sandbox: Sandbox) -> None:
