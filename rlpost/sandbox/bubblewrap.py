@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "PYTHONUTF8": "1",
     "PYTHONHASHSEED": "0",  # sets have the same order every time, so a verdict can be had again
     "PYTHONDONTWRITEBYTECODE": "1",
+    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space that is limited
 }
 DEVICES = ("null", "zero", "random", "urandom")
 UNSAFE_OPTION = "allow_unsafe_execution_without_sandbox"
