@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 WALL_FACTOR = 10.0  # wall time only catches what CPU time cannot: sleeping, and a machine too busy to run anything
-MIN_WALL_S = 2.0
+MIN_WALL_S = 1.0
 # A program that used less in ten times its CPU limit, alone, used no CPU: starting it takes up to 0.02 s.
 STALLED_CPU_SHARE, MIN_STALLED_CPU_S = 0.05, 0.05
 TESTER_CPU_FACTOR = 2.0  # the tests' own work, over the program's limit

@@ -270,10 +270,11 @@ SHORT = Limits(cpu_s=0.2, memory_bytes=64 << 20)  # the backstop comes after 2 s
 def test_a_program_that_sleeps_is_run_once_more_alone_and_stalled(tmp_path: Path) -> None:
     turns = RecordedTurns(tmp_path)
     with Sandbox(turns=turns) as box:
-        outcome = box.run_script("import time; time.sleep(1000)", b"", SHORT)
+        limits = Limits(cpu_s=0.1, memory_bytes=64 << 20)  # the backstop comes after 1 s
+        outcome = box.run_script("import time; time.sleep(1000)", b"", limits)
         assert (outcome.kind, turns.taken) == ("stalled", ["together", "alone"])
         source = "import threading\ndef f(x): threading.Event().wait()"
-        outcome = box.run_functions(source, check("candidate(1)"), SHORT)
+        outcome = box.run_functions(source, check("candidate(1)"), limits)
         assert (outcome.kind, turns.taken[2:]) == ("stalled", ["together", "alone"])
 
 
