@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space that is limited
 }
 DEVICES = ("null", "zero", "random", "urandom")
-UNSAFE_OPTION = "allow_unsafe_execution_without_sandbox"
+UNSAFE_OPTION = "reward.args.allow_unsafe_execution_without_sandbox"
 
 
 def find_bubblewrap() -> str:
@@ -42,11 +42,11 @@ def find_bubblewrap() -> str:
 
 
 def sandboxed_command(control_fd: int) -> list[str]:
-    python = find_interpreter()
     command = [find_bubblewrap(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--die-with-parent", "--new-session"]
     if os.getuid() != 0:
         command += ["--unshare-user"]
+    python = find_interpreter()
     environment = ENVIRONMENT | {"PYTHONHOME": "/python", "LD_LIBRARY_PATH": "/python/libraries"}
     for name, value in environment.items():
         command += ["--setenv", name, value]
