@@ -127,6 +127,7 @@ FORBIDDEN = {
     "train": ("rlpost.rollout", "rlpost.loop"),
     "algos": ("rlpost.train", "rlpost.rollout", "rlpost.loop"),
     "rewards": ("rlpost.train", "rlpost.rollout", "rlpost.loop"),
+    "sandbox": ("rlpost.train", "rlpost.rollout", "rlpost.loop", "rlpost.rewards"),
 }
 
 

@@ -16,4 +16,6 @@ REWARDS = {
     "format_match": "rlpost.rewards.answers.format_match",
     "math": "rlpost.rewards.math_answers.math_answer",
     "http": "rlpost.rewards.http_service.HttpReward",
+    "code_functions": "rlpost.rewards.code.CodeFunctions",
+    "code_stdio": "rlpost.rewards.code.CodeStdio",
 }
