@@ -7,6 +7,7 @@ Everything it calls is imported inside functions, so that ``rlpost --help`` answ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rlpost: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        print(f"rlpost: ended by {stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the signal may have ended whoever reads
+            print(f"rlpost: ended by {stopped}; the same command goes on from its last checkpoint", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return stopped.exit_code
     except KeyboardInterrupt:
         print("rlpost: interrupted", file=sys.stderr)

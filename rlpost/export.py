@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +22,43 @@ from rlpost.reporting.model_card import model_card
 CARD = "README.md"
 
 
-def export(run: Path, out: Path, *, step: int | None = None) -> Path:
-    """Write the model of the checkpoint after ``step`` steps (None: the newest) to the new or empty folder ``out``;
-    returns the checkpoint it came from. ``run`` may be a checkpoint's folder, too.
+def export(run: Path, out: Path, *, step: int | None = None, say: Callable[[str], None] = print) -> Path:
+    """Write the model of the checkpoint after ``step`` steps (None: the newest sound one) to the new or empty folder
+    ``out``; returns the checkpoint it came from. ``run`` may be a checkpoint's folder, too.
 
     Raises:
-        RunError: no such checkpoint, a damaged one, or ``out`` holds something.
+        RunError: no such checkpoint, only damaged ones, or ``out`` holds something or cannot be written.
     """
-    folder = _choose(run, step)
+    out = out.absolute()
+    folder = _choose(run, step, say)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(explain("export", f"{out}, which is there", "a new or an empty folder", "choose another one"))
-    state = read_state(folder)
-    config = yaml.safe_load((folder / CONFIG_FILE).read_text())
-    card = model_card(
-        config,
-        step=state["step"],
-        evaluations=_evaluations(folder, state),
-        totals=state["history"]["totals"],
-    )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     from rlpost.train.saved_weights import write_model
 
     try:
+        card = _card(folder)
         write_model(folder / TRAINER, folder / MODEL_FILES, partial)
         (partial / CARD).write_text(card, encoding="utf-8")
         if out.exists():
             out.rmdir()
         partial.rename(out)
+    except FileNotFoundError as error:  # of a run that goes on: its checkpoints come and go
+        do = "run it again, or name a step that is kept"
+        raise RunError(explain("export", f"{error.filename} is gone", "a checkpoint that stays", do)) from error
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         do = f"{error.strerror}; free space or choose another folder"
         raise RunError(explain("export", str(out), "a folder that can be written", do)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _card(folder: Path) -> str:
+    state, config = read_state(folder), yaml.safe_load((folder / CONFIG_FILE).read_text())
+    totals = state["history"]["totals"]
+    return model_card(config, step=state["step"], evaluations=_evaluations(folder, state), totals=totals)
 
 
 def _evaluations(folder: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -67,7 +71,7 @@ def _evaluations(folder: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]
     return list(state["history"]["evaluations"])
 
 
-def _choose(run: Path, step: int | None) -> Path:
+def _choose(run: Path, step: int | None, say: Callable[[str], None]) -> Path:
     if checkpoint.Name.of(run.resolve()) is not None:
         found = [run]
     else:
@@ -76,8 +80,9 @@ def _choose(run: Path, step: int | None) -> Path:
     if not found:
         what = f"no checkpoint{f' after step {step}' if step is not None else ''}"
         raise RunError(explain("export", f"{run} ({what})", "a run directory or a checkpoint", "check the path"))
-    damage = checkpoint.find_damage(found[-1])
-    if damage is not None:
-        do = "name an older one with --step"
-        raise RunError(explain("export", f"{found[-1]} ({damage})", "a sound checkpoint", do))
-    return found[-1]
+    for path in reversed(found):
+        damage = checkpoint.find_damage(path)
+        if damage is None:
+            return path
+        say(f"checkpoint {path} is damaged ({damage}) and is passed over")
+    raise RunError(explain("export", f"{run} ({len(found)} damaged)", "a sound checkpoint", "name another step"))

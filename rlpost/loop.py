@@ -45,7 +45,7 @@ def train(cfg: Config) -> dict[str, Any]:
     try:
         run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
         with Progress(cfg.logging.progress) as progress:
-            with StopRequest(cfg.checkpoint.stop_deadline_s, progress.message) as stop:
+            with StopRequest(cfg.checkpoint.stop_deadline_s, progress.stopping) as stop:
                 return Trainer(session, run, progress, stop).run()
     finally:
         session.close()
@@ -132,10 +132,12 @@ class Trainer:
                 if self.step >= self.cfg.steps:  # more than that where a finished part is resumed with fewer steps
                     break
                 self._one_step(publication)
+            self.stop.wait_for_boundaries()  # what is left is written in any case: a run that is finished stays so
             summary = self._close_run()
             finished = True
             return summary
         finally:
+            self.stop.wait_for_boundaries()
             self.metrics.close(failed=not finished)
             self.state.close()
             if worker is not None:
@@ -362,7 +364,7 @@ class Trainer:
             self.progress.message(f"resumed after step {self.step} from {found.path}")
         else:
             self.state.load_trainer(None, self.worker.trainer)
-        self.metrics.rewind(self.step, evaluated_step=self.history.evaluated_step)
+        self.metrics.rewind(self.step if found is not None else None, evaluated_step=self.history.evaluated_step)
 
     def _leave_if_stopped(self) -> None:
         """Between two steps: a stop request ends the run here."""

@@ -8,6 +8,7 @@ request ended half-way, after 10 finished ones.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -100,7 +101,10 @@ def find_damage(folder: Path) -> str | None:
             return f"{file} is missing"
         if path.stat().st_size != size:
             return f"{file} has {path.stat().st_size:,} bytes, expected {size:,}"
-    found = _describe_all([folder / file for file in files])
+    try:
+        found = _describe_all([folder / file for file in files])
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read ({error.strerror})"
     other = [file for (file, wanted), got in zip(files.items(), found, strict=True) if wanted != got]
     return f"{other[0]} has other bytes" if other else None
 
@@ -202,5 +206,8 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync no folders
+            raise
     finally:
         os.close(descriptor)

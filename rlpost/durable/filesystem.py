@@ -51,7 +51,7 @@ def ledger_path(run_dir: Path, ledger_dir: str | None, *, mounts: str | None = N
     """
     own = f"{run_dir.name}-{hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()}"
     if ledger_dir is not None:
-        return Path(ledger_dir) / own / FILE, ""
+        return Path(ledger_dir).expanduser().absolute() / own / FILE, ""
     kind = filesystem_type(run_dir, mounts)
     if not is_network(kind):
         return run_dir / FILE, ""

@@ -7,6 +7,7 @@ Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``rollouts/``, ``ledger.s
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from rlpost.durable import checkpoint
 from rlpost.errors import ConfigError, RunError, explain
 
 FINISHED = "finished.json"
+WENT_BACK = "went-back-to"
 MODES = ("auto", "never")  # of resume; anything else is a path
 
 
@@ -46,25 +48,42 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
         ConfigError: ``resume`` names nothing that can be resumed.
     """
     named = None if resume in MODES else find_checkpoint(Path(resume))
-    own = Path(runs_dir) / name
-    if named is not None and named.parent == (own / checkpoint.FOLDER).resolve():
-        lock = _lock(own)
-        (own / FINISHED).unlink(missing_ok=True)  # it goes on from there
-        return RunDir(
-            path=own, note=f"going back to {named}", lock=lock, start_from=own / checkpoint.FOLDER / named.name
-        )
     for number in itertools.count(1):
         path = Path(runs_dir) / (name if number == 1 else f"{name}-{number}")
+        own = named is not None and named.parent == (path / checkpoint.FOLDER).resolve()
         taken = path.exists() and (resume == "never" or (path / FINISHED).exists())
-        if not taken:
+        if own or not taken:
             break
+    lock = _lock(path)
+    if own and not _was_gone_back_to(path, named):
+        return RunDir(path=path, note=f"going back to {named}", lock=lock, start_from=named)
     notes = [f"run {name} is taken; this one is {path.name}"] if number > 1 else []
     begun = bool(checkpoint.all_checkpoints(path / checkpoint.FOLDER))
     if begun:
         notes.append(f"going on with the unfinished run in {path}")
     elif named is not None:
         notes.append(f"beginning at {named}")
-    return RunDir(path=path, note="; ".join(notes), lock=_lock(path), start_from=None if begun else named)
+    return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if begun else named)
+
+
+def note_going_back(path: Path, to: Path) -> None:
+    """The run in ``path`` goes on from its checkpoint ``to``: it is not finished any more, and the same command, given
+    again after a kill, goes on from the newest checkpoint and not from ``to`` once more."""
+    (path / WENT_BACK).write_text(_identity(to))
+    (path / FINISHED).unlink(missing_ok=True)
+
+
+def _was_gone_back_to(path: Path, to: Path | None) -> bool:
+    """Whether this going back was begun and is still under way."""
+    mark = path / WENT_BACK
+    return to is not None and not (path / FINISHED).exists() and mark.is_file() and mark.read_text() == _identity(to)
+
+
+def _identity(folder: Path) -> str:
+    """A checkpoint's name and what is in it."""
+    manifest = folder / checkpoint.MANIFEST
+    digest = hashlib.blake2b(manifest.read_bytes(), digest_size=16).hexdigest() if manifest.is_file() else "none"
+    return f"{folder.name} {digest}\n"
 
 
 def find_checkpoint(path: Path) -> Path:

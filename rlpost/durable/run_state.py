@@ -16,8 +16,10 @@ this owns what a step boundary consists of. A checkpoint holds
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +29,11 @@ from rlpost.config import Config
 from rlpost.durable import checkpoint, random_state
 from rlpost.durable.config_changes import changed_keys, refuse_changes
 from rlpost.durable.filesystem import ledger_path
+from rlpost.durable.run_dir import note_going_back
 from rlpost.errors import RunError, explain
 from rlpost.rollout.buffer import LedgerError, RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
+from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
 from rlpost.rollout.ledger_report import POINTER
 from rlpost.rollout.prompts import PromptCursor
@@ -79,17 +83,20 @@ class RunState:
         Raises RunError or DataError, before a device is touched, where the run cannot go on with these settings.
         """
         found = self._find(start_from)
-        live, note = ledger_path(self.path, self.cfg.ledger_dir)
-        if note:
-            self._say(note)
-        if live.parent != self.path:
-            (self.path / POINTER).write_text(f"{live}\n")
+        if found is not None:
+            self._check(found)
+        # Nothing was changed on the disk so far: a resume that is refused leaves the run as it was.
+        if found is not None and found.path.parent.resolve() == self._root.resolve():
+            if start_from is not None:
+                note_going_back(self.path, found.path)
+            for aside in checkpoint.set_aside_later(self._root, found.name):
+                self._say(f"a later checkpoint was set aside as {aside}")
+        live = self._place_ledger()
         if found is None:
             self._recovery = recovery = start_ledger(live)
             self.buffer = self._make_buffer(recovery)
             self.buffer.count_rolled_back(recovery.ledger.rolled_back())
         else:
-            self._check_settings(found)
             self._recovery = recovery = recover_ledger(live, found.path / LEDGER_FILE, step=found.name.step)
             self.buffer = self._make_buffer(recovery)
             self._load(found, recovery)
@@ -137,7 +144,7 @@ class RunState:
             name,
             {
                 TRAINER: trainer.save,
-                LEDGER_FILE: lambda file: ledger.snapshot(file, step=self.step),
+                LEDGER_FILE: self._copy_ledger,
                 STATE_FILE: lambda file: _write(file, json.dumps(self._state(under_way))),
                 CONFIG_FILE: lambda file: _write(file, to_yaml(self.cfg)),
                 MODEL_FILES: lambda folder: _save_model_files(trainer, tokenizer, folder),
@@ -149,6 +156,15 @@ class RunState:
         )
         ledger.compact(oldest)
         return path
+
+    def _copy_ledger(self, file: Path) -> None:
+        """SQLite writes where the ledger lies, which is a local disk also where the run directory is not."""
+        ledger = self.buffer.ledger
+        assert ledger is not None
+        beside = ledger.path.with_name(f".{LEDGER_FILE}.copy")
+        beside.unlink(missing_ok=True)
+        ledger.snapshot(beside, step=self.step)
+        shutil.move(beside, file)
 
     def close(self) -> None:
         """Close the ledger, so that its file alone holds all of it."""
@@ -171,18 +187,49 @@ class RunState:
             damage = checkpoint.find_damage(path)
             if damage is not None:
                 raise RunError(explain("resume", f"{path} ({damage})", "a whole checkpoint", "use resume=auto"))
-        if path.parent == self._root:
-            for aside in checkpoint.set_aside_later(self._root, name):
-                self._say(f"a later checkpoint was set aside as {aside}")
         return Found(name=name, path=path, state=read_state(path))
 
-    def _check_settings(self, found: Found) -> None:
+    def _check(self, found: Found) -> None:
+        """Whether this run may go on from the checkpoint; reads only."""
         check_layout(found.path / TRAINER, self._layout)
         changes = changed_keys((found.path / CONFIG_FILE).read_text(), to_yaml(self.cfg))
         if self.cfg.deterministic:
             refuse_changes(changes)
+        copy = Ledger(found.path / LEDGER_FILE, read_only=True)
+        try:
+            with self._reading(found):
+                buffer = self._make_buffer(Recovery(ledger=copy))
+                buffer.load_state_dict(found.state["buffer"], copy.read_open())
+                self.step = found.state["step"]
+                self.cursor.load_state_dict(found.state["cursor"])
+                self.history.load_state_dict(found.state["history"])
+        finally:
+            copy.close()
+        longest, limit = buffer.longest_unfinished(), self.cfg.rollout.max_response_tokens
+        if longest >= limit:
+            do = "an unfinished response is that long; set it as it was, or use another name"
+            raise RunError(explain("resuming: rollout.max_response_tokens", limit, f"> {longest}", do))
         if changes:
             self._say("changed since the checkpoint: " + "; ".join(map(str, changes)))
+
+    @contextmanager
+    def _reading(self, found: Found) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums hold: another version's
+            reason = f"{found.path / STATE_FILE} ({type(error).__name__}: {error})"
+            raise RunError(explain("checkpoint", reason, "one of this version", "set resume=never or name=")) from error
+
+    def _place_ledger(self) -> Path:
+        live, note = ledger_path(self.path, self.cfg.ledger_dir)
+        if note:
+            self._say(note)
+        pointer = self.path / POINTER
+        if live.parent == self.path:
+            pointer.unlink(missing_ok=True)
+        else:
+            pointer.write_text(f"{live}\n")
+        return live
 
     def _make_buffer(self, recovery: Recovery) -> RolloutBuffer:
         rollout = self.cfg.rollout
@@ -196,25 +243,15 @@ class RunState:
         )
 
     def _load(self, found: Found, recovery: Recovery) -> None:
-        state = found.state
-        try:
-            self.step = state["step"]
-            self.cursor.load_state_dict(state["cursor"])
-            self.history.load_state_dict(state["history"])
+        with self._reading(found):
             groups = recovery.ledger.read_open()
-            self.buffer.load_state_dict(state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums hold: another version's
-            reason = f"{found.path / STATE_FILE} ({type(error).__name__}: {error})"
-            raise RunError(explain("checkpoint", reason, "one of this version", "set resume=never or name=")) from error
+            self.buffer.load_state_dict(found.state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
         self.buffer.check_ledger()
         self._check_cursor()
         tracker = self.path / TRACKER_FILE
-        if found.path.parent == self._root and not tracker.exists() and state.get("tracker_run_id"):
-            tracker.write_text(state["tracker_run_id"] + "\n")
-        longest, limit = self.buffer.longest_unfinished(), self.cfg.rollout.max_response_tokens
-        if longest >= limit:
-            do = "an unfinished response is that long; set it as it was, or use another name"
-            raise RunError(explain("resuming: rollout.max_response_tokens", limit, f"> {longest}", do))
+        own = found.path.parent.resolve() == self._root.resolve()
+        if own and not tracker.exists() and found.state.get("tracker_run_id"):
+            tracker.write_text(found.state["tracker_run_id"] + "\n")
 
     def _check_cursor(self) -> None:
         """Each draw of the cursor is a group of the buffer, and no group comes from elsewhere."""
@@ -233,13 +270,18 @@ class RunState:
         }
 
     def _report(self, recovery: Recovery, found: Found | None) -> None:
-        if recovery.note:
+        if recovery.note and (found is None or found.path.parent.resolve() == self._root.resolve()):
             self._say(recovery.note)
         if recovery.tokens_undone or recovery.groups_undone:
             since = f"after {found.path.name}" if found is not None else "before a first checkpoint"
             self._say(
                 f"undone, as it came {since}: {recovery.tokens_undone:,} tokens, and {recovery.groups_undone} draws, "
                 "which are made again"
+            )
+        if recovery.unstored_step is not None:
+            self._say(
+                f"step {recovery.unstored_step} was being generated when the run ended: what it had was not stored, "
+                "nobody counted it, and it is made again"
             )
 
 

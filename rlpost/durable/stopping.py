@@ -8,6 +8,7 @@ deterministic mode (checkpoints stand at step boundaries only).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ class StopRequest:
     """Use as a context manager in the main thread (elsewhere signals cannot be handled, and nothing is requested)."""
 
     def __init__(self, deadline_s: float, say: Callable[[str], None]) -> None:
+        """``say`` is called in a signal's handler; what it raises (nobody may read any more) is of no account."""
         self.requested: int | None = None  # the signal's number
         self._deadline_s, self._say = deadline_s, say
         self._at_once = True
@@ -72,12 +74,13 @@ class StopRequest:
                 raise Stopped(number, at_once=True)
             return
         self.requested = number
-        again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
-        word = WORDS[signal.Signals(number)]
-        self._say(f"{word}: saving what there is, within {self._deadline_s:g} s, then the run ends{again}")
         self._timer = threading.Timer(self._deadline_s, self._give_up, [number])
         self._timer.daemon = True
         self._timer.start()
+        again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
+        word = WORDS[signal.Signals(number)]
+        with contextlib.suppress(OSError, RuntimeError):  # no reader, or a print that the signal came upon
+            self._say(f"{word}: saving what there is, within {self._deadline_s:g} s, then the run ends{again}")
 
     def _give_up(self, number: int) -> None:
         late = f"within {self._deadline_s:g} s of {WORDS[signal.Signals(number)]} (checkpoint.stop_deadline_s)"

@@ -91,20 +91,21 @@ class MetricsWriter:
             for tracker in self._start_trackers():
                 tracker.log_table(step, "rollouts", table)
 
-    def rewind(self, step: int, *, evaluated_step: int | None = None) -> None:
+    def rewind(self, step: int | None, *, evaluated_step: int | None = None) -> None:
         """Forget everything logged for later steps: a run resumed at ``step`` goes through them again.
 
-        At 0 nothing is kept: a run without a checkpoint starts over, its first evaluation included. An evaluation
-        later than ``evaluated_step``, the last one that the checkpoint knows, is forgotten too (None: all stay).
+        None: a run without a checkpoint starts over, nothing is kept. An evaluation later than ``evaluated_step``, the
+        last one that the checkpoint knows, is forgotten too (None: all stay), and so is what only a run's end logs.
         """
 
         def is_kept(row: Mapping[str, Any]) -> bool:
             unknown = evaluated_step is not None and "eval/accuracy" in row and row["step"] > evaluated_step
-            return 0 < step >= row["step"] and not unknown
+            at_the_end = any(name.startswith("replay/") for name in row)
+            return step is not None and row["step"] <= step and not unknown and not at_the_end
 
         assert self._trackers is None, "rewind comes before the first line is logged"
         self._start_clock(is_kept)
-        rollout_files.remove_after(self.run_dir, step)
+        rollout_files.remove_after(self.run_dir, step or 0)
 
     def close(self, *, failed: bool = False) -> None:
         """Flush and end the trackers. Safe to call twice."""
@@ -116,7 +117,7 @@ class MetricsWriter:
 
     def _start_clock(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
         """Cut the logs to the lines kept; ``time_s`` goes on from the last of them."""
-        last = [log.cut(keep) for log in self._logs][-1]
+        last = [log.cut(keep, self._say) for log in self._logs][-1]
         self._started = time.monotonic() - (float(last["time_s"]) if last else 0.0)
 
     def _append_split(self, row: Mapping[str, Any]) -> None:
@@ -155,7 +156,8 @@ class MetricsWriter:
 
 
 class JsonLines:
-    """A log of one JSON object a line; a torn line, left by a killed process, goes with the next cut."""
+    """A log of one JSON object a line with its ``step``. What is none, a line torn by a kill or the zeros that a power
+    cut leaves, goes with the next cut."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -167,18 +169,24 @@ class JsonLines:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()  # a killed process loses nothing; only a power cut could
 
-    def cut(self, keep: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any] | None:
+    def cut(self, keep: Callable[[Mapping[str, Any]], bool], say: tracking.Say) -> Mapping[str, Any] | None:
         """Keep the lines for which ``keep(row)``; returns the last of them, None where there is none."""
         self.close()
         if not self._path.exists():
             self._path.touch()
             return None
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        rows = [(line, row) for line in lines if (row := _read_row(line)) is not None]
+        unreadable = sum(line.endswith(b"\n") for line in lines) - len(rows)
+        if unreadable:
+            say(f"warning: {unreadable} lines of {self._path} cannot be read and were dropped")
         kept = [(line, row) for line, row in rows if keep(row)]
         if len(kept) < len(lines):
             shorter = self._path.with_suffix(".unfinished")
-            shorter.write_text("".join(line for line, _ in kept), encoding="utf-8")
+            with shorter.open("wb") as file:
+                file.writelines(line for line, _ in kept)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(shorter, self._path)
         return kept[-1][1] if kept else None
 
@@ -186,6 +194,17 @@ class JsonLines:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _read_row(line: bytes) -> Mapping[str, Any] | None:
+    """A whole line's object; None for a torn one, and for what is no object with a step."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:  # not UTF-8 included
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

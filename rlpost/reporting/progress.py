@@ -49,6 +49,7 @@ class Progress:
         self._step = 0
         self._phase = "start"
         self._phase_started = clock()
+        self._reader_may_leave = False
         self._admitted = self._wanted = self._running = self._open = 0
         self._accuracies: list[tuple[float, float, float]] = []
         self._reward: float | None = None
@@ -113,8 +114,17 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def stopping(self, text: str) -> None:
+        """A stop request: from here on a reader that went away (Ctrl-C ends a whole pipe) ends nothing any more."""
+        self._reader_may_leave = True
+        self.message(text)
+
     def _print(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        try:
+            print(text, file=self._out, flush=True)
+        except BrokenPipeError:
+            if not self._reader_may_leave:
+                raise
 
     def _step_line(self, metrics: Mapping[str, float]) -> str:
         parts = [f"step {self._step}/{self._total_steps}"]

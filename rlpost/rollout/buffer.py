@@ -86,6 +86,10 @@ class RolloutBuffer:
             if self.restart_stale and self._is_late(group) and not any(s.state == FINISHED for s in group.samples):
                 self._restart(group)
             self._offer(group)
+        if self.ledger is not None:
+            with self._timed():
+                self.ledger.record("begins", None, step + 1)
+                self.ledger.commit()
 
     def rollout(self) -> list[Group]:
         """The groups admitted in this step, tokens and all."""

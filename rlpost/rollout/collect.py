@@ -25,7 +25,7 @@ from rlpost.rollout.open_groups import OpenGroup, OpenSample
 from rlpost.rollout.scoring import Scorer, Verdict, failure_kind
 from rlpost.types import Group, Prompt
 
-SCORE_POLL_S = 60.0  # how long one wait for verdicts lasts before the loop looks around again
+SCORE_POLL_S = 1.0  # how long one wait for verdicts lasts before the loop looks around again, for a stop request too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ writes; others may read at any time (write-ahead log).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import zlib
@@ -56,12 +57,14 @@ TABLES = {
     "PRIMARY KEY (draw, attempt)",
     "ends": "draw INTEGER PRIMARY KEY, step INTEGER NOT NULL, state TEXT NOT NULL, num_tokens INTEGER NOT NULL, "
     "num_failed_tokens INTEGER NOT NULL",
+    "begins": "id INTEGER PRIMARY KEY, step INTEGER NOT NULL",
     "steps": "step INTEGER PRIMARY KEY, totals TEXT NOT NULL",
     "rollbacks": "id INTEGER PRIMARY KEY, step INTEGER NOT NULL, num_groups INTEGER NOT NULL, "
     "num_tokens INTEGER NOT NULL",
     "compactions": "id INTEGER PRIMARY KEY, step INTEGER NOT NULL",
 }
 INDEXES = ("CREATE INDEX segments_of_sample ON segments (draw, idx)",)
+KEYED_BY_SAMPLE = ("launches", "finishes", "verdicts", "restarts")
 OF_A_GROUP = ("draws", "prompts", "launches", "segments", "finishes", "verdicts", "restarts")
 
 
@@ -80,12 +83,10 @@ class Ledger:
         """Opens ``path``; a file that is not there is created with the schema (never with ``read_only``)."""
         self.path = Path(path)
         self._queue: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES}
+        mode = "rwc" if not read_only else "ro" + ("" if self._has_writer() else "&immutable=1")
         with self._translated("open"):
-            if read_only:
-                uri = f"{self.path.absolute().as_uri()}?mode=ro"
-                self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-            else:
-                self._db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+            uri = f"{self.path.absolute().as_uri()}?mode={mode}"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
         try:
             with self._translated("open"):
                 self._prepare(read_only)
@@ -129,20 +130,13 @@ class Ledger:
 
     # ---- reading --------------------------------------------------------------------------------------------
 
-    def read_segments(self, samples: Iterable[tuple[int, int, int]]) -> Iterator[tuple[Segment, ...]]:
-        """The segments of each (draw, index, attempt), oldest first; all in one read transaction."""
-        query = (
-            "SELECT s.policy_version, s.trainable, s.checksum, t.token_ids, t.rollout_logprobs FROM segments s "
-            "LEFT JOIN tokens t USING (id) WHERE s.draw = ? AND s.idx = ? AND s.attempt = ? ORDER BY s.id"
-        )
-        with self._translated("read"):
-            for sample in samples:
-                rows = self._db.execute(query, sample).fetchall()
-                yield tuple(self._to_segment(row, sample) for row in rows)
+    def read_segments(self, samples: Iterable[tuple[int, int, int]]) -> list[tuple[Segment, ...]]:
+        """The segments of each (draw, index, attempt), oldest first."""
+        return list(self._each_sample(samples))
 
     def read_open(self) -> list[OpenGroup]:
         """Every group that has not ended, in the order drawn; tokens stay in the file (``evicted``)."""
-        with self._translated("read"):
+        with self.reading():
             groups = self._read_groups()
             if groups:
                 self._read_samples(groups)
@@ -154,13 +148,27 @@ class Ledger:
                 group.state = "ready" if states == {JUDGED} else "scoring"
         return list(groups.values())
 
+    def story(self, step: int) -> dict[str, str]:
+        """A digest of each table's rows that a resume after ``step`` steps rests on: those of open groups, ends of
+        later steps, and the account of every step. Tokens have their checksums in ``segments``."""
+        which = dict.fromkeys(OF_A_GROUP, "draw IN (SELECT draw FROM open)") | {"ends": f"step > {step:d}"}
+        with self.reading():
+            return {table: self._digest(table, condition) for table, condition in (which | {"steps": "1"}).items()}
+
+    def unstored_step(self) -> int | None:
+        """The newest step that began and left no row: its process ended before it could store anything of it."""
+        begun = int(self._value("SELECT coalesce(max(step), 0) FROM begins"))
+        traces = ("launches", "segments", "finishes", "verdicts", "ends", "steps")
+        stored = max(int(self._value(f"SELECT coalesce(max(step), 0) FROM {table}")) for table in traces)
+        return begun if begun > stored else None
+
     def held(self) -> tuple[int, int]:
         """(groups, tokens) that have not ended, counted from the rows; tokens of earlier attempts left out."""
         query = (
             "SELECT coalesce(sum(num_tokens), 0) FROM segments s WHERE draw IN (SELECT draw FROM open) "
             "AND attempt = (SELECT coalesce(max(attempt), 0) FROM restarts r WHERE r.draw = s.draw)"
         )
-        with self._translated("read"):
+        with self.reading():
             return int(self._value("SELECT count(*) FROM open")), int(self._value(query))
 
     def rolled_back(self) -> int:
@@ -183,7 +191,7 @@ class Ledger:
         """
         assert step >= self.compacted_to, "what a rollback needs was compacted away"
         assert not any(self._queue.values()), "rows wait to be written"
-        with self._translated("roll back"), self._attached(snapshot if snapshot is not None else ":memory:"):
+        with self._translated("roll back"), self._attached(snapshot or ":memory:", read_only=snapshot is not None):
             if snapshot is None:
                 _create_schema(self._db, "copy")
             with self._transaction():
@@ -249,7 +257,7 @@ class Ledger:
             if found != "ok":
                 return str(found).splitlines()[-1]
             keys = [(g.order, s.index, g.attempt) for g in self.read_open() for s in g.samples if s.evicted]
-            for _ in self.read_segments(keys):
+            for _ in self._each_sample(keys):  # one at a time: all of them may not fit into memory
                 pass
         except (sqlite3.DatabaseError, DamagedLedger) as error:
             return " ".join(str(error).split())
@@ -260,7 +268,42 @@ class Ledger:
         with self._translated("read"):
             return self._db.execute(query, parameters).fetchall()
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Several queries that see the database at one moment; may be nested, and inside a transaction."""
+        with self._translated("read"):
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("COMMIT")
+
     # ---- private --------------------------------------------------------------------------------------------
+
+    def _has_writer(self) -> bool:
+        """Whether a process may be writing: its log lies beside the file. Without one, a folder that only lets itself
+        be read (a checkpoint, another user's run) can be read without any lock."""
+        return self.path.with_name(f"{self.path.name}-wal").exists()
+
+    def _each_sample(self, samples: Iterable[tuple[int, int, int]]) -> Iterator[tuple[Segment, ...]]:
+        query = (
+            "SELECT s.policy_version, s.trainable, s.checksum, t.token_ids, t.rollout_logprobs FROM segments s "
+            "LEFT JOIN tokens t USING (id) WHERE s.draw = ? AND s.idx = ? AND s.attempt = ? ORDER BY s.id"
+        )
+        with self.reading():
+            for sample in samples:
+                rows = self._db.execute(query, sample).fetchall()
+                yield tuple(self._to_segment(row, sample) for row in rows)
+
+    def _digest(self, table: str, condition: str) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        order = "1, 2, 3" if table in KEYED_BY_SAMPLE else "1"
+        for row in self._db.execute(f"SELECT * FROM {table} WHERE {condition} ORDER BY {order}"):
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
 
     def _prepare(self, read_only: bool) -> None:
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -282,9 +325,10 @@ class Ledger:
         )
 
     @contextmanager
-    def _attached(self, path: Path | str) -> Iterator[None]:
+    def _attached(self, path: Path | str, *, read_only: bool = False) -> Iterator[None]:
         """Another database as ``copy``."""
-        self._db.execute("ATTACH ? AS copy", (str(path),))
+        name = path if path == ":memory:" else Path(path).absolute().as_uri()
+        self._db.execute("ATTACH ? AS copy", (name + ("?immutable=1" if read_only else ""),))
         try:
             yield
         finally:
@@ -337,7 +381,7 @@ class Ledger:
         tokens = "SELECT * FROM main.tokens WHERE id IN (SELECT id FROM copy.segments)"
         self._db.execute(f"INSERT INTO copy.tokens {tokens}")
         self._db.execute("INSERT INTO copy.ends SELECT * FROM main.ends WHERE step > ?", (step,))
-        for table in ("steps", "rollbacks"):
+        for table in ("begins", "steps", "rollbacks"):
             self._db.execute(f"INSERT INTO copy.{table} SELECT * FROM main.{table}")
         self._db.execute("INSERT INTO copy.compactions (step) VALUES (?)", (step,))
 

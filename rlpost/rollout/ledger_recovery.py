@@ -1,7 +1,7 @@
 """The ledger a run goes on with: the live file rolled back where it is sound, else the checkpoint's own copy.
 
-Owns the choice and says what it did; called by ``durable.resume`` with a checkpoint whose files were verified. A live
-file that cannot be used is set aside, never deleted: it may hold the story of what was trained.
+Owns the choice and says what it did; called by ``durable.run_state`` with a checkpoint whose files were verified. A
+live file that cannot be used is set aside, never deleted: it may hold the story of what was trained.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ class Recovery:
     ledger: Ledger
     groups_undone: int = 0  # draws after the checkpoint: their prompts are drawn again
     tokens_undone: int = 0  # stored after the checkpoint and discarded
+    unstored_step: int | None = None  # the step whose tokens, not stored yet, went with the process
     note: str = ""  # for the user, where the live file could not be used
 
 
 def start_ledger(path: Path) -> Recovery:
-    """The ledger of a run without a checkpoint: empty, but for the count of what earlier lives lost with it."""
+    """The ledger of a run without a checkpoint: empty, but for the count of what earlier lives lost with it.
+
+    Raises RunError where the ledger tells of checkpoints: somebody took them away, and starting over would destroy what
+    the run left.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,30 +41,36 @@ def start_ledger(path: Path) -> Recovery:
         ledger = Ledger(path)
         if ledger.compacted_to:
             ledger.close()
-            return _begin_anew(path, "it belongs to checkpoints that are gone")
+            got = f"none, but {path} tells of some"
+            do = "put them back, or set resume=never or name= to start anew beside this run"
+            raise RunError(explain("checkpoints", got, "the run's own", do))
+        unstored = ledger.unstored_step()
         undone = ledger.roll_back(0)
     except DamagedLedger as error:
-        return _begin_anew(path, str(error))
-    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1])
+        aside = _set_aside(path)
+        note = f"the ledger could not be used ({error}); it is kept as {aside}, and a new one takes its place"
+        return Recovery(ledger=Ledger(path), note=note)
+    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1], unstored_step=unstored)
 
 
 def recover_ledger(path: Path, snapshot: Path, *, step: int) -> Recovery:
     """The ledger as it was when ``snapshot`` was taken, after ``step`` finished steps."""
     if not path.exists():
-        note = f"no ledger at {path}: the checkpoint's copy is used"
+        note = f"no ledger at {path}: the checkpoint's copy is used; what came after it was not counted"
         return Recovery(ledger=_copy_of(snapshot, path, step), note=note)
     try:
         ledger = Ledger(path)
     except DamagedLedger as error:
         return _replace(path, snapshot, step, str(error))
     try:
+        unstored = ledger.unstored_step()
         reason, undone = _roll_back(ledger, snapshot, step)
     except DamagedLedger as error:
-        reason, undone = str(error), (0, 0)
+        unstored, reason, undone = None, str(error), (0, 0)
     if reason is not None:
         ledger.close()
         return _replace(path, snapshot, step, reason)
-    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1])
+    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1], unstored_step=unstored)
 
 
 def _roll_back(ledger: Ledger, snapshot: Path, step: int) -> tuple[str | None, tuple[int, int]]:
@@ -69,36 +80,20 @@ def _roll_back(ledger: Ledger, snapshot: Path, step: int) -> tuple[str | None, t
     undone = ledger.roll_back(step, snapshot)
     copy = Ledger(snapshot, read_only=True)
     try:
-        if _story(ledger) != _story(copy):
-            return f"its open groups at step {step} are not the checkpoint's", undone
+        different = [table for table, told in ledger.story(step).items() if told != copy.story(step)[table]]
+        if different:
+            return f"its {', '.join(different)} are not what the checkpoint's copy has", undone
     finally:
         copy.close()
     return ledger.damage(), undone
 
 
-def _story(ledger: Ledger) -> list[tuple[object, ...]]:
-    """What is open and what was generated, by the rows' own numbers and checksums."""
-    segments = ledger.execute(
-        "SELECT draw, idx, attempt, step, policy_version, num_tokens, checksum FROM segments "
-        "WHERE draw IN (SELECT draw FROM open) ORDER BY draw, idx, id"
-    )
-    verdicts = ledger.execute(
-        "SELECT draw, idx, attempt, step, reward, parts, failure FROM verdicts WHERE draw IN (SELECT draw FROM open) "
-        "ORDER BY draw, idx, attempt"
-    )
-    draws = ledger.execute("SELECT draw, step, uid FROM draws JOIN open USING (draw) ORDER BY draw")
-    return [*draws, *segments, *verdicts]
-
-
-def _begin_anew(path: Path, reason: str) -> Recovery:
-    aside = _set_aside(path)
-    note = f"the ledger could not be used ({reason}); it is kept as {aside}, and a new one takes its place"
-    return Recovery(ledger=Ledger(path), note=note)
-
-
 def _replace(path: Path, snapshot: Path, step: int, reason: str) -> Recovery:
     aside = _set_aside(path)
-    note = f"the ledger could not be used ({reason}); it is kept as {aside}, and the checkpoint's copy takes its place"
+    note = (
+        f"the ledger could not be used ({reason}); it is kept as {aside}, the checkpoint's copy takes its place, and "
+        "what came after it was not counted"
+    )
     return Recovery(ledger=_copy_of(snapshot, path, step), note=note)
 
 
@@ -118,7 +113,7 @@ def _copy_of(snapshot: Path, path: Path, step: int) -> Ledger:
 
 def _set_aside(path: Path) -> Path:
     number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+    while (aside := path.with_name(f"{path.name}.set-aside-{number}")).exists():
         number += 1
     for suffix in COMPANIONS:
         source = path.with_name(path.name + suffix)

@@ -33,17 +33,18 @@ def glance(run: Path) -> str:
     path = find_ledger(run)
     ledger = Ledger(path, read_only=True)
     try:
-        groups = ledger.read_open()
-        rows = [*_totals(ledger, groups), *_open_rows(groups)]
-        undone = ledger.execute("SELECT count(*), coalesce(sum(num_tokens), 0) FROM rollbacks")[0]
-        step = ledger.execute("SELECT coalesce(max(step), 0) FROM steps")[0][0]
-        (freed,) = ledger.execute("SELECT count(*) FROM segments WHERE id NOT IN (SELECT id FROM tokens)")[0]
+        with ledger.reading():
+            groups = ledger.read_open()
+            rows = [*_totals(ledger, groups), *_open_rows(groups)]
+            undone = ledger.execute("SELECT count(*), coalesce(sum(num_tokens), 0) FROM rollbacks")[0]
+            step = ledger.execute("SELECT coalesce(max(step), 0) FROM steps")[0][0]
+            (freed,) = ledger.execute("SELECT count(*) FROM segments WHERE id NOT IN (SELECT id FROM tokens)")[0]
     finally:
         ledger.close()
     if undone[0]:
         rows.append(f"undone   {undone[1]:,} tokens, by {undone[0]} rollback(s) to a checkpoint")
     size = f"{path.stat().st_size / 1e6:,.1f} MB"
-    notes = f"; the tokens of {freed:,} trained segments were freed (rollouts/ has them)" if freed else ""
+    notes = f"; the tokens of {freed:,} ended segments were freed (rollouts/ has those trained)" if freed else ""
     return "\n".join([f"{path}: after step {step}, {size}{notes}", *rows])
 
 
@@ -124,7 +125,7 @@ def _end(ledger: Ledger, draw: int) -> str:
 def _prompt(ledger: Ledger, draw: int) -> list[str]:
     found = ledger.execute("SELECT content FROM prompts WHERE draw = ?", draw)
     if not found:
-        return ["prompt   (freed; rollouts/ has it)"]
+        return ["prompt   (freed; rollouts/ has it if it was trained)"]
     content = json.loads(found[0][0])
     lines = content["text"].splitlines() or [""]
     reference = [] if content["reference"] is None else [f"reference  {content['reference']}"]

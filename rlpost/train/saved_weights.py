@@ -7,12 +7,14 @@ training dtype they are the weights the engine sampled from. Called by ``export`
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from rlpost.errors import RunError, explain
 from rlpost.train.layout import read_layout
@@ -42,9 +44,11 @@ def write_model(trainer: Path, model_files: Path, out: Path) -> None:
             explain(f"weights in {trainer}", f"no {missing}", "every weight of the model", "use another one")
         )
     out.mkdir(parents=True, exist_ok=True)
-    lm.save_pretrained(out, state_dict={name: state[name] for name in wanted})
-    for file in model_files.iterdir():
-        shutil.copy(file, out / file.name)
+    try:
+        lm.save_pretrained(out, state_dict={name: state[name] for name in wanted})
+    except SafetensorError as error:  # its form of an OSError, without a number
+        raise OSError(errno.ENOSPC, str(error).splitlines()[0]) from error
+    shutil.copytree(model_files, out, dirs_exist_ok=True)
 
 
 def _read(trainer: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rlpost.durable import checkpoint
-from rlpost.durable.run_dir import finish, open_run_dir
+from rlpost.durable.run_dir import finish, note_going_back, open_run_dir
 from rlpost.errors import ConfigError, RunError
 
 
@@ -56,14 +56,35 @@ def test_a_place_that_cannot_be_written(tmp_path):
         open_run_dir(str(tmp_path / "file"), "a", resume="auto")
 
 
-def test_a_named_checkpoint_of_the_run_itself_is_gone_back_to(tmp_path):
+def test_a_named_checkpoint_of_the_run_itself_is_gone_back_to_once(tmp_path):
+    """The same command, given again after a kill, goes on; given again to a finished run it goes back again."""
     run = open_run_dir(str(tmp_path), "a", resume="auto")
     older, _ = make_checkpoint(run.path, 2), make_checkpoint(run.path, 4)
     finish(run.path, {"steps": 4})
     run.lock.close()
-    again = open_run_dir(str(tmp_path), "a", resume=str(older))
-    assert again.path == run.path and again.start_from == older and "going back to" in again.note
+
+    def open_again():
+        again = open_run_dir(str(tmp_path), "a", resume=str(older))
+        again.lock.close()
+        assert again.path == run.path
+        return again
+
+    assert open_again().start_from == older.resolve() and (run.path / "finished.json").exists(), "nothing changed yet"
+    note_going_back(run.path, older)
     assert not (run.path / "finished.json").exists(), "it is not finished any more"
+    assert open_again().start_from is None and "going on with the unfinished run" in open_again().note
+    finish(run.path, {"steps": 4})
+    assert open_again().start_from == older.resolve()
+
+
+def test_a_checkpoint_of_a_numbered_run_is_that_runs_own(tmp_path):
+    first = open_run_dir(str(tmp_path), "a", resume="auto")
+    finish(first.path, {"steps": 1})
+    second = open_run_dir(str(tmp_path), "a", resume="auto")
+    older, _ = make_checkpoint(second.path, 2), make_checkpoint(second.path, 4)
+    second.lock.close()
+    again = open_run_dir(str(tmp_path), "a", resume=str(older))
+    assert again.path == second.path and again.start_from == older.resolve()
 
 
 def test_another_runs_checkpoint_is_where_a_new_one_begins_until_it_has_its_own(tmp_path):

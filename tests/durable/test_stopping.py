@@ -70,6 +70,26 @@ def test_where_nothing_can_be_saved_yet_it_ends_at_once():
     assert (status, output) == (143, "stopped at once\n")
 
 
+def test_a_reader_that_went_away_with_the_same_signal_changes_nothing():
+    """Ctrl-C ends a whole pipe, the reader first: the request counts all the same, and so does its deadline."""
+    code = PROGRAM.format(deadline_s=5.0, boundaries=True, seconds=0.6)
+    code = code.replace('print("stopped at once" if stopped.at_once else "stopped at a boundary", flush=True)', "pass")
+    code = code.replace("lambda text: print(text, flush=True)", "say").replace("def run(", SAY + "def run(", 1)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+SAY = """
+def say(text):
+    import os
+    os.write(1, text.encode())
+
+"""
+
+
 def test_a_run_that_ends_in_time_is_not_ended_by_its_deadline():
     code = PROGRAM.format(deadline_s=0.8, boundaries=True, seconds=0.3)
     code = code.replace("    sys.exit(stopped.exit_code)", "    time.sleep(1.2)\n    sys.exit(5)")

@@ -109,10 +109,44 @@ def test_rewinding_to_the_start_forgets_the_first_evaluation_too(tmp_path: Path)
     log.log(1, {"reward/mean": 1})
     log.close()
     again = writer(tmp_path)
-    again.rewind(0)
+    again.rewind(None)
     again.log(0, {"eval/accuracy": 0.5})
     again.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [0]
+
+
+def test_a_run_stopped_in_its_first_step_keeps_its_first_evaluation(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.log(0, {"eval/accuracy": 0.5})
+    log.log(1, {"loss/total": 1.0})
+    log.close()
+    again = writer(tmp_path)
+    again.rewind(0, evaluated_step=0)
+    again.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0]
+
+
+def test_lines_that_cannot_be_read_are_dropped_and_said(tmp_path: Path) -> None:
+    log = writer(tmp_path)
+    log.log(1, {"loss/total": 1.0})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0\0\0\n[1]\n{}\n\xff\n" + b'{"step": 2, "tim')
+    said: list[str] = []
+    again = writer(tmp_path, say=said.append)
+    again.log(2, {"loss/total": 2.0})
+    again.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    assert len(said) == 1 and "4 lines" in said[0]
+
+
+def test_what_only_the_end_of_a_run_logs_is_logged_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        log = writer(tmp_path)
+        log.rewind(3)
+        log.log(3, {"replay/error": 0.1})
+        log.close()
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_rewinding_forgets_an_evaluation_that_the_checkpoint_does_not_know(tmp_path: Path) -> None:

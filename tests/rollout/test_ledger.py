@@ -15,7 +15,7 @@ from rlpost.rewards.functions import load_functions
 from rlpost.rollout.buffer import ROLLED_BACK, LedgerError
 from rlpost.rollout.collect import collect, sample_seed
 from rlpost.rollout.ledger import TABLES, DamagedLedger, Ledger
-from rlpost.rollout.ledger_recovery import recover_ledger, start_ledger
+from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
 from rlpost.rollout.reward_workers import InlineCalls
 from rlpost.rollout.scoring import InlineScorer, RewardScorer
 from tests.rollout.simulation import build, finish_step, prompts
@@ -282,38 +282,96 @@ def test_compaction_frees_what_no_rollback_can_need(tmp_path):
     assert identity(life.step(4)) == kept
 
 
-@pytest.mark.parametrize("what", ["checkpoints gone", "damaged"])
-def test_a_ledger_of_no_use_to_a_run_that_starts_over_is_set_aside(tmp_path, what):
+def test_a_damaged_ledger_of_a_run_that_starts_over_is_set_aside(tmp_path):
+    life = Life(tmp_path).begin()
+    for step in range(3):
+        life.step(step)
+    life.close()
+    damage(tmp_path / "ledger.sqlite", "header")
+    life = Life(tmp_path).begin()
+    assert "could not be used" in life.recovery.note and (tmp_path / "ledger.sqlite.set-aside-1").exists()
+    assert life.buffer.tokens_received == 0 and len(life.step(0)) == 3
+
+
+def test_a_run_whose_checkpoints_were_taken_away_is_not_started_over(tmp_path):
     life = Life(tmp_path).begin()
     for step in range(3):
         life.step(step)
     life.save(3)
     life.recovery.ledger.compact(3)
     life.close()
-    if what == "damaged":
-        damage(tmp_path / "ledger.sqlite", "header")
-    life = Life(tmp_path).begin()
-    assert "could not be used" in life.recovery.note and (tmp_path / "ledger.sqlite.damaged-1").exists()
-    assert ("checkpoints that are gone" in life.recovery.note) == (what == "checkpoints gone")
-    assert life.buffer.tokens_received == 0 and len(life.step(0)) == 3
+    before = (tmp_path / "ledger.sqlite").read_bytes()
+    with pytest.raises(RunError, match="checkpoints: got .*tells of some.*resume=never"):
+        Life(tmp_path).begin()
+    assert (tmp_path / "ledger.sqlite").read_bytes() == before
 
 
-@pytest.mark.parametrize("where", ["header", "pages", "tokens", "missing rows", "gone"])
-def test_a_damaged_ledger_is_named_set_aside_and_replaced_by_the_copy(tmp_path, where):
-    life = Life(tmp_path).begin()
+CHANGES = {
+    "prompts": "UPDATE prompts SET token_ids = zeroblob(length(token_ids))",
+    "finishes": "UPDATE finishes SET finish_reason = 'length'",
+    "launches": "UPDATE launches SET step = 1",
+    "verdicts": "UPDATE verdicts SET reward = 7",
+    "steps": "DELETE FROM steps WHERE step = 2",
+    "draws": "UPDATE draws SET step = 1",
+}
+
+
+@pytest.mark.parametrize("table", CHANGES)
+def test_whatever_a_resume_rests_on_is_compared(tmp_path, table):
+    life = Life(tmp_path, slots=4).begin()
     for step in range(4):
         life.step(step)
     life.save(4)
     expected = identity(life.step(4))
     life.close()
-    path = tmp_path / "ledger.sqlite"
-    damage(path, where)
-    life = Life(tmp_path).resume(4)
+    db = sqlite3.connect(tmp_path / "ledger.sqlite")
+    assert db.execute(CHANGES[table]).rowcount > 0
+    db.commit()
+    db.close()
+    life = Life(tmp_path, slots=4).resume(4)
+    assert f"its {table} are not what the checkpoint's copy has" in life.recovery.note
     assert identity(life.step(4)) == expected
-    if where == "gone":
-        assert "copy is used" in life.recovery.note
-    else:
-        assert "could not be used" in life.recovery.note and (tmp_path / "ledger.sqlite.damaged-1").exists()
+
+
+def test_a_stale_ledger_is_noticed_also_where_no_group_is_open(tmp_path):
+    shape = {"oversample": 1.0, "staleness": 0}
+    life = Life(tmp_path, **shape).begin()
+    life.step(0)
+    life.close()
+    old = (tmp_path / "ledger.sqlite").read_bytes()
+    life = Life(tmp_path, **shape)
+    life._adopt(recover_nothing(tmp_path))
+    life.buffer.load_state_dict(*state_of_one_step(life), rolled_back=0)
+    life.stream = prompts(life.buffer.num_drawn)
+    for step in (1, 2):
+        life.step(step)
+    life.save(3)
+    life.close()
+    (tmp_path / "ledger.sqlite").write_bytes(old)
+    life = Life(tmp_path, **shape).resume(3)
+    assert "its steps are not what" in life.recovery.note
+
+
+def recover_nothing(folder):
+    return Recovery(ledger=Ledger(folder / "ledger.sqlite"))
+
+
+def state_of_one_step(life):
+    totals = json.loads(life.recovery.ledger.execute("SELECT totals FROM steps")[0][0])
+    sizes = {"groups_per_step": 3, "samples_per_group": 2, "max_staleness": 0}
+    return {**sizes, "step": 0, "under_way": False, "totals": totals}, life.recovery.ledger.read_open()
+
+
+def test_what_a_killed_process_never_stored_is_reported(tmp_path):
+    life = Life(tmp_path).begin()
+    life.step(0)
+    life.save(1)
+    assert Life(tmp_path).resume(1).recovery.unstored_step is None
+    life = Life(tmp_path).resume(1)
+    collect(life.engine, life.buffer, life.stream, life.scorer, life.settings, step=1)  # and killed before the store
+    life.close()
+    recovery = Life(tmp_path).resume(1).recovery
+    assert (recovery.unstored_step, recovery.tokens_undone) == (2, 0)
 
 
 def test_damage_that_no_query_of_a_resume_comes_by_is_found_too(tmp_path):

@@ -1,6 +1,7 @@
 """What `rlpost buffer` says is what the rows say, during a run, after a rollback, and after compaction."""
 
 import re
+import sys
 
 import pytest
 
@@ -108,3 +109,47 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path):
     elsewhere.mkdir()
     (elsewhere / "ledger.location").write_text(f"{tmp_path}/ledger.sqlite\n")
     assert "after step 1" in glance(elsewhere)
+
+
+def test_a_look_at_a_run_under_way_sees_one_moment(tmp_path):
+    """A writer steps as fast as it can in another process; no look may find sums that do not balance."""
+    import subprocess
+
+    code = (
+        "from pathlib import Path; from tests.rollout.test_ledger import Life\n"
+        f"life = Life(Path({str(tmp_path)!r})).begin()\n"
+        "for step in range(400):\n    life.step(step)\n    print(step, flush=True) if step == 0 else None\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == "0\n"
+        texts = []
+        while writer.poll() is None and len(texts) < 300:
+            texts.append(glance(tmp_path))
+    finally:
+        writer.kill()
+        writer.wait()
+    assert len({text.splitlines()[1] for text in texts}) > 5, "the run went on meanwhile"
+    assert not any("balance" in text for text in texts)
+
+
+def test_a_folder_that_can_only_be_read(tmp_path):
+    import os
+    import subprocess
+
+    run = Life(tmp_path).begin()
+    run.step(0)
+    run.close()
+    expected = glance(tmp_path)
+    if os.geteuid():
+        os.chmod(tmp_path, 0o555)
+        assert glance(tmp_path) == expected
+        os.chmod(tmp_path, 0o755)
+        return
+    script = (  # root may write anywhere but to a read-only mount
+        f"mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path} && "
+        f"{sys.executable} -c 'from pathlib import Path; from rlpost.rollout.ledger_report import glance; "
+        f'print(glance(Path("{tmp_path}")))\''
+    )
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
