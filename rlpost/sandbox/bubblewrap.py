@@ -42,7 +42,15 @@ def find_bubblewrap() -> str:
 
 
 def sandboxed_command(control_fd: int) -> list[str]:
-    command = [find_bubblewrap(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    command = [
+        find_bubblewrap(),
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--hostname",
+        "sandbox",
+    ]
     command += ["--unshare-cgroup-try", "--die-with-parent", "--new-session"]
     if os.getuid() != 0:
         command += ["--unshare-user"]

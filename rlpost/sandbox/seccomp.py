@@ -36,7 +36,7 @@ ALLOWED = """
     mkdirat 258 34, rmdir 84 -, link 86 -, linkat 265 37, unlink 87 -, unlinkat 263 35, symlink 88 -,
     symlinkat 266 36, chmod 90 -, fchmod 91 52, fchmodat 268 53, utime 132 -, utimes 235 -, futimesat 261 -,
     utimensat 280 88, epoll_create 213 -, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -,
-    epoll_pwait 281 22, eventfd 284 -, eventfd2 290 19, socketpair 53 199, sendto 44 206, recvfrom 45 207,
+    epoll_pwait 281 22, eventfd 284 -, eventfd2 290 19, sendto 44 206, recvfrom 45 207,
     shutdown 48 210, getsockname 51 204, getpeername 52 205, getsockopt 55 209, getrlimit 97 163, setrlimit 160 164,
     prlimit64 302 261, getpriority 140 141
 """
@@ -55,7 +55,7 @@ REFUSED = """
 
 # Calls that are allowed with some arguments only.
 CHECKED = """
-    clone 56 220, clone3 435 435, ioctl 16 29, prctl 157 167
+    clone 56 220, clone3 435 435, ioctl 16 29, prctl 157 167, socketpair 53 199
 """
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -65,6 +65,7 @@ CLONE_THREAD = 0x00010000
 CLONE_NAMESPACES = 0x7E020000  # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 PRCTLS = (15, 16)  # PR_SET_NAME, PR_GET_NAME
+AF_UNIX = 1  # asyncio wakes itself through a pair of such sockets
 
 # Classic BPF: load a word of seccomp_data, compare, return.
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -91,6 +92,7 @@ def assemble(machine: str) -> bytes:
     code += _on(checked["clone3"], [fail(ENOSYS)])  # its flags lie in memory, out of reach; libraries then use clone
     code += _on(checked["ioctl"], _check_value(ARGUMENT_1, IOCTLS, ENOTTY))
     code += _on(checked["prctl"], _check_value(ARGUMENT_0, PRCTLS, EPERM))
+    code += _on(checked["socketpair"], _check_value(ARGUMENT_0, (AF_UNIX,), EPERM))
     for number in allowed.values():
         code += _on(number, [(RETURN, 0, 0, ALLOW)])
     for number in numbers["refused"].values():

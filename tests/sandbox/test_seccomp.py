@@ -86,6 +86,7 @@ def test_calls_are_judged_by_their_arguments(machine: str) -> None:
     assert not any(allowed("clone", thread | 1 << bit) for bit in (17, 25, 26, 27, 28, 29, 30))  # each namespace
     assert not allowed("clone3", thread)
     assert allowed("ioctl", 0, 0x5401) and not allowed("ioctl", 0, 0x5412)  # TCGETS; TIOCSTI
+    assert allowed("socketpair", 1) and not allowed("socketpair", 2)
     assert allowed("prctl", 15) and not allowed("prctl", 4) and not allowed("prctl", 22)
 
 
