@@ -118,7 +118,7 @@ class MetricsWriter:
     def _start_clock(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
         """Cut the logs to the lines kept; ``time_s`` goes on from the last of them."""
         last = [log.cut(keep, self._say) for log in self._logs][-1]
-        self._started = time.monotonic() - (float(last["time_s"]) if last else 0.0)
+        self._started = time.monotonic() - float((last or {}).get("time_s", 0.0))
 
     def _append_split(self, row: Mapping[str, Any]) -> None:
         varying = {name for name in row if name != "step" and metric_names.varies(name)}
