@@ -4,8 +4,8 @@
 
 A vLLM engine's shutdown destroys the process group of its process, DeepSpeed's included, so files that start an engine
 get a process of their own: those in ``tests/e2e``, those that carry the marker ``own_process`` and those that name the
-vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, all others share another
-(``fast`` runs only that one). Every process runs even when an earlier one failed; the exit status is non-zero when any
+vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, those that start reward workers or
+sandboxes share another, all others share the last (``fast`` runs only that one). Every process runs even when an earlier one failed; the exit status is non-zero when any
 failed. At the end: the 20 slowest tests of all and the totals.
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 OWN_PROCESS = re.compile(r"mark\.own_process|VLLMEngine|VllmEngine|vllm_engine|import vllm\b|from vllm\b")
 DEEPSPEED = re.compile(r"deepspeed_trainer|DeepSpeedTrainer|import deepspeed|DeepSpeedPolicyTrainer")
+WORKERS = re.compile(r"RewardWorkers|WorkerProcess|rlpost\.sandbox|CodeFunctions")
 NO_TESTS_COLLECTED = 5  # pytest's exit status for a file whose tests are all deselected
 MARKERS = {"fast": "not slow and not torture", "all": "not slow and not torture", "slow": "slow", "torture": "torture"}
 
@@ -55,14 +56,14 @@ def main(arguments: list[str]) -> int:
 
 def plan(mode: str) -> list[tuple[str, list[Path]]]:
     """The processes to run as (name, files). The shared process comes last, so pytest's last summary is the largest."""
-    files: dict[str, list[Path]] = {"own": [], "trainer": [], "fast": []}
+    files: dict[str, list[Path]] = {"own": [], "trainer": [], "workers": [], "fast": []}
     for file in sorted(TESTS.rglob("test_*.py")):
         files[kind_of(file)].append(file)
     groups = [("everything else", files["fast"])] if files["fast"] else []
     if mode == "fast":
         return groups
-    if files["trainer"]:
-        groups.insert(0, ("trainer", files["trainer"]))
+    shared = [(name, files[kind]) for name, kind in (("trainer", "trainer"), ("workers and sandboxes", "workers"))]
+    groups = [group for group in shared if group[1]] + groups
     return [*((str(file.relative_to(TESTS)), [file]) for file in files["own"]), *groups]
 
 
@@ -70,7 +71,9 @@ def kind_of(file: Path) -> str:
     folder, text = file.relative_to(TESTS).parts[0], file.read_text()
     if folder == "e2e" or OWN_PROCESS.search(text):
         return "own"
-    return "trainer" if folder == "train" or DEEPSPEED.search(text) else "fast"
+    if folder == "train" or DEEPSPEED.search(text):
+        return "trainer"
+    return "workers" if WORKERS.search(text) else "fast"
 
 
 def run_pytest(files: list[Path], marker: str, report: Path, extra: list[str]) -> int:
