@@ -29,7 +29,7 @@ function chart(spec) {
   const legend = el('div', { class: 'legend' });
   plot.draw = () => drawInto(plot, legend, full);
   drawn.add(plot);
-  host.append(legend, plot, tableOf(full));
+  host.append(legend, plot, ...(spec.bare ? [] : [tableOf(full)]));
   waiting.observe(plot);
   return host;
 }
@@ -73,7 +73,7 @@ function drawInto(plot, legend, spec) {
     width, height: spec.height || 220, series, bands, legend: { show: false },
     padding: [10, 12, 0, 0],
     cursor: { points: { size: 6 }, drag: { x: true, y: false }, sync: spec.sync ? { key: spec.sync } : undefined },
-    scales: { x: { time: false, range: spec.bars ? (u, a, b) => [a - 0.6, b + 0.6] : padX }, y: yScale(spec) },
+    scales: { x: { time: false, range: spec.bars ? (u, a, b) => [a - 0.6 * barWidth(spec), b + 0.6 * barWidth(spec)] : padX }, y: yScale(spec) },
     axes: axes(spec),
     hooks: { drawAxes: [u => spec.background?.(u)], draw: [u => limitLine(u, spec), ...(spec.draw ? [spec.draw] : [])] },
     plugins: [tooltip(spec)],
@@ -91,6 +91,11 @@ function drawInto(plot, legend, spec) {
   }
 }
 
+function barWidth(spec) {
+  const { x } = spec.lines[0];
+  return x.length > 1 ? x[1] - x[0] : 1;
+}
+
 function padX(u, a, b) {
   return a === b ? [a - 1, b + 1] : [a, b];
 }
@@ -99,6 +104,7 @@ function yScale(spec) {
   return { range: (u, low, high) => {
     if (low == null) return [0, 1];
     if (spec.limit && spec.limit.value <= high * 4 && spec.limit.value >= low) high = Math.max(high, spec.limit.value * 1.05);
+    if (low === high) [low, high] = low === 0 ? [0, spec.limit ? spec.limit.value * 1.3 : spec.y.whenZero || 1] : [Math.min(0, 2 * low), Math.max(0, 2 * high)];
     const space = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
     let bottom = low >= 0 && low - space < 0.35 * high ? 0 : low - space, top = high + space;
     if (spec.y.min != null) bottom = Math.max(spec.y.min, bottom);
@@ -130,7 +136,7 @@ function axisNumber(value) {
   if (size >= 1e9) return `${number(value / 1e9)}G`;
   if (size >= 1e6) return `${number(value / 1e6)}M`;
   if (size >= 1e4) return `${number(value / 1e3)}k`;
-  if (size > 0 && size < 1e-3) return value.toExponential(0).replace('e-', 'e−');
+  if (size > 0 && size < 1e-3) return value.toExponential(1).replace('.0e', 'e').replace('e-', 'e−');
   return String(Number(value.toPrecision(4)));
 }
 
@@ -163,10 +169,9 @@ function stack(spec) {
     line.y.forEach((value, i) => { running[i] += value || 0; });
     sums.push([...running]);
   }
-  const narrow = xs.length > 80;
   visible.map((line, n) => [line, sums[n]]).reverse().forEach(([line, values]) => {
     series.push({ label: line.label, fill: line.colour(), stroke: line.colour(), width: 0, points: { show: false },
-      paths: uPlot.paths.bars({ size: [narrow ? 1 : 0.72, 48, 1], gap: 0 }) });
+      paths: uPlot.paths.bars({ size: [xs.length > 60 ? 0.9 : 0.72, 48, 1] }) });
     data.push(values);
   });
   return { data, series, bands: [] };
@@ -185,7 +190,7 @@ function limitLine(u, spec) {
 
 function drawLegend(legend, spec, u) {
   const named = spec.lines.filter(line => !line.faint);
-  if (named.length < 2 && !spec.alwaysLegend && !named.some(line => line.bandLabel)) { replace(legend); return; }
+  if (spec.legend === false || named.length < 2 && !spec.alwaysLegend && !named.some(line => line.bandLabel)) { replace(legend); return; }
   replace(legend, named.map(line => {
     const swatch = el('span', { class: line.dash ? 'swatch dashed' : 'swatch', 'aria-hidden': 'true',
       style: { [line.dash ? 'borderColor' : 'background']: line.colour() } });

@@ -27,7 +27,7 @@ function rewards(report, run) {
   const names = [...new Set(report.runs.flatMap(r => Object.keys(r.steps)))].filter(name => name.startsWith('reward/part/')).sort();
   const shown = ['reward/mean', ...names, 'reward/std', 'reward/equal_groups_share'];
   const small = shown.map(name => el('div', { class: 'small' }, el('h4', {}, visible(name.replace('reward/part/', 'part: ').replace('reward/', '').replaceAll('_', ' '))),
-    metricChart(report, name, { height: 150 })));
+    metricChart(report, name, { height: 150, legend: report.runs.length === 1 ? undefined : false })));
   return section('rewards', 'What was rewarded, and what failed?', 'Means over the answers trained in each step. A part that rises alone tells what the policy found out.',
     el('div', { class: 'panel' }, el('div', { class: 'small-charts' }, small)),
     el('div', { class: 'grid' }, failures(run, report.runs.length > 1), unusual(run)));
@@ -48,7 +48,7 @@ function failures(run, several) {
 function unusual(run) {
   const columns = run.steps;
   const lines = [['rollout/truncated_share', 'cut at the limit'], ['rollout/empty_share', 'empty']].map(([name, label], n) => ({ label, ...curve(columns, name, 'step'), colour: () => hue(n + 3) }));
-  return panel('Answers cut or empty', chart({ label: 'Share of answers cut or empty', x: axisFor('step', lines), y: { format: percent, tick: v => percent(v, v && v < 0.01 ? 1 : 0), min: 0, max: 1 }, lines, height: 220, alwaysLegend: true, sync: 'step' }));
+  return panel('Answers cut or empty', chart({ label: 'Share of answers cut or empty', x: axisFor('step', lines), y: { format: percent, tick: v => percent(v, v && v < 0.01 ? 1 : 0), min: 0, max: 1, whenZero: 0.1 }, lines, height: 220, alwaysLegend: true, sync: 'step' }));
 }
 
 function allMetrics(report) {
@@ -85,7 +85,7 @@ function group(names) {
 
 function metricCard(report, name) {
   const about = report.metrics[name];
-  const card = el('div', { class: 'small' }, el('h4', { class: 'mono' }, visible(name)), metricChart(report, name, { source: name.startsWith('eval/') ? 'evals' : 'steps', height: 120 }),
+  const card = el('div', { class: 'small' }, el('h4', { class: 'mono' }, visible(name)), metricChart(report, name, { source: name.startsWith('eval/') ? 'evals' : 'steps', height: 120, legend: report.runs.length === 1 ? undefined : false }),
     el('p', { class: 'note' }, about ? `${about.meaning}${about.healthy ? ` Healthy: ${about.healthy}.` : ''}` : 'Not in the registry of metrics.'));
   card.metric = name;
   return card;

@@ -41,13 +41,14 @@ const DASH = '–';
 function number(value, digits = 3) {
   if (value == null || !Number.isFinite(value)) return DASH;
   const size = Math.abs(value);
-  if (size >= 1e15 || (size > 0 && size < 1e-3)) return value.toExponential(1).replace('e-', 'e−');
+  if (size >= 1e15 || (size > 0 && size < 1e-3)) return value.toExponential(1).replace('.0e', 'e').replace('e-', 'e−');
   if (Number.isInteger(value) || size >= 1000) return Math.round(value).toLocaleString('en');
   return String(Number(value.toPrecision(digits)));
 }
 
 function percent(value, digits = 1) {
-  return value == null || !Number.isFinite(value) ? DASH : `${(100 * value).toFixed(digits)} %`;
+  if (value == null || !Number.isFinite(value)) return DASH;
+  return value === 0 ? '0 %' : `${(100 * value).toFixed(digits)} %`;
 }
 
 function duration(seconds) {
@@ -108,6 +109,9 @@ function colour(name) {
 
 const HUES = 6;
 function hue(n) { return colour(`hue-${((n % HUES) + HUES) % HUES}`); }
+
+// Of policy versions: neighbours must differ, so the sixth colour, next to the first in tone, is left out.
+const versionHue = version => version % (HUES - 1);
 
 function alpha(hex, share) {
   return hex + Math.round(255 * share).toString(16).padStart(2, '0');

@@ -148,7 +148,7 @@ function tokenLegend(state, rows) {
   }
   const c = state.columns, versions = new Set();
   rows.forEach(i => { for (let v = c.oldest[i] ?? 1, end = c.newest[i] ?? 0; v <= end; v++) versions.add(v); });
-  return el('p', { class: 'note' }, 'Policy version: ', [...versions].sort((a, b) => a - b).map(v => el('span', { class: `token tint-${v % HUES}` }, String(v))));
+  return el('p', { class: 'note' }, 'Policy version: ', [...versions].sort((a, b) => a - b).map(v => el('span', { class: `token tint-${versionHue(v)}` }, String(v))));
 }
 
 function card(state, sample, row, chosen) {
@@ -180,7 +180,7 @@ function tokens(state, sample) {
     const level = sample.logprobs.charCodeAt(t) - LOGPROBS.first, logprob = level >= 0 ? LOGPROBS.values[level] : null;
     const seen = text === '' ? '·' : visible(text).replace(/\n/g, '↵\n');
     const title = `logprob ≈ ${logprob == null ? 'not finite' : number(logprob, 2)}${logprob == null ? '' : ` (${percent(Math.exp(logprob), 1)})`}, policy version ${versionAt[t]}`;
-    const shared = { title, class: state.colouring === 'version' ? `token tint-${versionAt[t] % HUES}` : 'token' };
+    const shared = { title, class: state.colouring === 'version' ? `token tint-${versionHue(versionAt[t])}` : 'token' };
     spans.push(el('span', state.colouring === 'logprob' ? { ...shared, style: { background: logprob == null ? 'none' : logprobTint(logprob) } } : shared, seen));
   });
   return spans;

@@ -129,23 +129,40 @@ function timelineLegend(lives, phases) {
   const versions = [...new Set(lives.spans.map(span => span.version))].sort((a, b) => a - b);
   const shown = versions.length > 12 ? [...versions.slice(0, 6), null, ...versions.slice(-5)] : versions;
   return el('div', { class: 'legend' },
-    shown.map(v => v == null ? '…' : el('span', { class: 'key' }, el('span', { class: 'swatch', style: { background: `var(--hue-${v % HUES})` } }), `version ${v}`)),
+    shown.map(v => v == null ? '…' : el('span', { class: 'key' }, el('span', { class: 'swatch', style: { background: `var(--hue-${versionHue(v)})` } }), `version ${v}`)),
     MARKS.map(([, text]) => el('span', { class: 'key' }, text)),
-    [...new Set(phases.map(p => p.name))].map(name => el('span', { class: 'key' }, el('span', { class: 'swatch phase', style: { background: PHASE_HUES[name] == null ? 'var(--grey)' : `var(--hue-${PHASE_HUES[name]})` } }), `${visible(name)} (behind)`)));
+    el('span', { class: 'key' }, 'strip: '), [...new Set(phases.map(p => p.name))].map(name => el('span', { class: 'key' }, el('span', { class: 'swatch strip', style: { background: PHASE_HUES[name] == null ? 'var(--grey)' : `var(--hue-${PHASE_HUES[name]})` } }), visible(name))));
 }
 
-function shadePhases(u, phases, named) {
+// A shade behind the charts where nothing is generated.
+function shade(u, phases) {
+  eachPhase(u, phases.filter(phase => phase.name !== 'generate'), (c, phase, a, b) => {
+    c.fillStyle = colour('shade');
+    c.fillRect(a, u.bbox.top, b - a, u.bbox.height);
+  });
+}
+
+// A strip of the phases on top.
+function drawStrip(u, phases) {
+  const ratio = devicePixelRatio, height = 14 * ratio, { top } = u.bbox;
+  eachPhase(u, phases, (c, phase, a, b) => {
+    c.fillStyle = phaseColour(phase.name);
+    c.fillRect(a, top, Math.max(ratio, b - a - ratio), height);
+    const name = visible(phase.name);
+    const words = [`step ${phase.step}: ${name}`, name].slice(phase.name === 'generate' ? 0 : 1).find(text => c.measureText(text).width + 8 * ratio <= b - a);
+    c.fillStyle = colour('on-hue');
+    if (words) c.fillText(words, a + 4 * ratio, top + height / 2 + ratio / 2);
+  });
+}
+
+function eachPhase(u, phases, paint) {
   const c = u.ctx, { left, top, width, height } = u.bbox;
   c.save();
-  c.beginPath(); c.rect(left, top - 30, width, height + 30); c.clip();
-  c.font = `${10 * devicePixelRatio}px system-ui, sans-serif`; c.textBaseline = 'top';
+  c.beginPath(); c.rect(left, top, width, height); c.clip();
+  c.font = `600 ${10 * devicePixelRatio}px system-ui, sans-serif`; c.textBaseline = 'middle'; c.textAlign = 'left';
   for (const phase of phases) {
-    const a = u.valToPos(phase.start, 'x', true), b = u.valToPos(phase.end, 'x', true);
-    if (b < left || a > left + width) continue;
-    c.fillStyle = alpha(phaseColour(phase.name), 0.13);
-    c.fillRect(a, top, Math.max(1, b - a), height);
-    const text = `${phase.name}${phase.name === 'generate' ? ` ${phase.step}` : ''}`, x = Math.max(a, left) + 4 * devicePixelRatio;
-    if (named && c.measureText(text).width + 8 * devicePixelRatio < b - Math.max(a, left)) { c.fillStyle = colour('text'); c.fillText(visible(text), x, top + 3 * devicePixelRatio); }
+    const a = Math.max(left, u.valToPos(phase.start, 'x', true)), b = Math.min(left + width, u.valToPos(phase.end, 'x', true));
+    if (b > a) paint(c, phase, a, b);
   }
   c.restore();
 }
@@ -195,10 +212,10 @@ function concurrencyChart(state, shared) {
   return canvasChart(host, shared, 170, (axis, range) => ({
     data: [curve_.x, curve_.y], padding: [8, 12, 0, 0],
     scales: { x: { time: false, range: (u, a, b) => a == null ? range : u.zoomed ? [a, b] : (u.zoomed = true, range) }, y: { range: (u, a, b) => [0, Math.max(b || 1, 1) * 1.22] } },
-    series: [{}, { stroke: colour('text'), width: 1.5, fill: alpha(colour('text'), 0.07), paths: uPlot.paths.stepped({ align: 1 }), points: { show: false } }],
+    series: [{}, { stroke: colour('text'), width: 1.5, fill: alpha(colour('hue-0'), 0.12), paths: uPlot.paths.stepped({ align: 1 }), points: { show: false } }],
     axes: timeAxes(axis, range, { label: 'Samples running', incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }),
     cursor: { sync: { key: 'timeline' }, drag: { x: true, y: false } },
-    hooks: { drawClear: [u => shadePhases(u, shared.phases, true)] }, plugins: [tooltip(spec), resetZoom(range)],
+    hooks: { drawClear: [u => shade(u, shared.phases)], draw: [u => drawStrip(u, shared.phases)] }, plugins: [tooltip(spec), resetZoom(range)],
   }));
 }
 
@@ -217,7 +234,7 @@ function ganttChart(state, shared) {
     series: [{}, { stroke: 'transparent', points: { show: false } }],
     axes: [{ show: false }, { show: true, size: GUTTER, stroke: 'transparent', values: () => [], splits: () => [], grid: { show: false }, ticks: { show: false }, label: state.mode === 'places' ? 'Places in the engine' : 'Samples, group by group', labelFont: FONT, labelSize: 16, labelGap: 0 }],
     cursor: { sync: { key: 'timeline', scales: ['x', null] }, drag: { x: true, y: false }, points: { show: false }, y: false },
-    hooks: { drawClear: [u => shadePhases(u, shared.phases, false)], draw: [u => drawBars(u, lives, rowHeight, state.mode), u => axisLabel(u, state)] },
+    hooks: { drawClear: [u => shade(u, shared.phases)], draw: [u => drawBars(u, lives, rowHeight, state.mode), u => axisLabel(u, state)] },
     plugins: [spanTip(byRow, rowHeight), resetZoom(range)],
   }));
   return el('div', { class: 'gantt', tabindex: '0', role: 'region', 'aria-label': 'Timeline of samples' }, host);
@@ -242,7 +259,7 @@ function drawBars(u, lives, rowHeight, mode) {
   for (const span of lives.spans) {
     const a = x(span.start), b = x(span.end);
     if (b < left || a > left + width) continue;
-    c.fillStyle = hues[span.version % HUES];
+    c.fillStyle = hues[versionHue(span.version)];
     c.fillRect(a, y(span.row), Math.max(1, b - a - (span.how === 'paused' ? 0 : 0.5 * ratio)), thick);
     if (rowHeight < 4 || b - a < 3 * ratio) continue;
     if (span.how === 'paused') { c.fillStyle = ground; c.fillRect(b - 5 * ratio, y(span.row), 1.5 * ratio, thick); c.fillRect(b - 2 * ratio, y(span.row), 1.5 * ratio, thick); }
