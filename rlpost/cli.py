@@ -309,8 +309,8 @@ examples:
 """
 
 REPORT = """\
-Writes one HTML file that opens from disk, without a network: did it learn, was the engine busy, is it healthy, where did
-the time go; lengths, rewards, failures; every answer with its tokens; the life of every sample. Several runs are
+Writes one HTML file that opens from disk, without a network: did it learn, was the engine busy, is it healthy, where
+did the time go; lengths, rewards, failures; every answer with its tokens; the life of every sample. Several runs are
 compared, and those that differ in the seed alone become one band.
 
 examples:

@@ -54,9 +54,8 @@ def name_experiments(run_names: Sequence[str], numbers: Sequence[int]) -> list[s
     names: list[str] = []
     for number in range(max(numbers, default=-1) + 1):
         members = [name for name, of in zip(run_names, numbers, strict=True) if of == number]
-        start = _common_start(members) if len(members) > 1 else members[0]
-        name = start if start and start not in names else f"{start or members[0]} ({number + 1})"
-        names.append(name)
+        start = (_common_start(members) if len(members) > 1 else "") or members[0]
+        names.append(start if start not in names else f"{start} ({number + 1})")
     return names
 
 

@@ -16,7 +16,7 @@ from rlpost.durable import checkpoint
 from rlpost.durable.run_state import MODEL_FILES
 
 TOKENIZER = "tokenizer.json"
-REACH = 8  # characters that may lie between two tokens, as a decoder's blanks
+REACH = 2  # characters that a decoder may put between two tokens
 REPLACEMENT = "\ufffd"  # what a decoder writes for a part of a character
 
 # A logprob is kept as one printable character: 90 levels, from 0 on ever wider, each within 4 % of the value.

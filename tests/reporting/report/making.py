@@ -1,7 +1,7 @@
 """Run directories of any size with the files of a real run, made by a small simulation of APRIL with a virtual clock.
 
-Answers are strings of the arithmetic task's characters, their lengths have a heavy tail, rewards rise. The timeline, the
-rollouts and the metrics agree with each other: a sample's spans add up to its tokens.
+Answers are strings of the arithmetic task's characters, their lengths have a heavy tail, rewards rise. The timeline,
+the rollouts and the metrics agree with each other: a sample's spans add up to its tokens.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _rows(group: list[Life], random: np.random.Generator, progress: float) -> li
             {
                 "uid": life.uid,
                 "index": life.index,
-                "prompt": f"{int(life.uid[2:])}+{life.index}=?",
+                "prompt": f"{life.uid[2:]}+1=?",
                 "response": "".join(ARITHMETIC_CHARACTERS[token] for token in tokens),
                 "prompt_token_ids": np.array([1, 10, 2], np.int32),
                 "token_ids": tokens,

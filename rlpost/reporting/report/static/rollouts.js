@@ -130,7 +130,7 @@ async function openGroup(state, row) {
     el('pre', { class: 'prompt', dir: 'auto', 'aria-label': 'Prompt' }, visible(group.prompt)),
     tokenLegend(state, rows), cards);
   const active = cards.querySelector('.card.chosen');
-  if (active) cards.scrollLeft = active.offsetLeft - cards.offsetLeft - 8;
+  if (active) cards.scrollTo(active.offsetLeft - cards.offsetLeft - 8, active.offsetTop - cards.offsetTop - 8);
 }
 
 function siblings(c, row) {

@@ -15,11 +15,9 @@ function switchTheme() {
 function oneRun(report, chosen, render_) {
   const host = el('div');
   const show = async i => {
-    const parts = await render_(report.runs[i]);
-    replace(host, parts);
+    replace(host, await render_(report.runs[i]));
   };
-  show(chosen);
-  return { host, show };
+  return { host, show, shown: show(chosen) };
 }
 
 async function start() {
@@ -40,7 +38,10 @@ async function start() {
   replace(page, header(report, switchTheme), chooser, parts.map(part => part.host), allMetrics(report), settings(report));
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redrawAll);
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
-  requestAnimationFrame(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); });
+  await Promise.all(parts.map(part => part.shown));
+  await new Promise(requestAnimationFrame);  // observers of what is in view run before the next frame
+  await new Promise(requestAnimationFrame);
+  document.documentElement.dataset.ready = String(Math.round(performance.now()));
 }
 
 start().catch(error => {

@@ -271,8 +271,9 @@ function drawBars(u, lives, rowHeight, mode) {
 }
 
 function drawPauses(c, lives, x, y, thick, ratio) {
-  c.strokeStyle = colour('muted'); c.lineWidth = ratio;
-  c.setLineDash([2 * ratio, 2 * ratio]);
+  const dense = thick < 5 * ratio;
+  c.strokeStyle = alpha(colour('muted'), dense ? 0.3 : 0.6); c.lineWidth = ratio;
+  c.setLineDash(dense ? [] : [2 * ratio, 2 * ratio]);
   c.beginPath();
   for (const sample of lives.samples) {
     const middle = y(sample.row) + thick / 2, fate = sample.trained || sample.dropped;
