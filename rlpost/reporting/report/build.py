@@ -24,7 +24,8 @@ from rlpost.reporting.report.timeline_blocks import pack_timeline
 
 MAX_BYTES = 20_000_000  # of the whole file
 TIMELINE_SHARE = 0.25  # of what the numbers and the page itself leave; the rollouts get the rest
-OWN_BYTES = 500_000  # the page without data, and the index of 20,000 rollouts per run
+OWN_BYTES = 200_000  # the page without data
+MAX_STEPS = 5000  # of a run's curves; of a longer run every second step is drawn, or every third, ...
 FILE = "report.html"
 
 
@@ -54,7 +55,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None, *, max_bytes
     out = out or (runs[0].path / FILE if len(runs) == 1 else Path(FILE))
     blocks = Blocks()
     overview = [_overview(run) for run in runs]
-    left = max_bytes - OWN_BYTES * len(runs) - len(encode(overview))
+    left = max_bytes - OWN_BYTES - len(encode(overview))
     share = max(0, left // len(runs))
     packed = []
     for run, data in zip(runs, overview, strict=True):
@@ -82,10 +83,12 @@ def _overview(run: RunFiles) -> dict[str, Any]:
     """One run's numbers, in columns: what the page shows before a block is looked at."""
     rollout, engine = run.config.get("rollout", {}), run.config.get("engine", {})
     trained = lengths.quantiles(lengths_by_step(run.path))
+    every = -(-len(run.steps) // MAX_STEPS) or 1
     return {
         "name": run.name,
         "path": str(run.path),
-        "steps": to_columns(run.steps),
+        "steps": to_columns(run.steps[::-every][::-1]),  # the last one is always there
+        "every": every,
         "evals": to_columns(run.evals),
         "replay": run.replay,
         "summary": {k: v for k, v in (run.summary or {}).items() if k != "evaluations"} if run.summary else None,

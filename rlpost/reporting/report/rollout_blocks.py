@@ -25,6 +25,7 @@ Decode = Callable[[int], str]
 
 BLOCK_TOKENS = 60_000  # response tokens of one block: about 100 kB, inflated in milliseconds
 PILOT_GROUPS = 40
+INDEX_BYTES = 15  # of one rollout in the index; 5 to 6 were measured, failures and odd rewards take more
 MARGIN = 0.9  # of the room, so that what compresses worse than the pilot still fits
 MAX_FAILURE_CHARACTERS = 500
 COLUMNS = [
@@ -69,7 +70,7 @@ def lengths_by_step(run: Path) -> Iterator[tuple[int, list[int]]]:
 
 
 def pack_rollouts(run: Path, blocks: Blocks, max_bytes: int) -> Rollouts:
-    """Adds blocks of at most ``max_bytes`` together to ``blocks``, in the order of the steps."""
+    """Adds blocks to ``blocks``, in the order of the steps, that take ``max_bytes`` at most, the index included."""
     tokenizer = tokens.find_tokenizer(run)
     decode = tokens.load_decoder(tokenizer) if tokenizer is not None else None
     rollouts = Rollouts(tokens_shown=decode is not None)
@@ -80,7 +81,7 @@ def pack_rollouts(run: Path, blocks: Blocks, max_bytes: int) -> Rollouts:
         number = blocks.add([_pack_group(rows, decode) for _, rows in chunk], room)
         if number is None:
             break
-        room -= len(blocks.texts[number])
+        room -= len(blocks.texts[number]) + INDEX_BYTES * sum(len(rows) for _, rows in chunk)
         for position, (step, rows) in enumerate(chunk):
             _index_group(rollouts, step, rows, (number, position))
     return rollouts
@@ -130,10 +131,10 @@ def _choose(places: Sequence[_Place], decode: Decode | None, max_bytes: int) -> 
     if not pilot:
         return []
     packed = [_pack_group(rows, decode) for _, rows in _read_groups(pilot)]
-    bytes_per_token = len(encode(packed)) / max(1, sum(place.num_tokens + 1 for place in pilot))
-    affordable = MARGIN * max_bytes / bytes_per_token
-    taken = np.cumsum([place.num_tokens + 1 for place in places])
-    return sorted(places[: int(np.searchsorted(taken, affordable, side="right"))], key=lambda p: (p.step, p.start))
+    bytes_per_token = len(encode(packed)) / max(1, sum(place.num_tokens for place in pilot))
+    needed = np.cumsum([bytes_per_token * place.num_tokens + INDEX_BYTES * place.num_rows for place in places])
+    num_fitting = int(np.searchsorted(needed, MARGIN * max_bytes, side="right"))
+    return sorted(places[:num_fitting], key=lambda place: (place.step, place.start))
 
 
 def _read_groups(places: Sequence[_Place]) -> Iterator[tuple[int, list[Row]]]:

@@ -18,6 +18,7 @@ from rlpost.durable.run_dir import FINISHED
 from rlpost.durable.run_state import CONFIG_FILE
 from rlpost.errors import RunError, explain
 from rlpost.reporting.metrics import FILE, TIMES_FILE
+from rlpost.reporting.timeline import FILE as TIMELINE_FILE
 from rlpost.reporting.timeline import StepTimeline, read_timeline
 
 WARNINGS_FILE = "warnings.jsonl"
@@ -53,7 +54,7 @@ def read_run(path: Path) -> RunFiles:
         config = yaml.safe_load((path / CONFIG_FILE).read_text()) if (path / CONFIG_FILE).is_file() else {}
         summary = json.loads((path / FINISHED).read_text()) if (path / FINISHED).is_file() else None
         warnings = _read_lines(path / WARNINGS_FILE)
-        timeline = read_timeline(path)
+        timeline = read_timeline(path) if (path / TIMELINE_FILE).is_file() else []
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = f"{path} ({type(error).__name__}: {error})"
         raise RunError(explain("report", reason, "files as rlpost train wrote them", "mend or remove it")) from error

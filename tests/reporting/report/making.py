@@ -45,7 +45,7 @@ class Simulation:
     samples_per_group: int
     slots: int
     mean_length: float
-    max_length: int = 192
+    max_length: int
     drawn: int = 0
     waiting: list[Life] = field(default_factory=list)
     complete: dict[str, list[Life]] = field(default_factory=dict)
@@ -104,6 +104,7 @@ def make_run(
     slots: int = 12,
     seed: int = 0,
     mean_length: float = 30.0,
+    max_length: int = 192,
     timeline: bool = True,
     evals: bool = True,
     finished: bool = True,
@@ -112,7 +113,7 @@ def make_run(
     """The run directory ``folder``, as ``rlpost train`` leaves it."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
-    simulation = Simulation(random, groups_per_step, samples_per_group, slots, mean_length)
+    simulation = Simulation(random, groups_per_step, samples_per_group, slots, mean_length, max_length)
     clock, lines, lives = 0.5, [], []
     if evals:
         lines.append(_evaluation(0, clock, random, steps))
@@ -163,7 +164,7 @@ def _rows(group: list[Life], random: np.random.Generator, progress: float) -> li
                 "trainable": np.ones(life.done, bool),
                 "reward": reward,
                 "reward_parts": json.dumps({"accuracy": reward, "shows_work": float(life.done > 20)}),
-                "finish_reason": "length" if life.done >= 192 else "stop",
+                "finish_reason": "stop",
                 "failure": None,
                 "advantage": reward - 0.5,
             }

@@ -43,7 +43,9 @@ def test_only_our_two_scripts_are_allowed_to_run(tmp_path: Path) -> None:
 def test_nothing_a_run_wrote_stands_in_the_html(tmp_path: Path) -> None:
     html = write_report([make_hostile_run(tmp_path)]).path.read_text()
     outside = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
-    assert "<img" not in outside and outside.count("onerror") == outside.count("&lt;img src=x onerror") == 1  # the title
+    assert (
+        "<img" not in outside and outside.count("onerror") == outside.count("&lt;img src=x onerror") == 1
+    )  # the title
     assert "\x00" not in html and "\x1b" not in html
     data = re.findall(r'<script type="text/plain" id="[a-z]+(?:-\d+)?">([^<]*)</script>', html)
     assert len(data) >= 3 and all(re.fullmatch(r"[A-Za-z0-9+/=]+", text) for text in data)

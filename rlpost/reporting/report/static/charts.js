@@ -260,6 +260,6 @@ function timeAxis(longest) {
 }
 
 function axisFor(axis, lines) {
-  if (axis === 'time') return timeAxis(Math.max(...lines.flatMap(line => line.x)));
+  if (axis === 'time') return timeAxis(largest(lines.flatMap(line => line.x)));
   return { label: AXES[axis].label, whole: axis === 'step', format: axisNumber, precise: number };
 }

@@ -62,4 +62,6 @@ const last = values => (values || []).findLast(value => value != null);
 const first = values => (values || []).find(value => value != null);
 const numbers = values => (values || []).filter(value => value != null);
 const mean = values => values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+const largest = values => values.reduce((a, b) => b > a ? b : a, -Infinity);  // Math.max takes only so many arguments
+const smallest = values => values.reduce((a, b) => b < a ? b : a, Infinity);
 const sum = values => values.reduce((a, b) => a + b, 0);

@@ -7,7 +7,7 @@ const LENGTHS = [
 ];
 
 function lengths(run) {
-  const top = Math.max(1, ...LENGTHS.flatMap(([key, , name]) => [...numbers(run.lengths[key].max), ...numbers(run.steps[name])]));
+  const top = Math.max(1, largest(LENGTHS.flatMap(([key, , name]) => [...numbers(run.lengths[key].max), ...numbers(run.steps[name])])));
   const charts = LENGTHS.map(([key, title, name], n) => {
     const q = run.lengths[key], paint = () => hue([0, 1, 2][n]);
     const lines = q.step.length

@@ -2,14 +2,14 @@
 
 // What is watched, with the border beyond which a look pays (docs/metrics.md); null: no border of its own.
 const HEALTH = [
-  { title: 'Entropy', names: ['loss/entropy'], unit: 'nats', bad: v => v < 0.01, border: null, say: 'collapsed' },
+  { title: 'Entropy', names: ['loss/entropy'], unit: 'nats', border: null, trend: true },
   { title: 'KL from the step’s start', names: ['loss/approx_kl'], unit: 'nats', border: 0.05, say: 'big steps' },
   { title: 'Clipped', names: ['loss/clip_low_share', 'loss/clip_high_share'], unit: 'share', border: 0.1, say: 'big steps' },
   { title: 'Mismatch with the engine', names: ['mismatch/lag_0/abs_log_ratio'], unit: 'nats',
     border: run => run.dtype === 'float32' ? 1e-4 : 0.05, say: 'they disagree' },
   { title: 'Staleness (groups’ age)', names: ['rollout/buffer_age', 'rollout/buffer_age_max'], unit: 'steps',
     border: run => run.max_staleness, say: 'too old', inclusive: true },
-  { title: 'Gradient norm', names: ['loss/grad_norm'], unit: '', border: null, say: '' },
+  { title: 'Gradient norm', names: ['loss/grad_norm'], unit: '', border: null },
 ];
 const LEARNING = [
   ['accuracy', 'Accuracy', 'eval/accuracy', 'evals', 'share'], ['pass', 'Pass@k', 'eval/pass_at_k', 'evals', 'share'],
@@ -77,10 +77,10 @@ function facts(run) {
   return {
     state: run.summary ? 'finished' : 'not finished',
     done: last(steps.step) ?? 0,
-    before: first(accuracy), after: last(accuracy), best: accuracy.length ? Math.max(...numbers(accuracy)) : null,
+    before: first(accuracy), after: last(accuracy), best: accuracy.length ? largest(numbers(accuracy)) : null,
     low: last(evals['eval/accuracy_low']), high: last(evals['eval/accuracy_high']), samples: last(evals['eval/num_samples']),
     reward: last(steps['reward/mean']), firstReward: first(steps['reward/mean']),
-    wall: times.length ? Math.max(...times) : null,
+    wall: times.length ? largest(times) : null,
     trained: last(steps['total/samples']), tokens: last(steps['total/tokens']),
     speed: weighted(steps, 'rollout/consumed_tokens_per_s', 'time/generate'),
     idle: weighted(steps, 'rollout/idle_share', 'time/generate') ?? mean(numbers(steps['rollout/idle_share'])),
@@ -170,16 +170,17 @@ function health(report) {
     const run = report.runs[0];
     const border = typeof watch.border === 'function' ? watch.border(run) : watch.border;
     const worst = report.runs.flatMap(r => watch.names.map(name => last(r.steps[name]))).filter(v => v != null);
-    const beyond = v => watch.bad ? watch.bad(v) : border != null && (watch.inclusive ? v > border : v >= border);
+    const beyond = v => border != null && (watch.inclusive ? v > border : v >= border);
     const bad = worst.some(beyond);
     const names = report.runs.length === 1 ? watch.names : watch.names.slice(-1);
     const lines = report.runs.length === 1
-      ? names.map((name, n) => ({ label: SHORT[name] || name, ...curve(run.steps, name, 'step'), colour: () => hue(n), noPoints: true }))
+      ? names.map((name, n) => ({ label: SHORT[name] || name, ...curve(run.steps, name, 'step'), colour: () => hue(n), noPoints: true })).flatMap(line => names.length > 1 ? [line] : smoothed(line))
       : metricLines(report, names[0], 'steps', 'step').map(line => ({ ...line, noPoints: true }));
     const format = watch.unit === 'share' ? percent : number;
     const unit = watch.unit && watch.unit !== 'share' ? ` ${watch.unit}` : '';
     const shown = worst.length ? format(report.runs.length === 1 ? worst[0] : Math.max(...worst)) + unit : DASH;
-    const safe = watch.bad ? '● fine' : border == null ? null : `● ${watch.inclusive ? 'at most' : 'below'} ${format(border)}`;
+    const start = watch.trend && report.runs.length === 1 ? first(run.steps[watch.names[0]]) : null;
+    const safe = start != null ? `from ${format(start)}` : border == null ? null : `● ${watch.inclusive ? 'at most' : 'below'} ${format(border)}`;
     const badge = !worst.length ? null : bad ? el('span', { class: 'badge bad' }, `▲ ${watch.say}`) : safe ? el('span', { class: 'badge' }, safe) : null;
     return el('div', { class: 'small' }, el('h4', {}, watch.title), el('p', { class: 'value' }, el('b', {}, shown), badge),
       chart({ label: watch.title, x: axisFor('step', lines), y: { format, tick: watch.unit === 'share' ? v => percent(v, v && v < 0.02 ? 1 : 0) : axisNumber, min: 0 },
@@ -226,5 +227,6 @@ function binned(lines) {
 function overview(report, chosen) {
   const several = report.runs.length > 1;
   return el('section', { id: 'overview', 'aria-label': 'Overview' }, several ? runTable(report) : tiles(report.runs[0]), warningList(report),
+    report.runs.filter(run => run.every > 1).map(run => el('p', { class: 'note' }, `Of ${visible(run.name)}, a long run, every ${run.every}th step is drawn.`)),
     el('div', { class: 'grid' }, learning(report), busy(report), health(report), waterfall(chosen, several)));
 }

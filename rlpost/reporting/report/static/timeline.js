@@ -60,7 +60,7 @@ function readLives(steps, state) {
   const spans = [], samples = new Map(), trained = new Map(), dropped = new Map();
   for (const step of steps) {
     const update = step.phases.filter(([name]) => name === 'update').at(-1);
-    const when = update ? update[2] : Math.max(0, ...step.spans.end_s);
+    const when = update ? update[2] : Math.max(0, largest(step.spans.end_s));
     for (const uid of step.admitted) trained.set(uid, { step: step.step, when });
     for (const [uid, why] of step.dropped) dropped.set(uid, { why, when });
     step.spans.group.forEach((group, i) => {
@@ -181,8 +181,7 @@ function linked(shared, u) {
 
 function timeScale(shared) {
   const { spans } = shared.lives, ends = shared.phases;
-  const low = Math.min(...spans.map(s => s.start), ...ends.map(p => p.start)), high = Math.max(...spans.map(s => s.end), ...ends.map(p => p.end));
-  return [low, high];
+  return [smallest([...spans, ...ends].map(part => part.start)), largest([...spans, ...ends].map(part => part.end))];
 }
 
 function canvasChart(host, shared, height, options) {
