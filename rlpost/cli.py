@@ -167,6 +167,16 @@ def run_buffer(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_report(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.reporting.report.build import write_report
+
+    out = Path(arguments.out) if arguments.out else None
+    print(write_report([Path(run) for run in arguments.run_dirs], out))
+    return 0
+
+
 def describe_keys(prefix: str) -> str:
     """Every key below ``prefix`` with its default and its documentation."""
     import dataclasses
@@ -238,6 +248,9 @@ def build_parser() -> argparse.ArgumentParser:
     buffer = add("buffer", run_buffer, "what a run drew, holds and trained; one prompt's life", BUFFER, recipe=False)
     buffer.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be going on")
     buffer.add_argument("uid", nargs="?", metavar="UID", help="a draw, EPOCH:POSITION, as in rollouts/")
+    report = add("report", run_report, "one HTML file that shows a run, or compares several", REPORT, recipe=False)
+    report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a run directory; the run may be going on")
+    report.add_argument("-o", dest="out", metavar="FILE", help="default: report.html in the run's folder, or here")
     add("recipes", run_recipes, "list the recipes", "The recipes that ship, one line each.", recipe=False)
     return parser
 
@@ -296,6 +309,16 @@ open. With a uid: what happened to this prompt's responses, by step and policy v
 examples:
   rlpost buffer runs/arithmetic
   rlpost buffer runs/arithmetic 0:17
+"""
+
+REPORT = """\
+Writes one HTML file that opens from disk, without a network: did it learn, was the engine busy, is it healthy, where
+did the time go; lengths, rewards, failures; every answer with its tokens; the life of every sample. Several runs are
+compared, and those that differ in the seed alone become one band.
+
+examples:
+  rlpost report runs/arithmetic                     writes runs/arithmetic/report.html
+  rlpost report runs/april-* runs/sync-* -o compare.html
 """
 
 CONFIG = """\
