@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "status.json"
-INTERVAL_S = 0.5  # between two writes of a phase's progress; a new phase is written at once
+INTERVAL_S = 0.5  # between two writes of progress; a new phase is written at once
 
 Say = Callable[[str], None]
 
@@ -28,7 +28,7 @@ class StatusFile:
         self._partial = run_dir / f".{FILE}"
         self._say = say
         self._broken = False
-        self._written = 0.0
+        self._progress_s = 0.0  # when progress was last written
         self._facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "steps": steps}
         self._facts |= {"started_at": time.time(), "state": "running"}
 
@@ -40,8 +40,10 @@ class StatusFile:
 
     def progress(self, done: int, wanted: int, *, running: int = 0, open_groups: int = 0, left_s: float | None) -> None:
         """How far the phase is; ``left_s``: what the whole run still takes, as far as known."""
-        if time.monotonic() - self._written < INTERVAL_S:
+        now = time.monotonic()
+        if now - self._progress_s < INTERVAL_S:
             return
+        self._progress_s = now
         self._facts |= {"done": done, "wanted": wanted, "running": running, "open_groups": open_groups}
         self._facts["left_s"] = left_s
         self._write()
@@ -54,7 +56,6 @@ class StatusFile:
     def _write(self) -> None:
         if self._broken:
             return
-        self._written = time.monotonic()
         try:
             self._partial.write_text(json.dumps(self._facts | {"written_at": time.time()}) + "\n")
             os.replace(self._partial, self._path)
