@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rlpost.config import Config
@@ -17,7 +18,7 @@ from rlpost.reporting.metrics import JsonLines, read_rows
 from rlpost.types import Prompt
 
 FILE = "warnings.jsonl"
-WINDOW = 3  # steps a rule looks at: one odd step is noise
+WINDOW = 3  # steps a rule looks at
 
 Row = Mapping[str, Any]
 
@@ -114,7 +115,7 @@ def read_warnings(run_dir: Path) -> list[dict[str, Any]]:
 
 
 # ---- the rules -------------------------------------------------------------------------------------------------------
-# Each: (first steps, last steps, facts) -> the sentence, or None. ``_mean`` is None until WINDOW steps have the metric.
+# Each: (first steps, last steps, facts) -> the sentence, or None. ``_middle`` is None until WINDOW steps have the metric.
 
 
 def shared_prompts(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
@@ -142,7 +143,7 @@ def constant_reward(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
 
 
 def filtered_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    accepted = _mean(last, "rollout/accepted_share")
+    accepted = _middle(last, "rollout/accepted_share")
     if not facts.has_filter or accepted is None or accepted > 0.2:
         return None
     return (
@@ -152,7 +153,7 @@ def filtered_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
 
 
 def equal_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    equal = _mean(last, "reward/equal_groups_share")
+    equal = _middle(last, "reward/equal_groups_share")
     constant = constant_reward(first, last, facts) is not None
     if constant or equal is None or equal <= 0.8:
         return None
@@ -163,7 +164,7 @@ def equal_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str
 
 
 def truncated(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    share = _mean(last, "rollout/truncated_share")
+    share = _middle(last, "rollout/truncated_share")
     if share is None or share <= 0.3:
         return None
     return (
@@ -174,8 +175,8 @@ def truncated(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | 
 
 
 def entropy_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    before, now = _mean(first, "loss/entropy"), _mean(last, "loss/entropy")
-    reward, best = _mean(last, "reward/mean"), _mean(last, "reward/max")
+    before, now = _middle(first, "loss/entropy"), _middle(last, "loss/entropy")
+    reward, best = _middle(last, "reward/mean"), _middle(last, "reward/max")
     if before is None or now is None or now > before / 10 or reward is None or best is None:
         return None
     if best - reward < 0.1:  # nearly every answer is right: certainty is what was wanted
@@ -188,7 +189,7 @@ def entropy_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) ->
 
 
 def length_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    before, now = (_mean(rows, "rollout/length/admitted_mean") for rows in (first, last))
+    before, now = (_middle(rows, "rollout/length/admitted_mean") for rows in (first, last))
     if before is None or now is None or now > before / 4:
         return None
     return (
@@ -199,7 +200,7 @@ def length_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
 
 def growing_mismatch(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     name = "mismatch/lag_0/abs_log_ratio"
-    before, now = _mean(first, name), _mean(last, name)
+    before, now = _middle(first, name), _middle(last, name)
     if before is None or now is None or now < 5 * before or now < facts.mismatch_stop / 50:
         return None
     return (
@@ -210,7 +211,7 @@ def growing_mismatch(first: Sequence[Row], last: Sequence[Row], facts: Facts) ->
 
 
 def idle_tail(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    idle = _mean(last, "rollout/idle_share")
+    idle = _middle(last, "rollout/idle_share")
     if not facts.april or idle is None or idle <= 0.3:
         return None
     return (
@@ -255,6 +256,7 @@ RULES: dict[str, tuple[Rule, bool]] = {  # name -> (rule, whether it wakes a per
 }
 
 
-def _mean(rows: Sequence[Row], name: str) -> float | None:
+def _middle(rows: Sequence[Row], name: str) -> float | None:
+    """The median, so that one odd step says nothing."""
     values = [row[name] for row in rows if row.get(name) is not None]
-    return sum(values) / len(values) if len(values) == WINDOW else None
+    return float(median(values)) if len(values) == WINDOW else None

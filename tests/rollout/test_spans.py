@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
+
 from tests.rollout.simulation import LIMIT, run
 
 SLOTS = 8
