@@ -479,7 +479,7 @@ class Trainer:
     ) -> None:
         self.timeline.log(
             stats.step + 1,
-            spans=asdict(stats.spans),
+            spans={name: getattr(stats.spans, name) for name in timeline.COLUMNS},
             offset_s=self.metrics.now_s() - self.worker.engine.now(),
             admitted=admitted,
             dropped=[*stats.dropped, *failed],

@@ -115,7 +115,7 @@ def read_warnings(run_dir: Path) -> list[dict[str, Any]]:
 
 
 # ---- the rules -------------------------------------------------------------------------------------------------------
-# Each: (first steps, last steps, facts) -> the sentence, or None. ``_middle`` is None until WINDOW steps have the metric.
+# Each: (first steps, last steps, facts) -> the sentence, or None; ``_middle`` is None until WINDOW steps have a number.
 
 
 def shared_prompts(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:

@@ -30,7 +30,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 EVERY_S = 1.0  # between two looks at the files
 BAR_WIDTH, LABEL_WIDTH = 24, 18
 CURVE_WIDTH, STORY_WIDTH = 40, 42  # the curve is what gives way in a narrow window
-NUM_ANSWERS = 3
+NUM_ANSWERS, ANSWER_LINES = 3, 2
 NUM_WARNINGS = 4
 ANSWER_COLUMNS = ["uid", "prompt", "response", "reward", "finish_reason", "policy_versions", "token_ids"]
 
@@ -141,7 +141,7 @@ def draw(view: View, width: int) -> RenderableType:
 
     parts: list[RenderableType] = [Text.assemble((str(view.run), "bold"), "  ", (view.state, _colour(view.state)))]
     parts += [Text(line) for line in _now(view)]
-    for section in (_curves(view, width), _answers(view, width), _warnings(view)):
+    for section in (_curves(view, width), _warnings(view), _answers(view, width)):  # a low window cuts the end
         if section is not None:
             parts += [Text(""), section]
     return Group(*parts)
@@ -199,7 +199,8 @@ def _bar(share: float) -> str:
 def _curves(view: View, width: int) -> RenderableType | None:
     from rich.text import Text
 
-    room = max(8, min(CURVE_WIDTH, width - LABEL_WIDTH - STORY_WIDTH))
+    longest = max((sum(name in row for row in view.steps) for name in CURVES), default=0)
+    room = max(8, min(CURVE_WIDTH, longest, width - LABEL_WIDTH - STORY_WIDTH))
     lines = []
     for name, (label, form) in CURVES.items():
         rows = [row for row in view.steps if name in row]
@@ -215,20 +216,23 @@ def _curves(view: View, width: int) -> RenderableType | None:
 
 
 def _answers(view: View, width: int) -> RenderableType | None:
+    from rich.padding import Padding
     from rich.text import Text
 
     if not view.answers:
         return None
-    lines = [Text(f"answers trained in step {view.answers_step}", "bold")]
+    lines: list[RenderableType] = [Text(f"answers trained in step {view.answers_step}", "bold")]
     for row in view.answers:
         reward = "no reward" if row["reward"] is None else f"reward {row['reward']:.3g}"
         versions = sorted(set(row["policy_versions"]))
         by = f"policy {versions[0]}" if len(versions) == 1 else f"policies {versions[0]} to {versions[-1]}"
         about = f"{reward}, {len(row['token_ids'])} tokens, {row['finish_reason']}" + (f", {by}" if versions else "")
         text = f"{printable(row['prompt'])} → {printable(row['response'])}"
+        room = ANSWER_LINES * (width - 2)
         good = row["reward"] is not None and row["reward"] > 0
         lines.append(Text(about, "green" if good else "yellow"))
-        lines.append(Text("  " + (text if len(text) <= 2 * (width - 2) else text[: 2 * (width - 2) - 1] + "…")))
+        shown = Text(text if len(text) <= room else text[: room - 1] + "…", overflow="fold")
+        lines.append(Padding(shown, (0, 0, 0, 2)))
     return _stack(lines)
 
 
