@@ -177,6 +177,48 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_timeline(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.reporting.timeline import write_trace
+
+    run = Path(arguments.run_dir)
+    out = Path(arguments.out) if arguments.out else run / "trace.json.gz"
+    num_events = write_trace(run, out)
+    print(f"{out}: {num_events:,} events; open it at https://ui.perfetto.dev (it stays in the browser)")
+    return 0
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.reporting.watch import watch
+
+    watch(Path(arguments.run_dir), once=arguments.once)
+    return 0
+
+
+def run_runs(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.reporting.run_list import compare_runs, describe_runs
+
+    if arguments.compare:
+        print(compare_runs(*map(Path, arguments.compare)))
+    else:
+        print(describe_runs(Path(arguments.folder)))
+    return 0
+
+
+def run_dashboard(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.reporting.dashboard import make_dashboard
+
+    print(make_dashboard(Path(arguments.run_dir), entity=arguments.entity))
+    return 0
+
+
 def describe_keys(prefix: str) -> str:
     """Every key below ``prefix`` with its default and its documentation."""
     import dataclasses
@@ -251,6 +293,20 @@ def build_parser() -> argparse.ArgumentParser:
     report = add("report", run_report, "one HTML file that shows a run, or compares several", REPORT, recipe=False)
     report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a run directory; the run may be going on")
     report.add_argument("-o", dest="out", metavar="FILE", help="default: report.html in the run's folder, or here")
+    watching = add("watch", run_watch, "a run live in the terminal, from outside", WATCH, recipe=False)
+    watching.add_argument("run_dir", metavar="RUN_DIR", help="a run directory, here or on a shared disk")
+    watching.add_argument("--once", action="store_true", help="print one frame and end")
+    runs = add("runs", run_runs, "the runs below a folder; how two of them differ", RUNS, recipe=False)
+    runs.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where to look; runs if not given")
+    runs.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two run directories")
+    tracing = add("timeline", run_timeline, "a run's timeline as a trace for Perfetto", TIMELINE, recipe=False)
+    tracing.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be going on")
+    what = "file to write, compressed where it ends in .gz; RUN_DIR/trace.json.gz if not given"
+    tracing.add_argument("out", nargs="?", metavar="OUT", help=what)
+    dashboard = add("dashboard", run_dashboard, "a ready-made workspace and report in W&B", DASHBOARD, recipe=False)
+    dashboard.add_argument("service", choices=["wandb"], help="where")
+    dashboard.add_argument("run_dir", metavar="RUN_DIR", help="a run directory: its project and its group are shown")
+    dashboard.add_argument("--entity", help="the W&B user or team; the account's own if not given")
     add("recipes", run_recipes, "list the recipes", "The recipes that ship, one line each.", recipe=False)
     return parser
 
@@ -319,6 +375,41 @@ compared, and those that differ in the seed alone become one band.
 examples:
   rlpost report runs/arithmetic                     writes runs/arithmetic/report.html
   rlpost report runs/april-* runs/sync-* -o compare.html
+"""
+
+WATCH = """\
+Shows a run that was started elsewhere: phase, progress, curves, last answers, warnings. It only reads the run's files,
+so it may come and go; Ctrl-C leaves. Without a terminal, or with --once, it prints one frame.
+
+examples:
+  rlpost watch runs/arithmetic
+  rlpost watch runs/arithmetic --once
+"""
+
+RUNS = """\
+Lists the runs below a folder: state (running; waiting: stopped in good order; failed; killed; finished), steps, best
+score, recipe. With --compare: which settings of two runs differ, and their metrics over the steps that both have.
+
+examples:
+  rlpost runs
+  rlpost runs --compare runs/arithmetic runs/try-gspo
+"""
+
+TIMELINE = """\
+Writes timeline.jsonl as a trace that Perfetto (https://ui.perfetto.dev) and chrome://tracing open: the loop's phases,
+what each slot of the engine did and when, where a sample was interrupted and went on, how many were running.
+
+examples:
+  rlpost timeline runs/arithmetic
+  rlpost timeline runs/arithmetic trace.json
+"""
+
+DASHBOARD = """\
+Builds a W&B workspace (panels in sections, seeds of an experiment as one band) and a report for a run's project, and
+says where they are. Without an account it writes the layout to RUN_DIR/wandb_dashboard.json.
+
+example:
+  rlpost dashboard wandb runs/arithmetic
 """
 
 CONFIG = """\

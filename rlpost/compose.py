@@ -50,8 +50,9 @@ def load_config(overrides: list[str]) -> Config:
         raise ConfigError(f"{origin}: {_first_line(error)}") from None
     for override in values:
         _apply(config, override)
-    if config.get("name") is None:
-        config = _merge(config, OmegaConf.create({"name": Path(recipe).stem}))
+    for key, value in (("name", Path(recipe).stem), ("recipe", recipe)):
+        if config.get(key) is None:
+            config = _merge(config, OmegaConf.create({key: value}))
     return _build(config)
 
 

@@ -258,9 +258,12 @@ class CheckpointConfig:
 class LoggingConfig:
     wandb: str = opt("auto", "auto (online with a key, else offline), online, offline, disabled.")
     project: str = opt("rlpost", "The W&B project.")
-    tags: list[str] = opt([], "W&B tags.")
+    group: Optional[str] = opt(
+        None, "The W&B group, whose runs show as one band; None: the run's name without -seedN or _sN at its end."
+    )
+    tags: list[str] = opt([], "W&B tags, beside the algorithm's name and the seed.")
     tensorboard: bool = opt(False, "Also write TensorBoard event files.")
-    table_rows: int = opt(16, "Rollouts per step shown in the W&B table.")
+    table_rows: int = opt(16, "Rollouts shown in the W&B table of each step, and of each evaluation.")
     keep_rollouts: bool = opt(True, "Write every trained rollout to rollouts/step-N.parquet.")
     progress: str = opt("auto", "auto (a live display on a terminal, lines elsewhere), live, lines, quiet.")
 
@@ -291,6 +294,7 @@ class ClusterConfig:
 @dataclass
 class Config:
     name: Optional[str] = opt(None, "The run's name and folder below runs_dir; None: the recipe's name.")
+    recipe: Optional[str] = opt(None, "What recipe= named; written with the run.")
     description: str = opt("", "One line about the recipe, shown by `rlpost recipes`.")
     runs_dir: str = opt("runs", "Folder that holds the run directories.")
     resume: str = opt(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,21 @@ from rlpost.durable.stopping import Stopped, StopRequest
 from rlpost.errors import RunError, explain
 from rlpost.evaluate import eval_sampling, evaluate
 from rlpost.history import History
+from rlpost.reporting import timeline
+from rlpost.reporting.advice import Adviser, WarningsFile, facts_of
 from rlpost.reporting.closing import closing_table
-from rlpost.reporting.metrics import MetricsWriter
+from rlpost.reporting.metrics import MetricsWriter, read_steps
 from rlpost.reporting.model_card import model_card
 from rlpost.reporting.progress import Progress
-from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, scoring_metrics, update_metrics
+from rlpost.reporting.status import StatusFile
+from rlpost.reporting.step_metrics import (
+    reward_metrics,
+    rollout_metrics,
+    scoring_metrics,
+    step_histograms,
+    update_metrics,
+)
+from rlpost.reporting.timeline import TimelineWriter
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
@@ -93,6 +103,10 @@ class Trainer:
             say=progress.message,
             split_times=cfg.deterministic,
         )
+        self.timeline = TimelineWriter(run.path, self.metrics.now_s)
+        self.status = StatusFile(run.path, steps=cfg.steps, say=progress.message)
+        self.adviser = Adviser(facts_of(cfg, session.train_prompts.prompts, session.eval_prompts))
+        self.warnings = WarningsFile(run.path)
 
     @property
     def step(self) -> int:
@@ -135,9 +149,20 @@ class Trainer:
             self.stop.wait_for_boundaries()  # what is left is written in any case: a run that is finished stays so
             summary = self._close_run()
             finished = True
+            self.status.end("finished")
             return summary
+        except Stopped as stopped:
+            self.status.end("stopped", str(stopped))
+            raise
+        except Exception as error:
+            self.status.end("failed", str(error))
+            self.metrics.alert("the run failed", str(error))
+            raise
         finally:
             self.stop.wait_for_boundaries()
+            self.timeline.close()
+            self.warnings.close()
+            self.metrics.keep_files("timeline", [self.path / timeline.FILE])
             self.metrics.close(failed=not finished)
             self.state.close()
             if worker is not None:
@@ -189,6 +214,7 @@ class Trainer:
         groups = self._store()
         if stats.stopped:
             self.history.add_stopped(stats)
+            self._log_timeline(stats)
             self._save_and_leave(under_way=True)
         with self.device.training():
             update = self._timed(times, "update", lambda: self._update(groups))
@@ -196,8 +222,10 @@ class Trainer:
             metrics = self._settle(groups, stats, update, publication)
             times["ledger"] = self.buffer.take_ledger_s()
             times["step"] = publication.duration_s + time.perf_counter() - started
-            self.metrics.log(self.step, metrics | {f"time/{name}": seconds for name, seconds in times.items()})
-            self.progress.step_done(self.step, metrics | {"time/step": times["step"]})
+            metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
+            self.metrics.log(self.step, metrics)
+            self.progress.step_done(self.step, metrics)
+            self._warn(metrics)
             if self.state.is_due():
                 self._save()
         self._leave_if_stopped()
@@ -211,6 +239,9 @@ class Trainer:
         def on_progress(admitted: int, running: int, open_groups: int) -> None:
             self.watchdog.beat()
             self.progress.rollout(admitted, wanted, running, open_groups)
+            self.status.progress(
+                admitted, wanted, running=running, open_groups=open_groups, left_s=self.progress.left_s()
+            )
 
         return collect(
             self.worker.engine,
@@ -225,6 +256,7 @@ class Trainer:
 
     def _store(self) -> list[Group]:
         """The rollout, which is on disk before anything is made of it."""
+        self.timeline.phase("ledger", self.step + 1)
         groups = self.buffer.rollout()
         self.buffer.store()
         return groups
@@ -295,7 +327,14 @@ class Trainer:
             | update_metrics(update.results, update.batches, publication)
         )
         metrics |= self.history.add_step(stats, lengths, metrics)
+        self.timeline.phase("log", self.step)
         self.metrics.log_rollouts(self.step, groups, update.advantages)
+        self.metrics.log_histograms(
+            self.step, step_histograms(groups, update.advantages, policy_version=publication.policy_version)
+        )
+        trained = [group.uid for group in groups if group.uid not in update.failed]
+        failed = [(uid, f"failed[{reason}]") for uid, reason in update.failed.items()]
+        self._log_timeline(stats, admitted=trained, failed=failed)
         if update.results:  # the first optimizer step's: later ones may hold the update's own movement
             self._guard_mismatch(update.results[0].metrics.get("mismatch/lag_0/abs_log_ratio"))
         return metrics
@@ -322,6 +361,7 @@ class Trainer:
         def on_progress(finished: int, wanted: int) -> None:
             self.watchdog.beat()
             self.progress.evaluating(finished, wanted)
+            self.status.progress(finished, wanted, left_s=self.progress.left_s())
             self.stop.raise_if_requested()
 
         try:
@@ -344,6 +384,8 @@ class Trainer:
         self.history.add_evaluation(self.step, result)
         self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
         counts = session.eval_scorer.take_counts()
+        self.timeline.log(self.step)
+        self.metrics.log_evaluation(self.step, result.samples)
         cached = {"eval/cache_hit_share": counts.cache_hits / counts.cache_lookups} if counts.cache_lookups else {}
         self.metrics.log(self.step, result.metrics() | cached | {"time/eval": time.perf_counter() - started})
 
@@ -353,6 +395,7 @@ class Trainer:
         self._phase("save")
         started = time.perf_counter()
         path = self.state.save(self.worker.trainer, self.session.tokenizer, under_way=under_way)
+        self.timeline.log(self.step)
         self.metrics.log(self.step, {"time/save": time.perf_counter() - started})
         return path
 
@@ -364,7 +407,12 @@ class Trainer:
             self.progress.message(f"resumed after step {self.step} from {found.path}")
         else:
             self.state.load_trainer(None, self.worker.trainer)
-        self.metrics.rewind(self.step if found is not None else None, evaluated_step=self.history.evaluated_step)
+        time_s = self.metrics.rewind(
+            self.step if found is not None else None, evaluated_step=self.history.evaluated_step
+        )
+        self.timeline.rewind(time_s)
+        self.adviser.recall(read_steps(self.path), self.warnings.rewind(self.step))
+        self._warn()
 
     def _leave_if_stopped(self) -> None:
         """Between two steps: a stop request ends the run here."""
@@ -405,6 +453,7 @@ class Trainer:
             self.metrics.log(self.step, {f"replay/{name}": value for name, value in replay.items()})
         facts = self.history.closing_facts(self.path, self.step, self.cfg, comparison)
         summary = self.history.summary(facts, self.buffer)
+        self.timeline.log(self.step)
         run_dir.finish(self.path, summary)
         self.progress.close()
         print(closing_table(facts), flush=True)
@@ -423,6 +472,28 @@ class Trainer:
     def _phase(self, name: str) -> None:
         self.watchdog.beat(name)
         self.progress.phase(name)
+        self.status.phase(name, self.step)
+        done = self.step == self.cfg.steps or name in ("eval", "save")  # else it is part of the next step
+        self.timeline.phase(name, self.step if done else self.step + 1)
+
+    def _log_timeline(
+        self, stats: RolloutStats, *, admitted: Sequence[str] = (), failed: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.timeline.log(
+            stats.step + 1,
+            spans={name: getattr(stats.spans, name) for name in timeline.COLUMNS},
+            offset_s=self.metrics.now_s() - self.worker.engine.now(),
+            admitted=admitted,
+            dropped=[*stats.dropped, *failed],
+        )
+
+    def _warn(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Once for each thing that is typically wrong: in the display, in ``warnings.jsonl``, to the trackers."""
+        for warning in self.adviser.look(metrics):
+            self.progress.message(f"warning: {warning.text}")
+            self.warnings.append(self.step, warning)
+            if warning.wakes:
+                self.metrics.alert(warning.name, warning.text)
 
     def _timed(self, times: dict[str, float], name: str, call: Any) -> Any:
         started = time.perf_counter()

@@ -18,7 +18,19 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rlpost"
-HEAVY = ("torch", "transformers", "vllm", "deepspeed", "datasets", "wandb", "tensorboard", "pyarrow", "ray", "pandas")
+HEAVY = (
+    "torch",
+    "transformers",
+    "vllm",
+    "deepspeed",
+    "datasets",
+    "wandb",
+    "wandb_workspaces",
+    "tensorboard",
+    "pyarrow",
+    "ray",
+    "pandas",
+)
 
 
 def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
@@ -62,7 +74,13 @@ def read_pins(device: str) -> dict[str, Version]:
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_pins_lie_within_the_ranges_of_setup_py(device: str) -> None:
     extras = setup_constant("EXTRAS")
-    wanted = [*setup_constant("REQUIRES"), *extras[device], *extras["tensorboard"], *extras["dev"]]
+    wanted = [
+        *setup_constant("REQUIRES"),
+        *extras[device],
+        *extras["dashboard"],
+        *extras["tensorboard"],
+        *extras["dev"],
+    ]
     pins = read_pins(device)
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name)

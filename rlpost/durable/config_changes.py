@@ -22,7 +22,7 @@ HARMLESS = (
     "logging.*",
     "sft.*",
 )
-HOW = ("resume",)  # differs by nature
+HOW = ("resume", "recipe")  # differs by nature
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The run directory: which one a command uses, who holds it, and whether the run in it is finished.
 
-Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``rollouts/``, ``ledger.sqlite``, ``checkpoints/step-N/``,
-``finished.json`` (only after the last step), ``lock``. Called by ``loop``; reads and writes nothing but these.
+Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``timeline.jsonl``, ``warnings.jsonl``, ``status.json`` (what is
+going on), ``rollouts/``, ``ledger.sqlite``, ``checkpoints/step-N/``, ``finished.json`` (only after the last step) and
+``lock``. Called by ``loop``; of these it reads and writes ``finished.json`` and the lock.
 """
 
 from __future__ import annotations

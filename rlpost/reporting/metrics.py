@@ -18,10 +18,11 @@ import numpy as np
 
 from rlpost.config import LoggingConfig
 from rlpost.reporting import metric_names, rollout_files, tracking
-from rlpost.types import Group
+from rlpost.types import Group, Prompt, Sample
 
 FILE = "metrics.jsonl"
 TIMES_FILE = "timings.jsonl"
+TIME_DIGITS = 3  # of time_s
 
 
 class MetricsWriter:
@@ -65,7 +66,7 @@ class MetricsWriter:
 
         NaN and infinity have no JSON: they are written as null, counted in ``log/not_finite`` and reported once a name.
         """
-        row: dict[str, float | int | None] = {"step": step, "time_s": round(time.monotonic() - self._started, 3)}
+        row: dict[str, float | int | None] = {"step": step, "time_s": round(self.now_s(), TIME_DIGITS)}
         numbers = {name: _to_number(name, value) for name, value in values.items()}
         broken = [name for name, number in numbers.items() if not math.isfinite(number)]
         row |= {name: None if name in broken else number for name, number in numbers.items()}
@@ -91,7 +92,40 @@ class MetricsWriter:
             for tracker in self._start_trackers():
                 tracker.log_table(step, "rollouts", table)
 
-    def rewind(self, step: int | None, *, evaluated_step: int | None = None) -> None:
+    def log_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """The values whose distribution the trackers show, by name."""
+        for tracker in self._start_trackers():
+            tracker.log_histograms(step, values)
+
+    def log_evaluation(self, step: int, samples: Sequence[tuple[Prompt, Sample]]) -> None:
+        """The first few answers of an evaluation as a tracker's table, the same problems each time."""
+        if not self._logging.table_rows:
+            return
+        first = sorted(samples, key=lambda pair: (len(pair[1].uid), pair[1].uid, pair[1].index))
+        groups = [
+            Group(uid=sample.uid, prompt=prompt, samples=(sample,))
+            for prompt, sample in first[: self._logging.table_rows]
+        ]
+        table = rollout_files.to_table(rollout_files.to_rows(groups, None, self._decode), len(groups))
+        for tracker in self._start_trackers():
+            tracker.log_table(step, "eval_rollouts", table)
+
+    def alert(self, title: str, text: str) -> None:
+        """To the trackers that run: something that should wake a person."""
+        for tracker in self._trackers or []:
+            tracker.alert(title, text)
+
+    def keep_files(self, name: str, files: Sequence[Path]) -> None:
+        """Files of the run, where they are there, for the trackers that keep such."""
+        files = [file for file in files if file.exists()]
+        for tracker in self._trackers or [] if files else []:
+            tracker.keep_files(name, files)
+
+    def now_s(self) -> float:
+        """Seconds since the run began, as in ``time_s``."""
+        return time.monotonic() - self._started
+
+    def rewind(self, step: int | None, *, evaluated_step: int | None = None) -> float:
         """Forget everything logged for later steps: a run resumed at ``step`` goes through them again.
 
         None: a run without a checkpoint starts over, nothing is kept. An evaluation later than ``evaluated_step``, the
@@ -104,8 +138,9 @@ class MetricsWriter:
             return step is not None and row["step"] <= step and not unknown and not at_the_end
 
         assert self._trackers is None, "rewind comes before the first line is logged"
-        self._start_clock(is_kept)
+        time_s = self._start_clock(is_kept)
         rollout_files.remove_after(self.run_dir, step or 0)
+        return time_s
 
     def close(self, *, failed: bool = False) -> None:
         """Flush and end the trackers. Safe to call twice."""
@@ -115,10 +150,12 @@ class MetricsWriter:
             tracker.close(failed=failed)
         self._trackers = []
 
-    def _start_clock(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Cut the logs to the lines kept; ``time_s`` goes on from the last of them."""
+    def _start_clock(self, keep: Callable[[Mapping[str, Any]], bool]) -> float:
+        """Cut the logs to the lines kept; ``time_s`` goes on from the last of them, which is returned."""
         last = [log.cut(keep, self._say) for log in self._logs][-1]
-        self._started = time.monotonic() - float((last or {}).get("time_s", 0.0))
+        time_s = float((last or {}).get("time_s", 0.0))
+        self._started = time.monotonic() - time_s
+        return time_s
 
     def _append_split(self, row: Mapping[str, Any]) -> None:
         varying = {name for name in row if name != "step" and metric_names.varies(name)}
@@ -144,8 +181,10 @@ class MetricsWriter:
                     mode=mode,
                     project=self._logging.project,
                     name=self._run_name,
-                    tags=self._logging.tags,
+                    group=self._logging.group or tracking.name_group(str(self._config.get("name", self._run_name))),
+                    tags=tracking.choose_tags(self._logging.tags, self._config),
                     config=self._config,
+                    axes=self._read_axes(),
                     say=self._say,
                 )
                 self._trackers += [wandb] if wandb else []
@@ -153,6 +192,11 @@ class MetricsWriter:
                 tensorboard = tracking.TensorboardTracker.start(self.run_dir, say=self._say)
                 self._trackers += [tensorboard] if tensorboard else []
         return self._trackers
+
+    def _read_axes(self) -> dict[str, float]:
+        """Where the steps logged so far end, on each axis of a curve."""
+        steps = read_steps(self.run_dir)
+        return {name: step[name] for step in steps for name in tracking.AXES if name in step}
 
 
 class JsonLines:
@@ -169,7 +213,7 @@ class JsonLines:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()  # a killed process loses nothing; only a power cut could
 
-    def cut(self, keep: Callable[[Mapping[str, Any]], bool], say: tracking.Say) -> Mapping[str, Any] | None:
+    def cut(self, keep: Callable[[Mapping[str, Any]], bool], say: tracking.Say = print) -> Mapping[str, Any] | None:
         """Keep the lines for which ``keep(row)``; returns the last of them, None where there is none."""
         self.close()
         if not self._path.exists():
@@ -209,7 +253,27 @@ def _read_row(line: bytes) -> Mapping[str, Any] | None:
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """All whole lines of a run's log, oldest first."""
-    text = (Path(run_dir) / FILE).read_text(encoding="utf-8")
+    return read_rows(Path(run_dir) / FILE)
+
+
+def read_steps(run_dir: Path) -> list[dict[str, float]]:
+    """Everything logged of each step as one mapping with ``step``, in order; step 0 is what came before the first.
+
+    ``timings.jsonl`` is part of it, null values are left out; empty where nothing was logged. The run may be going on.
+    """
+    steps: dict[int, dict[str, float]] = {}
+    for name in (FILE, TIMES_FILE):
+        path = Path(run_dir) / name
+        if path.exists():
+            for row in read_rows(path):
+                values = {key: value for key, value in row.items() if value is not None}
+                steps.setdefault(row["step"], {}).update(values)
+    return [steps[step] for step in sorted(steps)]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log, oldest first."""
+    text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 

@@ -94,6 +94,10 @@ class Progress:
         if self._kind != "quiet":
             self.message(f"evaluation after step {self._step}: accuracy {percent(accuracy)} ({interval(low, high)})")
 
+    def left_s(self) -> float | None:
+        """Seconds the run still takes; None before its first step."""
+        return self._pace.left_s()
+
     def message(self, text: str) -> None:
         """A line that stays."""
         if self._live is not None:

@@ -96,10 +96,13 @@ def remove_after(run_dir: Path, step: int) -> None:
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[str], list[list[Any]]]:
-    """The first ``limit`` rows as (columns, values) for a tracker's table."""
+    """The first ``limit`` rows as (columns, values) for a tracker's table; each part of the reward has a column."""
+    shown = [(row, json.loads(row["reward_parts"])) for row in rows[:limit]]
+    names = sorted({name for _, parts in shown for name in parts})
     values = []
-    for row in rows[:limit]:
+    for row, parts in shown:
         versions = " ".join(str(v) for v in dict.fromkeys(row["policy_versions"].tolist()))
         tail = [len(row["token_ids"]), versions, row["finish_reason"], row["failure"] or ""]
-        values.append([row["prompt"], row["response"], row["reward"], row["advantage"], *tail])
-    return TABLE_COLUMNS, values
+        head = [row["prompt"], row["response"], row["reward"], row["advantage"]]
+        values.append([*head, *tail, *(parts.get(name) for name in names)])
+    return [*TABLE_COLUMNS, *(f"reward: {name}" for name in names)], values

@@ -1,4 +1,5 @@
-"""Trackers that show a run's metrics elsewhere: W&B and TensorBoard. The only file that imports either.
+"""Trackers that show a run's metrics elsewhere: W&B and TensorBoard. The only file that imports either, but for
+``reporting.dashboard``, which arranges W&B's panels.
 
 A tracker never ends or delays a run: what goes wrong is said in one line, once, and the tracker goes quiet
 (``metrics.jsonl`` always has everything). Nothing here ever asks a question. ``reporting.metrics`` is the only caller.
@@ -7,14 +8,30 @@ A tracker never ends or delays a run: what goes wrong is said in one line, once,
 from __future__ import annotations
 
 import netrc
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import numpy as np
+
 Say = Callable[[str], None]
 Table = tuple[list[str], list[list[Any]]]  # column names, rows
+
+AXES = ("step", "total/samples", "total/tokens", "time_s")  # what a curve may be drawn over; in every row
+SUMMARIES = {  # what W&B's table of runs shows of a metric; the last value of all others
+    "eval/accuracy": "max,last",
+    "eval/pass_at_k": "max,last",
+    "reward/mean": "max,last",
+    "mismatch/canary": "max,last",
+    "loss/entropy": "min,last",
+    "rollout/idle_share": "mean,last",
+    "rollout/consumed_tokens_per_s": "mean,max,last",
+}
+NUM_BINS = 32
+TITLE_CHARACTERS = 63  # of a W&B alert
 
 WANDB_ID_FILE = "wandb_run_id"
 INIT_TIMEOUT_S = 30.0  # an unreachable server may cost this much once, then the run is tracked offline
@@ -26,6 +43,15 @@ class Tracker(Protocol):
 
     def log_table(self, step: int, name: str, table: Table) -> None: ...
 
+    def log_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """The values whose distribution is shown, by name; none of them empty."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Something that should wake a person."""
+
+    def keep_files(self, name: str, files: Sequence[Path]) -> None:
+        """Files of the run to be kept with it."""
+
     def close(self, *, failed: bool = False) -> None: ...
 
 
@@ -36,9 +62,11 @@ class WandbTracker:
     steps. Offline parts are joined by ``wandb sync`` in the order they were made.
     """
 
-    def __init__(self, run: Any, say: Say) -> None:
+    def __init__(self, run: Any, say: Say, axes: Mapping[str, float] | None = None) -> None:
+        """``axes``: where a resumed run stands, so that its first rows lie where they belong."""
         self._run: Any = run
         self._say = say
+        self._axes = dict.fromkeys(AXES, 0.0) | dict(axes or {})
 
     @classmethod
     def start(
@@ -48,30 +76,57 @@ class WandbTracker:
         mode: str,
         project: str,
         name: str,
+        group: str | None,
         tags: Sequence[str],
         config: Mapping[str, Any],
+        axes: Mapping[str, float],
         say: Say,
     ) -> WandbTracker | None:
         """``mode`` is online or offline. None when W&B cannot start, after saying why."""
+        options = {"project": project, "name": name, "group": group, "tags": list(tags), "config": dict(config)}
         try:
             import wandb
 
-            run = _start_wandb(wandb, run_dir, mode, project, name, tags, config, say)
-            run.define_metric("step", hidden=True)
+            run = _start_wandb(wandb, run_dir, mode, options, say)
+            for axis in AXES:
+                run.define_metric(axis, hidden=axis == "step")
             run.define_metric("*", step_metric="step")
+            for metric, summary in SUMMARIES.items():
+                run.define_metric(metric, step_metric="step", summary=summary)
         except Exception as error:  # any failure of a tracker is a message, not the end of the run
             say(f"W&B is off: {_one_line(error)}; metrics.jsonl has everything")
             return None
-        return cls(run, say)
+        return cls(run, say, axes)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._guard(lambda run: run.log({**values, "step": step}))
+        self._axes |= {name: value for name, value in values.items() if name in AXES} | {"step": step}
+        self._guard(lambda run: run.log({**values, **self._axes}))
 
     def log_table(self, step: int, name: str, table: Table) -> None:
         import wandb
 
         columns, rows = table
         self._guard(lambda run: run.log({name: wandb.Table(columns=columns, data=rows), "step": step}))
+
+    def log_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        import wandb
+
+        binned = {name: wandb.Histogram(np_histogram=_bin(array)) for name, array in values.items()}
+        self._guard(lambda run: run.log({**binned, "step": step}))
+
+    def alert(self, title: str, text: str) -> None:
+        self._guard(lambda run: run.alert(title=title[:TITLE_CHARACTERS], text=text, level="ERROR"))
+
+    def keep_files(self, name: str, files: Sequence[Path]) -> None:
+        import wandb
+
+        def keep(run: Any) -> None:
+            artifact = wandb.Artifact(f"{name}-{run.id}", type=name)
+            for file in files:
+                artifact.add_file(str(file))
+            run.log_artifact(artifact)
+
+        self._guard(keep)
 
     def close(self, *, failed: bool = False) -> None:
         self._guard(lambda run: run.finish(exit_code=1 if failed else 0))
@@ -88,7 +143,7 @@ class WandbTracker:
 
 
 class TensorboardTracker:
-    """Scalars and the rollout table as event files below ``run_dir/tensorboard``, written without importing torch."""
+    """Scalars and histograms as event files below ``run_dir/tensorboard``, written without importing torch."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -110,6 +165,30 @@ class TensorboardTracker:
 
     def log_table(self, step: int, name: str, table: Table) -> None:
         """Tables are left to W&B and to the Parquet files."""
+
+    def log_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+
+        shown = []
+        for name, array in values.items():
+            counts, edges = _bin(array)
+            histogram = HistogramProto(
+                min=float(array.min()),
+                max=float(array.max()),
+                num=len(array),
+                sum=float(array.sum()),
+                sum_squares=float(np.square(array, dtype=np.float64).sum()),
+                bucket_limit=edges[1:].tolist(),
+                bucket=counts.tolist(),
+            )
+            shown.append(Summary.Value(tag=name, histo=histogram))
+        self._add(step, Summary(value=shown))
+
+    def alert(self, title: str, text: str) -> None:
+        """Left to W&B; the run's output and ``warnings.jsonl`` say it too."""
+
+    def keep_files(self, name: str, files: Sequence[Path]) -> None:
+        """Left to W&B: the files lie in the run directory, beside the event files."""
 
     def close(self, *, failed: bool = False) -> None:
         self._writer.close()
@@ -151,27 +230,28 @@ def has_wandb_key(environment: Mapping[str, str]) -> bool:
     return False
 
 
-def _start_wandb(
-    wandb: Any,
-    run_dir: Path,
-    mode: str,
-    project: str,
-    name: str,
-    tags: Sequence[str],
-    config: Mapping[str, Any],
-    say: Say,
-) -> Any:
+def name_group(name: str) -> str:
+    """The experiment of a run: its name without what tells seeds apart (``gsm8k-seed1``, ``gsm8k_s1``: ``gsm8k``)."""
+    return re.sub(r"[-_. ](seed|s)[-_=]?\d+$", "", name) or name
+
+
+def choose_tags(tags: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """The user's tags, then the algorithm and the seed; each once."""
+    own = [str(config["algo"]["name"]), f"seed {config['seed']}"] if "algo" in config else []
+    return list(dict.fromkeys([*tags, *own]))
+
+
+def _bin(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(counts, edges): one bin a value for a few whole numbers, else NUM_BINS of equal width."""
+    if np.issubdtype(values.dtype, np.integer) and values.max() - values.min() < NUM_BINS:
+        edges = np.arange(int(values.min()), int(values.max()) + 2) - 0.5
+        return np.histogram(values, bins=edges)
+    return np.histogram(values, bins=NUM_BINS)
+
+
+def _start_wandb(wandb: Any, run_dir: Path, mode: str, options: dict[str, Any], say: Say) -> Any:
     """An initialised run; a server that does not answer in time turns online into offline."""
-    options = {
-        "dir": str(run_dir),
-        "project": project,
-        "name": name,
-        "id": _run_id(run_dir),
-        "resume": "allow",
-        "tags": list(tags),
-        "config": dict(config),
-        "save_code": False,
-    }
+    options = options | {"dir": str(run_dir), "id": _run_id(run_dir), "resume": "allow", "save_code": False}
     # console capture would fight the progress display; the banner would break its lines
     settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S, console="off", silent=True, disable_git=True)
     wandb.setup(settings=settings)  # before init, or logging in prints a line of its own

@@ -42,6 +42,44 @@ class CollectSettings:
     score_every: int = 0  # deterministic mode: engine steps between two looks at the verdicts; 0: whenever one is there
 
 
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """A sample that is in the engine now."""
+
+    uid: str
+    index: int
+    start_s: float
+    tokens_before: int
+    kind: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Spans:
+    """Every stay of a sample in the engine, columns side by side: the raw material of the run's timeline."""
+
+    uid: list[str] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+    replica: list[int] = field(default_factory=list)  # 0 while there is one engine
+    policy_version: list[int] = field(default_factory=list)
+    start_s: list[float] = field(default_factory=list)  # on the engine's clock: handed to it
+    end_s: list[float] = field(default_factory=list)  # its last delta, or the abort
+    tokens: list[int] = field(default_factory=list)  # generated in this stay
+    kind: list[str] = field(default_factory=list)  # launched, or resumed where an earlier stay was interrupted
+    end: list[str] = field(default_factory=list)  # stop, length, or paused by an abort
+
+    def add(self, stay: Stay, *, policy_version: int, end_s: float, num_tokens: int, end: str) -> None:
+        """``num_tokens``: of the whole sample, by now."""
+        self.uid.append(stay.uid)
+        self.index.append(stay.index)
+        self.replica.append(0)
+        self.policy_version.append(policy_version)
+        self.start_s.append(stay.start_s)
+        self.end_s.append(end_s)
+        self.tokens.append(num_tokens - stay.tokens_before)
+        self.kind.append(stay.kind)
+        self.end.append(end)
+
+
 @dataclass(kw_only=True, slots=True)
 class RolloutStats:
     """One step's account. Times in seconds on the engine's clock, counts in tokens unless named otherwise."""
@@ -65,6 +103,8 @@ class RolloutStats:
     launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
     dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
     deferred_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples carried over
+    dropped: list[tuple[str, str]] = field(default_factory=list)  # (uid, how it ended), of the same dropped groups
+    spans: Spans = field(default_factory=Spans)
 
     @property
     def duration_s(self) -> float:
@@ -158,7 +198,7 @@ class _Collection:
         self.engine, self.buffer, self.prompts, self.scorer = engine, buffer, prompts, scorer
         self.settings, self.stats = settings, stats
         self.filtered_in_a_row = 0
-        self.running: dict[str, tuple[str, int]] = {}  # request id -> (uid, index)
+        self.running: dict[str, Stay] = {}  # by request id
 
     def resubmit_unjudged(self) -> None:
         """After a resume the scorer is new: samples whose verdict was pending are handed to it again."""
@@ -182,9 +222,10 @@ class _Collection:
                 break
         if chosen:
             self.buffer.load_tokens(*zip(*chosen, strict=True))
-            self.engine.submit([self.make_request(group, sample) for group, sample in chosen])
+            now = self.engine.now()
+            self.engine.submit([self.make_request(group, sample, now) for group, sample in chosen])
 
-    def make_request(self, group: OpenGroup, sample: OpenSample) -> Request:
+    def make_request(self, group: OpenGroup, sample: OpenSample, now: float) -> Request:
         parts = [group.prompt.token_ids, *(s.token_ids for s in sample.segments)]
         if sample.num_tokens:
             self.stats.num_resumed += 1
@@ -192,7 +233,9 @@ class _Collection:
         elif sample.first_step == self.buffer.step:
             self.stats.num_launched += 1
         request_id = f"{group.uid}/{sample.index}"
-        self.running[request_id] = (group.uid, sample.index)
+        is_new = sample.first_step == self.buffer.step and not sample.num_tokens
+        kind = "launched" if is_new else "resumed"
+        self.running[request_id] = Stay(group.uid, sample.index, now, sample.num_tokens, kind)
         return Request(
             request_id=request_id,
             token_ids=np.concatenate(parts),
@@ -203,12 +246,22 @@ class _Collection:
 
     def receive(self, deltas: Sequence[Delta]) -> None:
         for delta in deltas:
-            uid, index = self.running[delta.request_id]
-            sample = self.buffer.receive(uid, index, delta.token_ids, delta.logprobs, delta.finish_reason)
+            stay = self.running[delta.request_id]
+            sample = self.buffer.receive(stay.uid, stay.index, delta.token_ids, delta.logprobs, delta.finish_reason)
             self.stats.num_generated += len(delta.token_ids)
             if delta.finish_reason:
                 del self.running[delta.request_id]
-                self.submit_for_judging(self.buffer.groups[uid], sample)
+                self.note_stay(stay, sample, delta.finish_reason)
+                self.submit_for_judging(self.buffer.groups[stay.uid], sample)
+
+    def note_stay(self, stay: Stay, sample: OpenSample, end: str) -> None:
+        self.stats.spans.add(
+            stay,
+            policy_version=self.buffer.step,
+            end_s=self.engine.now(),
+            num_tokens=sample.num_tokens,
+            end=end,
+        )
 
     def submit_for_judging(self, group: OpenGroup, sample: OpenSample) -> None:
         tokens = [s.token_ids for s in sample.segments]
@@ -264,6 +317,7 @@ class _Collection:
 
     def drop(self, group: OpenGroup, end: str, reason: str) -> None:
         self.buffer.drop(group, end)
+        self.stats.dropped.append((group.uid, end))
         self.stats.dropped_lengths[group.order] = [s.num_tokens for s in group.samples]
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
         self.filtered_in_a_row += 1
@@ -282,6 +336,8 @@ class _Collection:
     def abort(self) -> None:
         self.receive(self.engine.abort_all())
         assert self.engine.num_in_flight == 0, "the engine kept requests after an abort"
+        for stay in self.running.values():
+            self.note_stay(stay, self.buffer.groups[stay.uid].samples[stay.index], "paused")
         self.running.clear()
         self.buffer.pause_running()
         if self.settings.score_every and self.scorer.num_pending:

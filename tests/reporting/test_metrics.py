@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +13,15 @@ import pytest
 
 from rlpost.config import LoggingConfig
 from rlpost.reporting import rollout_files, tracking
-from rlpost.reporting.metrics import MetricsWriter, read_metrics
+from rlpost.reporting.metrics import MetricsWriter, read_metrics, read_steps
 from rlpost.types import Group, Prompt, Sample, Segment
+from tests.reporting.wandb_file import read_records, read_runs
 
 
-def writer(folder: Path, *, say=print, **logging) -> MetricsWriter:
+def writer(folder: Path, *, say=print, split_times=False, **logging) -> MetricsWriter:
     options = LoggingConfig(**{"wandb": "disabled", **logging})
-    return MetricsWriter(folder, options, {"seed": 1}, "a-run", say=say, decode=lambda ids: f"<{len(ids)}>")
+    decode = lambda ids: f"<{len(ids)}>"  # noqa: E731
+    return MetricsWriter(folder, options, {"seed": 1}, "a-run", say=say, decode=decode, split_times=split_times)
 
 
 def segment(*token_ids: int, version: int) -> Segment:
@@ -206,30 +207,49 @@ def test_the_table_shows_versions_and_failures() -> None:
     assert len(values) == 2 and all(len(row) == len(columns) for row in values)
     assert dict(zip(columns, values[0], strict=True))["policy_versions"] == "3 4"
     assert dict(zip(columns, values[1], strict=True))["failure"] == "late"
+    parts = [dict(zip(columns, row, strict=True))["reward: accuracy"] for row in values]
+    assert parts == [1.0, None], "each part of the reward has a column; the failed sample has none"
+
+
+def test_the_evaluations_table_shows_the_same_problems_each_time(tmp_path: Path) -> None:
+    shown: list[list[str]] = []
+
+    class Table:
+        def log_table(self, step: int, name: str, table: tuple[list[str], list[list[object]]]) -> None:
+            assert name == "eval_rollouts"
+            shown.append([row[0] for row in table[1]])
+
+    log = writer(tmp_path, table_rows=3)
+    log._trackers = [Table()]
+    answers = []
+    for n in range(12):
+        prompt = Prompt(uid=f"eval:{n}", token_ids=np.array([1], np.int32), text=f"p{n}")
+        answers.append((prompt, Sample(uid=prompt.uid, index=0, finish_reason="stop", reward=1.0)))
+    log.log_evaluation(0, answers)
+    log.log_evaluation(1, answers[::-1])
+    assert shown == [["p0", "p1", "p2"]] * 2
+
+
+def test_what_was_logged_of_a_step_is_one_mapping(tmp_path: Path) -> None:
+    log = writer(tmp_path, split_times=True)
+    log.log(0, {"eval/accuracy": 0.5})
+    log.log(1, {"reward/mean": 0.25, "time/step": 2.0, "loss/policy": float("nan")})
+    log.log(1, {"time/save": 1.0, "eval/accuracy": 0.75})
+    log.close()
+    first, second = read_steps(tmp_path)
+    assert first["step"] == 0 and first["eval/accuracy"] == 0.5
+    assert {k: v for k, v in second.items() if k != "time_s"} == {
+        "step": 1,
+        "reward/mean": 0.25,
+        "time/step": 2.0,
+        "log/not_finite": 1,
+        "time/save": 1.0,
+        "eval/accuracy": 0.75,
+    }
+    assert read_steps(tmp_path / "absent") == []
 
 
 # --- trackers --------------------------------------------------------------------------------------------------------
-
-
-def read_wandb(file: Path) -> list:
-    """Every record of an offline run's file: LevelDB's log format (blocks of 32 KiB) after a 7-byte header."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    block, header = 32768, 7
-    data = file.read_bytes()
-    assert data[:4] == b":W&B"
-    records, pending, at = [], b"", header
-    while at + header <= len(data):
-        if block - at % block < header:  # too little left in the block for a header: padding
-            at += block - at % block
-            continue
-        _crc, length, kind = struct.unpack("<IHB", data[at : at + header])
-        pending += data[at + header : at + header + length]
-        at += header + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            records.append(Record.FromString(pending))
-            pending = b""
-    return records
 
 
 OFFLINE_RUN = """
@@ -244,10 +264,17 @@ segment = Segment(token_ids=np.array([5], np.int32), rollout_logprobs=np.array([
 sample = Sample(uid="0:0", index=0, segments=(segment,), finish_reason="stop", reward=1.0)
 prompt = Prompt(uid="0:0", token_ids=np.array([1], np.int32), text="one?")
 for resumed in (False, True):
-    log = MetricsWriter(Path(sys.argv[1]), LoggingConfig(tags=["t"]), {"train": {"lr": 0.125}}, "a-run")
+    config = {"train": {"lr": 0.125}, "name": "a-run-seed2", "seed": 2, "algo": {"name": "gspo"}}
+    log = MetricsWriter(Path(sys.argv[1]), LoggingConfig(tags=["t", "gspo"]), config, "a-run-seed2-2")
     if resumed:
         log.rewind(4)
-    log.log(4 + resumed, {"reward/mean": 0.75 + resumed, "loss/policy": float("nan")})
+        log.log(4, {"eval/accuracy": 0.5})
+    log.log(4 + resumed, {"reward/mean": 0.75 + resumed, "loss/policy": float("nan"), "total/samples": 64 + resumed})
+    log.log_histograms(4 + resumed, {"histogram/length": np.array([3, 3, 5]), "histogram/reward": np.array([0.5, 1.0])})
+    log.alert("entropy_collapse" * 9, "the policy answers nearly the same")
+    log.log_evaluation(4 + resumed, [(prompt, sample)])
+    (Path(sys.argv[1]) / "timeline.jsonl").write_text("{}")
+    log.keep_files("timeline", [Path(sys.argv[1]) / "timeline.jsonl", Path(sys.argv[1]) / "absent"])
     log.log_rollouts(4 + resumed, [Group(uid="0:0", prompt=prompt, samples=(sample,))], [np.zeros(1)])
     log.close()
 """
@@ -269,26 +296,51 @@ def test_wandb_without_a_key_writes_an_offline_run_that_resumes_under_its_id(tmp
     )
     assert done.returncode == 0, done.stderr
     assert "W&B" not in done.stdout, done.stdout
-    files = sorted((run_dir / "wandb").glob("offline-run-*/*.wandb"))
     run_id = (run_dir / tracking.WANDB_ID_FILE).read_text().strip()
-    logged: list[dict[str, object]] = []
-    for file in files:
-        records = read_wandb(file)
-        (run,) = [r.run for r in records if r.HasField("run")][:1]
-        assert (run.run_id, run.display_name, run.project, list(run.tags)) == (run_id, "a-run", "rlpost", ["t"])
+    first, second = read_runs(run_dir / "wandb")
+    for part in (first, second):
+        run = part.run
+        assert (run.run_id, run.display_name, run.project) == (run_id, "a-run-seed2-2", "rlpost")
+        assert (run.run_group, list(run.tags)) == ("a-run", ["t", "gspo", "seed 2"])
         config = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert config["train"] == {"lr": 0.125}
-        axes = {r.metric.glob_name or r.metric.name: r.metric for r in records if r.HasField("metric")}
-        assert axes["*"].step_metric == "step"
-        for record in records:
-            if record.HasField("history"):
-                items = record.history.item
-                logged.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    numbers = [row for row in logged if "reward/mean" in row]
-    assert [(row["step"], row["reward/mean"]) for row in numbers] == [(4, 0.75), (5, 1.75)]
+        metrics = {metric.glob_name or metric.name: metric for metric in part.metrics}
+        assert metrics["*"].step_metric == "step" and metrics["eval/accuracy"].step_metric == "step"
+        assert set(tracking.AXES) <= metrics.keys()
+        assert metrics["eval/accuracy"].summary.max and metrics["loss/entropy"].summary.min
+        assert metrics["reward/mean"].summary.last and not metrics["reward/mean"].summary.min
+        (alert,) = part.alerts
+        assert alert.title == ("entropy_collapse" * 9)[:63] and alert.level == "ERROR"
+        (artifact,) = [a for a in part.artifacts if a.type == "timeline"]  # W&B adds one for each table
+        assert artifact.name == f"timeline-{run_id}"
+        assert [entry.path for entry in artifact.manifest.contents] == ["timeline.jsonl"]
+        assert len(part.tables["rollouts"]) == len(part.tables["eval_rollouts"]) == 1
+        lengths = next(row["histogram/length"] for row in part.history if "histogram/length" in row)
+        assert lengths["values"] == [2, 0, 1] and lengths["bins"] == [2.5, 3.5, 4.5, 5.5]
+    numbers = [row for part in (first, second) for row in part.history if "reward/mean" in row]
+    assert [(row["step"], row["reward/mean"], row["total/samples"]) for row in numbers] == [
+        (4, 0.75, 64),
+        (5, 1.75, 65),
+    ]
     assert all("loss/policy" not in row for row in numbers)  # null in the file, absent in a chart
-    tables = [row for row in logged if any(name.split("/")[0] == "rollouts" for name in row)]
-    assert len(tables) == 2
+    again = next(row for row in second.history if "eval/accuracy" in row)
+    assert (again["step"], again["total/samples"]) == (4, 64), "a resumed run's first rows lie where it stands"
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("gsm8k-seed1", "gsm8k"),
+        ("gsm8k_s12", "gsm8k"),
+        ("gsm8k seed=3", "gsm8k"),
+        ("try-gspo", "try-gspo"),
+        ("qwen3-s", "qwen3-s"),
+        ("seed1", "seed1"),
+        ("lr-1e-4", "lr-1e-4"),
+    ],
+)
+def test_seeds_of_an_experiment_share_a_group(name: str, group: str) -> None:
+    assert tracking.name_group(name) == group
 
 
 def test_a_wandb_that_cannot_start_is_one_line_and_the_run_goes_on(tmp_path: Path, monkeypatch) -> None:
@@ -336,7 +388,7 @@ def test_a_server_that_does_not_answer_turns_online_into_offline(tmp_path: Path)
     (line,) = done.stdout.splitlines()
     assert line.startswith("W&B: ") and "logging offline" in line
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert any(record.HasField("history") for record in read_wandb(file))
+    assert any(record.HasField("history") for record in read_records(file))
 
 
 class Breaking:
@@ -393,8 +445,15 @@ def test_tensorboard_shows_the_same_names(tmp_path: Path) -> None:
     log = writer(tmp_path, tensorboard=True)
     log.log(3, {"reward/mean": 0.5, "loss/policy": float("nan")})
     log.log(4, {"reward/mean": 0.75})
+    log.log_histograms(4, {"histogram/length": np.array([3, 3, 5]), "histogram/reward": np.linspace(0.0, 1.0, 50)})
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("reward/mean")] == [(3, 0.5), (4, 0.75)]
     assert "loss/policy" not in events.Tags()["scalars"]
+    (lengths,) = events.Histograms("histogram/length")
+    shown = lengths.histogram_value
+    assert (lengths.step, shown.num, shown.sum, shown.sum_squares, shown.min, shown.max) == (4, 3, 11, 43, 3, 5)
+    assert (shown.bucket, shown.bucket_limit) == ([2, 0, 1], [3.5, 4.5, 5.5])
+    (rewards,) = events.Histograms("histogram/reward")
+    assert sum(rewards.histogram_value.bucket) == 50 and len(rewards.histogram_value.bucket) == tracking.NUM_BINS

@@ -1,0 +1,262 @@
+"""Warnings that teach: what is typically wrong with a run, in one sentence each, said once. Metrics in, words out.
+
+Every rule of :data:`RULES` looks at the steps so far and at a few facts of the configuration, and says what it sees,
+what that means and what to try, or nothing. ``loop`` asks after each step, shows what is new and appends it to
+``warnings.jsonl``, which ``rlpost watch`` and the report read. Nothing here stops a run or changes a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rlpost.config import Config
+from rlpost.reporting.metrics import JsonLines, read_rows
+from rlpost.types import Prompt
+
+FILE = "warnings.jsonl"
+WINDOW = 3  # steps a rule looks at
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Warning:
+    name: str
+    text: str
+    wakes: bool = False  # worth an alert: left alone, the run is lost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the rules need of the configuration and the data."""
+
+    april: bool
+    has_filter: bool
+    max_response_tokens: int
+    mismatch_stop: float  # nats
+    num_eval_prompts: int
+    num_eval_prompts_in_train: int
+
+
+def facts_of(cfg: Config, train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> Facts:
+    trained_on = {prompt.token_ids.tobytes() for prompt in train}
+    return Facts(
+        april=cfg.rollout.oversample > 1.0,
+        has_filter=cfg.algo.filter != "none",
+        max_response_tokens=cfg.rollout.max_response_tokens,
+        mismatch_stop=cfg.mismatch_stop,
+        num_eval_prompts=len(evaluation),
+        num_eval_prompts_in_train=sum(prompt.token_ids.tobytes() in trained_on for prompt in evaluation),
+    )
+
+
+class Adviser:
+    """Remembers the steps so far and what was said."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._first: list[Row] = []  # what later steps are compared with
+        self._last: list[Row] = []
+        self._said: set[str] = set()
+
+    def recall(self, steps: Sequence[Row], said: Collection[str]) -> None:
+        """A run goes on: its steps so far, oldest first, and the names of the warnings it has given."""
+        for row in steps:
+            self._remember(row)
+        self._said = set(said)
+
+    def look(self, metrics: Row | None = None) -> list[Warning]:
+        """What is to be said after a step with these metrics, or before the first one (None)."""
+        if metrics is not None:
+            self._remember(metrics)
+        found = []
+        for name, (rule, wakes) in RULES.items():
+            text = None if name in self._said else rule(self._first, self._last, self._facts)
+            if text is not None:
+                self._said.add(name)
+                found.append(Warning(name, text, wakes))
+        return found
+
+    def _remember(self, row: Row) -> None:
+        if "loss/tokens" not in row:  # an evaluation without a step
+            return
+        if len(self._first) < WINDOW:
+            self._first.append(row)
+        self._last = [*self._last, row][-WINDOW:]
+
+
+class WarningsFile:
+    """``warnings.jsonl``: {"step", "name", "text", "wakes"}, a line for each warning given."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._log = JsonLines(run_dir / FILE)
+        self._path = run_dir / FILE
+
+    def append(self, step: int, warning: Warning) -> None:
+        self._log.append({"step": step, "name": warning.name, "text": warning.text, "wakes": warning.wakes})
+
+    def rewind(self, step: int) -> list[str]:
+        """Forget what came after ``step``, all of it at 0; returns the names that stay."""
+        self._log.cut(lambda row: 0 < step >= row["step"])
+        return [row["name"] for row in read_rows(self._path)]
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def read_warnings(run_dir: Path) -> list[dict[str, Any]]:
+    """The warnings a run has given, oldest first."""
+    path = run_dir / FILE
+    return read_rows(path) if path.exists() else []
+
+
+# ---- the rules -------------------------------------------------------------------------------------------------------
+# Each: (first steps, last steps, facts) -> the sentence, or None; ``_middle`` is None until WINDOW steps have a number.
+
+
+def shared_prompts(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    shared, all_ = facts.num_eval_prompts_in_train, facts.num_eval_prompts
+    if not shared:
+        return None
+    return (
+        f"{shared} of {all_} evaluation prompts are also trained on: accuracy will look better than it is; "
+        "take them out of data.train or out of data.eval"
+    )
+
+
+def constant_reward(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    if len(last) < WINDOW or len({row.get(f"reward/{end}") for row in last for end in ("min", "max")}) != 1:
+        return None
+    value = last[-1]["reward/max"]
+    if value <= 0:
+        do = (
+            "look at answers in rollouts/ and call the reward on one that is right: is the answer cut, is the format "
+            "another than the reward expects? If the task is too hard, start from easier prompts or a warm start"
+        )
+    else:
+        do = "the task is solved or the reward accepts everything: look at answers in rollouts/, use harder prompts"
+    return f"every reward of the last {WINDOW} steps was {value:g}, so nothing can be learnt: {do}"
+
+
+def filtered_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    accepted = _middle(last, "rollout/accepted_share")
+    if not facts.has_filter or accepted is None or accepted > 0.2:
+        return None
+    return (
+        f"the filter rejected {1 - accepted:.0%} of the groups of the last {WINDOW} steps: most of what is generated "
+        "is thrown away; use prompts neither too easy nor too hard, more samples_per_group, or algo.filter=none"
+    )
+
+
+def equal_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    equal = _middle(last, "reward/equal_groups_share")
+    constant = constant_reward(first, last, facts) is not None
+    if constant or equal is None or equal <= 0.8:
+        return None
+    return (
+        f"in {equal:.0%} of the groups of the last {WINDOW} steps all answers had the same reward: these groups have "
+        "no gradient; use prompts of middling difficulty, more samples_per_group, or algo.filter=dynamic_sampling"
+    )
+
+
+def truncated(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    share = _middle(last, "rollout/truncated_share")
+    if share is None or share <= 0.3:
+        return None
+    return (
+        f"{share:.0%} of the answers of the last {WINDOW} steps were cut at {facts.max_response_tokens} tokens, and "
+        "a cut answer is rarely right: raise rollout.max_response_tokens, see that answers end with a stop token, or "
+        "punish length softly with algo.overlong.buffer_share"
+    )
+
+
+def entropy_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    before, now = _middle(first, "loss/entropy"), _middle(last, "loss/entropy")
+    reward, best = _middle(last, "reward/mean"), _middle(last, "reward/max")
+    if before is None or now is None or now > before / 10 or reward is None or best is None:
+        return None
+    if best - reward < 0.1:  # nearly every answer is right: certainty is what was wanted
+        return None
+    return (
+        f"entropy fell from {before:.3g} to {now:.3g} nats while many answers are still wrong: the policy answers "
+        "nearly the same each time and explores no more; lower train.lr, raise algo.clip_high (0.28 in DAPO), or set "
+        "algo.entropy_coef or algo.kl_coef"
+    )
+
+
+def length_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    before, now = (_middle(rows, "rollout/length/admitted_mean") for rows in (first, last))
+    if before is None or now is None or now > before / 4:
+        return None
+    return (
+        f"answers shrank from {before:.0f} to {now:.0f} tokens: the policy may have found that short answers are "
+        "cheap; read a few in rollouts/, look at rewards that count length, lower train.lr"
+    )
+
+
+def growing_mismatch(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    name = "mismatch/lag_0/abs_log_ratio"
+    before, now = _middle(first, name), _middle(last, name)
+    if before is None or now is None or now < 5 * before or now < facts.mismatch_stop / 50:
+        return None
+    return (
+        f"engine and trainer drift apart: their logprobs of the same tokens differ by {now:.2g} nats, {before:.2g} at "
+        f"first, and the run stops at {facts.mismatch_stop:g}; a lower train.lr keeps weights in the range that "
+        "model.dtype resolves, model.dtype=float32 removes most of it"
+    )
+
+
+def idle_tail(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    idle = _middle(last, "rollout/idle_share")
+    if not facts.april or idle is None or idle <= 0.3:
+        return None
+    return (
+        f"{idle:.0%} of the engine's places stood empty although partial rollouts are on: too few answers are open to "
+        "fill them; raise rollout.oversample (and rollout.max_staleness), or lower engine.max_slots"
+    )
+
+
+def failing_rewards(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    failed, judged = (sum(row.get(name, 0) for row in last) for name in ("reward/failed", "loss/sequences"))
+    if len(last) < WINDOW or failed <= 0.1 * (failed + judged):
+        return None
+    return (
+        f"{failed:.0f} rewards of the last {WINDOW} steps failed, {failed / (failed + judged):.0%} of all, and their "
+        "answers train nothing: the reason stands in the run's output and in the column failure of rollouts/; mend the "
+        "function, or raise reward.timeout_s"
+    )
+
+
+def skipped_updates(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    if not last or not last[-1].get("loss/skipped_updates"):
+        return None
+    return (
+        "a loss or gradient was NaN or infinite, and that update was skipped: if it happens again, lower train.lr, set "
+        "train.grad_clip, or use model.dtype=float32 to find out why"
+    )
+
+
+Rule = Callable[[Sequence[Row], Sequence[Row], Facts], str | None]
+RULES: dict[str, tuple[Rule, bool]] = {  # name -> (rule, whether it wakes a person)
+    "shared_prompts": (shared_prompts, False),
+    "constant_reward": (constant_reward, False),
+    "filtered_groups": (filtered_groups, False),
+    "equal_groups": (equal_groups, False),
+    "truncated": (truncated, False),
+    "entropy_collapse": (entropy_collapse, True),
+    "length_collapse": (length_collapse, True),
+    "growing_mismatch": (growing_mismatch, True),
+    "idle_tail": (idle_tail, False),
+    "failing_rewards": (failing_rewards, True),
+    "skipped_updates": (skipped_updates, True),
+}
+
+
+def _middle(rows: Sequence[Row], name: str) -> float | None:
+    """The median, so that one odd step says nothing."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return float(median(values)) if len(values) == WINDOW else None
