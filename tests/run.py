@@ -4,8 +4,8 @@
 
 A vLLM engine's shutdown destroys the process group of its process, DeepSpeed's included, so files that start an engine
 get a process of their own: those in ``tests/e2e``, those that carry the marker ``own_process`` and those that name the
-vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, those that start reward workers
-or sandboxes share another, all others share the last (``fast`` runs only that one). Every process runs even when an
+vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, those that start reward workers,
+sandboxes or a browser share another, all others share the last (``fast`` runs only that one). Every process runs even when an
 earlier one failed; the exit status is non-zero when any failed. At the end: the 20 slowest tests of all and the totals.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 OWN_PROCESS = re.compile(r"mark\.own_process|VLLMEngine|VllmEngine|vllm_engine|import vllm\b|from vllm\b")
 DEEPSPEED = re.compile(r"deepspeed_trainer|DeepSpeedTrainer|import deepspeed|DeepSpeedPolicyTrainer")
-WORKERS = re.compile(r"RewardWorkers|WorkerProcess|rlpost\.sandbox|CodeFunctions")
+WORKERS = re.compile(r"RewardWorkers|WorkerProcess|rlpost\.sandbox|CodeFunctions|chromium")
 NO_TESTS_COLLECTED = 5  # pytest's exit status for a file whose tests are all deselected
 MARKERS = {"fast": "not slow and not torture", "all": "not slow and not torture", "slow": "slow", "torture": "torture"}
 
@@ -62,7 +62,7 @@ def plan(mode: str) -> list[tuple[str, list[Path]]]:
     groups = [("everything else", files["fast"])] if files["fast"] else []
     if mode == "fast":
         return groups
-    shared = [(name, files[kind]) for name, kind in (("trainer", "trainer"), ("workers and sandboxes", "workers"))]
+    shared = [(name, files[kind]) for name, kind in (("trainer", "trainer"), ("workers, sandboxes, a browser", "workers"))]
     groups = [group for group in shared if group[1]] + groups
     return [*((str(file.relative_to(TESTS)), [file]) for file in files["own"]), *groups]
 
