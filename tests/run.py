@@ -4,9 +4,10 @@
 
 A vLLM engine's shutdown destroys the process group of its process, DeepSpeed's included, so files that start an engine
 get a process of their own: those in ``tests/e2e``, those that carry the marker ``own_process`` and those that name the
-vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, those that start reward workers,
-sandboxes or a browser share another, all others share the last (``fast`` runs only that one). Every process runs even when an
-earlier one failed; the exit status is non-zero when any failed. At the end: the 20 slowest tests of all and the totals.
+vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, those that start reward
+workers, sandboxes or a browser share another, all others share the last (``fast`` runs only that one). Every process
+runs even when an earlier one failed; the exit status is non-zero when any failed. At the end: the 20 slowest tests of
+all and the totals.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def plan(mode: str) -> list[tuple[str, list[Path]]]:
     groups = [("everything else", files["fast"])] if files["fast"] else []
     if mode == "fast":
         return groups
-    shared = [(name, files[kind]) for name, kind in (("trainer", "trainer"), ("workers, sandboxes, a browser", "workers"))]
+    names = {"trainer": "trainer", "workers": "workers, sandboxes, a browser"}
+    shared = [(name, files[kind]) for kind, name in names.items()]
     groups = [group for group in shared if group[1]] + groups
     return [*((str(file.relative_to(TESTS)), [file]) for file in files["own"]), *groups]
 
