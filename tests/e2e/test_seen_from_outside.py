@@ -89,8 +89,9 @@ def test_a_run_is_watched_live(run):
     _, seen = run
     frames = [frame for frame, _ in seen["live"]]
     assert frames and all("running" in listed for _, listed in seen["live"][:-1])
-    assert any("generating" in frame and "samples running" in frame for frame in frames)
-    assert any("updating the policy" in frame or "evaluating" in frame for frame in frames)
+    phases = ("generating", "updating the policy", "evaluating", "copying weights", "saving")
+    assert sum(any(phase in frame for frame in frames) for phase in phases) >= 2
+    assert any("samples running" in frame or " responses" in frame for frame in frames)
     last = frames[-1]
     assert "accuracy" in last and "reward" in last and "answers trained in step" in last and "→" in last
     assert any("left" in frame for frame in frames)
@@ -193,18 +194,37 @@ def test_wandb_has_it_all(run):
     assert [a.type for a in lives[2].artifacts if a.type == "timeline"] == ["timeline"]
 
 
-def test_two_runs_are_compared(nursery, run):
-    path, _ = run
-    life = nursery.live(*RUN, "steps=2", "name=other", "train.lr=0.001", "eval.every=-1")
+@pytest.fixture(scope="module")
+def other(nursery):
+    """A short run with another rate, whose answers are cut before they can be right."""
+    life = nursery.live(
+        *RUN, "steps=4", "name=other", "train.lr=0.001", "eval.every=-1", "rollout.max_response_tokens=6"
+    )
     assert life.status == 0, life.output
-    text = show("runs", "--compare", str(path), str(nursery.folder / "runs/other"))
-    lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
-    assert lines["train.lr"][1:] == ["0.0001", "0.001"] and lines["steps"][1:] == [str(STEPS), "2"]
-    mean = [sum(row["reward/mean"] for row in steps_of(p)[:2]) / 2 for p in (path, nursery.folder / "runs/other")]
+    return nursery.folder / "runs/other", life.output
+
+
+def test_two_runs_are_compared(run, other):
+    runs = run[0], other[0]
+    lines = {line.split()[0]: line.split() for line in show("runs", "--compare", *map(str, runs)).splitlines() if line}
+    assert lines["train.lr"][1:] == ["0.0001", "0.001"] and lines["steps"][1:] == [str(STEPS), "4"]
+    mean = [sum(row["reward/mean"] for row in steps_of(path)[:4]) / 4 for path in runs]
     a, b, difference = map(float, lines["reward/mean"][1:4])
     assert (a, b) == tuple(float(f"{m:.4g}") for m in mean)
     assert difference == pytest.approx(mean[1] - mean[0], abs=1e-3)
+    assert lines["reward/mean"][4:] == ["steps", "1", "to", "4"]
     assert "eval/accuracy" not in lines, "only one of them was evaluated"
+
+
+def test_a_run_says_what_is_wrong_with_it_once(run, other):
+    path, output = other
+    words = "answers of the last 3 steps were cut at 6 tokens"
+    assert output.count(words) == 1 and "warning: " in output
+    warnings = [json.loads(line) for line in (path / "warnings.jsonl").read_text().splitlines()]
+    assert [w["step"] for w in warnings if w["name"] == "truncated"] == [3]
+    assert "raise rollout.max_response_tokens" in " ".join(show("watch", str(path), "--once").split())
+    healthy = (run[0] / "warnings.jsonl").read_text()
+    assert "truncated" not in healthy and "idle_tail" not in healthy
 
 
 def test_the_dashboard_without_an_account_is_a_file(run, monkeypatch, tmp_path):
