@@ -49,7 +49,10 @@ class StatusFile:
         self._write()
 
     def end(self, state: str, reason: str = "") -> None:
-        """The run ends by itself: finished, stopped (saved, on request) or failed."""
+        """The run ends by itself: finished, stopped (saved, on request) or failed. One that was refused before its
+        first phase leaves what the life before it said."""
+        if "phase" not in self._facts:
+            return
         self._facts |= {"state": state, "reason": reason}
         self._write()
 
