@@ -61,7 +61,11 @@ setup(
     # wheel, where the program can find them.
     packages=[*find_namespace_packages(include=["rlpost", "rlpost.*"]), "rlpost.conf", "rlpost.recipes"],
     package_dir={"rlpost.conf": "conf", "rlpost.recipes": "recipes"},
-    package_data={"rlpost": ["data/**/*", "reporting/report/static/**/*"], "rlpost.conf": ["**/*.yaml"], "rlpost.recipes": ["**/*.yaml"]},
+    package_data={
+        "rlpost": ["data/**/*", "reporting/report/static/**/*"],
+        "rlpost.conf": ["**/*.yaml"],
+        "rlpost.recipes": ["**/*.yaml"],
+    },
     include_package_data=False,  # package_data alone decides: the wheel does not depend on git or MANIFEST.in
     zip_safe=False,
     classifiers=[

@@ -22,7 +22,8 @@ MOST_VERSIONS = """(() => { const order = document.querySelectorAll('#rollouts s
     order.value = '-span'; order.dispatchEvent(new Event('change')); })()"""
 BY_SAMPLE = "[...document.querySelectorAll('#timeline .choice button')].at(-1).click()"
 LIVES = """(() => { const top = document.querySelector('#rollouts').getBoundingClientRect().top + scrollY;
-    const gantt = document.querySelector('.gantt').getBoundingClientRect().top + scrollY; return [top, gantt + 360]; })()"""
+    const gantt = document.querySelector('.gantt').getBoundingClientRect().top + scrollY;
+    return [top, gantt + 360]; })()"""
 
 
 def main(run: Path) -> None:
