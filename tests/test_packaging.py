@@ -107,9 +107,9 @@ def light_modules() -> list[str]:
     names = ["rlpost", "rlpost.types", "rlpost.config", "rlpost.errors", "rlpost.rollout.engine", "rlpost.train.policy"]
     command_line = ("cli", "compose", "locations", "durable.run_dir", "durable.stopping", "durable.checkpoint")
     packages = [
-        f"{package}.{file.stem}"
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
         for package in ("preflight", "reporting")
-        for file in sorted((PACKAGE / package).glob("[a-z]*.py"))
+        for file in sorted((PACKAGE / package).rglob("[a-z]*.py"))
     ]
     return names + [f"rlpost.{name}" for name in (*command_line, *packages)]
 
@@ -190,9 +190,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_carries_all_configuration_and_data(installed: Path) -> None:
-    for top, inside in (("conf", "rlpost/conf"), ("recipes", "rlpost/recipes"), ("rlpost/data", "rlpost/data")):
+    whole = ("rlpost/data", "rlpost/reporting/report/static")  # the others: their YAML files
+    for top, inside in (("conf", "rlpost/conf"), ("recipes", "rlpost/recipes"), *zip(whole, whole, strict=True)):
         there = {p.relative_to(ROOT / top) for p in (ROOT / top).rglob("*") if p.is_file()}
-        there = {p for p in there if "__pycache__" not in p.parts and (top == "rlpost/data" or p.suffix == ".yaml")}
+        there = {p for p in there if "__pycache__" not in p.parts and (top in whole or p.suffix == ".yaml")}
         carried = {p.relative_to(installed / inside) for p in (installed / inside).rglob("*") if p.is_file()}
         assert there <= carried, sorted(map(str, there - carried))
 

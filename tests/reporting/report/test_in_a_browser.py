@@ -120,6 +120,29 @@ def test_hostile_content_is_shown_and_does_nothing(browser: Chromium, tmp_path: 
     assert browser.run("document.body.dataset.owned ?? null") is None and browser.errors == []
 
 
+def test_seeds_are_averaged_where_all_have_values(browser: Chromium, page: Path) -> None:
+    browser.open(page)
+    lines = "[{x: [0, 2, 4], y: [1, 3, null]}, {x: [1, 2, 3], y: [4, 5, 6]}]"
+    both = browser.run(f"aggregate({lines})")  # the first is 2 at 1; where one of them is unknown there is nothing
+    assert both == {"x": [1, 2], "mean": [3, 4], "low": [2, 3], "high": [4, 5]}
+    columns = "{step: [3, 1, 2, null], 'loss/entropy': [0.3, 0.1, null, 9]}"
+    assert browser.run(f"curve({columns}, 'loss/entropy', 'step')") == {
+        "x": [1, 2, 3],
+        "y": [0.1, None, 0.3],
+        "row": [1, 2, 0],
+    }
+
+
+def test_numbers_and_running_samples_by_hand(browser: Chromium, page: Path) -> None:
+    browser.open(page)
+    written = browser.run("[number(0), number(1234567), number(0.00012), number(NaN), percent(0.1234), duration(3725)]")
+    assert written == ["0", "1,234,567", "1.2e\u22124", "\u2013", "12.3 %", "1 h 02 min"]
+    spans = "[{start: 0, end: 2}, {start: 1, end: 3}, {start: 2, end: 4}]"
+    assert browser.run(f"concurrency({spans})") == {"x": [0, 1, 2, 3, 4], "y": [1, 2, 2, 1, 0]}
+    bars = "binned([{label: 'a', x: [...Array(240).keys()], y: Array(240).fill(1).map((v, i) => i % 2 ? 3 : 1)}])"
+    assert browser.run(f"(b => [b.size, b[0].x.slice(0, 2), b[0].y.slice(0, 2)])({bars})") == [2, [1, 3], [2, 2]]
+
+
 def test_filters_and_colours_of_the_answers(browser: Chromium, page: Path) -> None:
     browser.view(1440, 900)
     browser.open(page)

@@ -25,8 +25,12 @@ const AXES = {
 
 // {x, y} of one run: only points where both are numbers, by rising x. A null is a gap, which stays one in y.
 function curve(columns, name, axis) {
-  const xs = columns[AXES[axis].column] || [], ys = columns[name] || [];
-  const points = xs.map((x, i) => [x, ys[i] ?? null, i]).filter(([x]) => x != null).sort((a, b) => a[0] - b[0]);
+  const xs = columns[AXES[axis].column] || [],
+    ys = columns[name] || [];
+  const points = xs
+    .map((x, i) => [x, ys[i] ?? null, i])
+    .filter(([x]) => x != null)
+    .sort((a, b) => a[0] - b[0]);
   return { x: points.map(p => p[0]), y: points.map(p => p[1]), row: points.map(p => p[2]) };
 }
 
@@ -61,7 +65,7 @@ function aggregate(lines) {
 const last = values => (values || []).findLast(value => value != null);
 const first = values => (values || []).find(value => value != null);
 const numbers = values => (values || []).filter(value => value != null);
-const mean = values => values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
-const largest = values => values.reduce((a, b) => b > a ? b : a, -Infinity);  // Math.max takes only so many arguments
-const smallest = values => values.reduce((a, b) => b < a ? b : a, Infinity);
+const mean = values => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
+const largest = values => values.reduce((a, b) => (b > a ? b : a), -Infinity); // Math.max takes only so many arguments
+const smallest = values => values.reduce((a, b) => (b < a ? b : a), Infinity);
 const sum = values => values.reduce((a, b) => a + b, 0);

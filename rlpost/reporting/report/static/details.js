@@ -7,58 +7,171 @@ const LENGTHS = [
 ];
 
 function lengths(run) {
-  const top = Math.max(1, largest(LENGTHS.flatMap(([key, , name]) => [...numbers(run.lengths[key].max), ...numbers(run.steps[name])])));
+  const top = Math.max(
+    1,
+    largest(LENGTHS.flatMap(([key, , name]) => [...numbers(run.lengths[key].max), ...numbers(run.steps[name])])),
+  );
   const charts = LENGTHS.map(([key, title, name], n) => {
-    const q = run.lengths[key], paint = () => hue([0, 1, 2][n]);
+    const q = run.lengths[key],
+      paint = () => hue([0, 1, 2][n]);
     const lines = q.step.length
-      ? [{ label: 'median', x: q.step, y: q.p50, colour: paint, bands: [[q.p25, q.p75], [q.p10, q.p90]], bandLabel: 'bands: 25 to 75 %, 10 to 90 %', noPoints: q.step.length > 1 },
-        { label: 'longest', x: q.step, y: q.max, colour: () => colour('muted'), dash: [4, 4], width: 1, noPoints: true }]
+      ? [
+          {
+            label: 'median',
+            x: q.step,
+            y: q.p50,
+            colour: paint,
+            bands: [
+              [q.p25, q.p75],
+              [q.p10, q.p90],
+            ],
+            bandLabel: 'bands: 25 to 75 %, 10 to 90 %',
+            noPoints: q.step.length > 1,
+          },
+          {
+            label: 'longest',
+            x: q.step,
+            y: q.max,
+            colour: () => colour('muted'),
+            dash: [4, 4],
+            width: 1,
+            noPoints: true,
+          },
+        ]
       : [{ label: 'mean', ...curve(run.steps, name, 'step'), colour: paint }];
-    return el('div', {}, el('h4', {}, title), chart({ label: title, x: axisFor('step', lines), y: { label: 'Tokens', format: number, tick: axisNumber, range: [0, top * 1.05] },
-      lines, height: 230, sync: 'step', alwaysLegend: true, limit: run.max_response_tokens ? { value: run.max_response_tokens } : null }));
+    return el(
+      'div',
+      {},
+      el('h4', {}, title),
+      chart({
+        label: title,
+        x: axisFor('step', lines),
+        y: { label: 'Tokens', format: number, tick: axisNumber, range: [0, top * 1.05] },
+        lines,
+        height: 230,
+        sync: 'step',
+        alwaysLegend: true,
+        limit: run.max_response_tokens ? { value: run.max_response_tokens } : null,
+      }),
+    );
   });
-  const without = run.lengths.launched.step.length ? '' : ' This run has no timeline, so of the last two only means are known.';
-  return section('lengths', 'How long are the answers?',
+  const without = run.lengths.launched.step.length
+    ? ''
+    : ' This run has no timeline, so of the last two only means are known.';
+  return section(
+    'lengths',
+    'How long are the answers?',
     `Short answers finish first and train first. Where the three differ for long, the policy learns from short answers more than it writes.${without}`,
-    el('div', { class: 'thirds panel' }, charts));
+    el('div', { class: 'thirds panel' }, charts),
+  );
 }
 
 function rewards(report, run) {
-  const names = [...new Set(report.runs.flatMap(r => Object.keys(r.steps)))].filter(name => name.startsWith('reward/part/')).sort();
+  const names = [...new Set(report.runs.flatMap(r => Object.keys(r.steps)))]
+    .filter(name => name.startsWith('reward/part/'))
+    .sort();
   const shown = ['reward/mean', ...names, 'reward/std', 'reward/equal_groups_share'];
-  const small = shown.map(name => el('div', { class: 'small' }, el('h4', {}, visible(name.replace('reward/part/', 'part: ').replace('reward/', '').replaceAll('_', ' '))),
-    metricChart(report, name, { height: 150, legend: report.runs.length === 1 ? undefined : false })));
-  return section('rewards', 'What was rewarded, and what failed?', 'Means over the answers trained in each step. A part that rises alone tells what the policy found out.',
+  const small = shown.map(name =>
+    el(
+      'div',
+      { class: 'small' },
+      el('h4', {}, visible(name.replace('reward/part/', 'part: ').replace('reward/', '').replaceAll('_', ' '))),
+      metricChart(report, name, { height: 150, legend: report.runs.length === 1 ? undefined : false }),
+    ),
+  );
+  return section(
+    'rewards',
+    'What was rewarded, and what failed?',
+    'Means over the answers trained in each step. A part that rises alone tells what the policy found out.',
     el('div', { class: 'panel' }, el('div', { class: 'small-charts' }, small)),
-    el('div', { class: 'grid' }, failures(run, report.runs.length > 1), unusual(run)));
+    el('div', { class: 'grid' }, failures(run, report.runs.length > 1), unusual(run)),
+  );
 }
 
 function failures(run, several) {
-  const columns = run.steps, xs = columns.step || [];
-  const kinds = Object.keys(columns).filter(name => /^(reward\/failed|rollout\/rejected_groups)\/./.test(name)).sort();
+  const columns = run.steps,
+    xs = columns.step || [];
+  const kinds = Object.keys(columns)
+    .filter(name => /^(reward\/failed|rollout\/rejected_groups)\/./.test(name))
+    .sort();
   const title = several ? `Failures by kind, ${visible(run.name)}` : 'Failures by kind';
-  const lines = kinds.filter(name => sum(numbers(columns[name])) > 0).map((name, n) => ({
-    label: visible(name.replace('reward/failed/', 'reward: ').replace('rollout/rejected_groups/', 'group rejected: ')), x: xs, y: columns[name], colour: () => hue(n + 1) }));
+  const lines = kinds
+    .filter(name => sum(numbers(columns[name])) > 0)
+    .map((name, n) => ({
+      label: visible(
+        name.replace('reward/failed/', 'reward: ').replace('rollout/rejected_groups/', 'group rejected: '),
+      ),
+      x: xs,
+      y: columns[name],
+      colour: () => hue(n + 1),
+    }));
   const unnamed = sum(numbers(columns['reward/failed']));
-  if (!lines.length && unnamed) lines.push({ label: 'reward failed', x: xs, y: columns['reward/failed'], colour: () => hue(1) });
-  if (!lines.length) return panel(title, el('p', { class: 'calm' }, xs.length ? `✓ No reward failed and no group was rejected in ${count(xs.length, 'step')}.` : 'No step was trained.'));
-  return panel(title, chart({ label: 'Failures by step', bars: true, alwaysLegend: true, x: axisFor('step', lines), y: { label: 'Samples or groups', whole: true, min: 0, format: number }, lines, height: 220 }));
+  if (!lines.length && unnamed)
+    lines.push({ label: 'reward failed', x: xs, y: columns['reward/failed'], colour: () => hue(1) });
+  if (!lines.length)
+    return panel(
+      title,
+      el(
+        'p',
+        { class: 'calm' },
+        xs.length
+          ? `✓ No reward failed and no group was rejected in ${count(xs.length, 'step')}.`
+          : 'No step was trained.',
+      ),
+    );
+  return panel(
+    title,
+    chart({
+      label: 'Failures by step',
+      bars: true,
+      alwaysLegend: true,
+      x: axisFor('step', lines),
+      y: { label: 'Samples or groups', whole: true, min: 0, format: number },
+      lines,
+      height: 220,
+    }),
+  );
 }
 
 function unusual(run) {
   const columns = run.steps;
-  const lines = [['rollout/truncated_share', 'cut at the limit'], ['rollout/empty_share', 'empty']].map(([name, label], n) => ({ label, ...curve(columns, name, 'step'), colour: () => hue(n + 3) }));
-  return panel('Answers cut or empty', chart({ label: 'Share of answers cut or empty', x: axisFor('step', lines), y: { format: percent, tick: v => percent(v, v && v < 0.01 ? 1 : 0), min: 0, max: 1, whenZero: 0.1 }, lines, height: 220, alwaysLegend: true, sync: 'step' }));
+  const lines = [
+    ['rollout/truncated_share', 'cut at the limit'],
+    ['rollout/empty_share', 'empty'],
+  ].map(([name, label], n) => ({ label, ...curve(columns, name, 'step'), colour: () => hue(n + 3) }));
+  return panel(
+    'Answers cut or empty',
+    chart({
+      label: 'Share of answers cut or empty',
+      x: axisFor('step', lines),
+      y: { format: percent, tick: v => percent(v, v && v < 0.01 ? 1 : 0), min: 0, max: 1, whenZero: 0.1 },
+      lines,
+      height: 220,
+      alwaysLegend: true,
+      sync: 'step',
+    }),
+  );
 }
 
 function allMetrics(report) {
-  const names = [...new Set(report.runs.flatMap(run => Object.keys(run.steps)))].filter(name => name.includes('/')).sort();
-  const evals = [...new Set(report.runs.flatMap(run => Object.keys(run.evals)))].filter(name => name.startsWith('eval/')).sort();
-  const areas = Map.groupBy ? Map.groupBy([...names, ...evals], name => name.split('/')[0]) : group([...names, ...evals]);
+  const names = [...new Set(report.runs.flatMap(run => Object.keys(run.steps)))]
+    .filter(name => name.includes('/'))
+    .sort();
+  const evals = [...new Set(report.runs.flatMap(run => Object.keys(run.evals)))]
+    .filter(name => name.startsWith('eval/'))
+    .sort();
+  const areas = Map.groupBy
+    ? Map.groupBy([...names, ...evals], name => name.split('/')[0])
+    : group([...names, ...evals]);
   const filter = el('input', { type: 'search', placeholder: 'name or meaning', oninput: () => narrow() });
   const folds = [...areas].map(([area, members]) => {
     const body = el('div', { class: 'small-charts' });
-    const fold = el('details', { class: 'area' }, el('summary', {}, `${visible(area)}/ `, el('span', { class: 'note' }, String(members.length))), body);
+    const fold = el(
+      'details',
+      { class: 'area' },
+      el('summary', {}, `${visible(area)}/ `, el('span', { class: 'note' }, String(members.length))),
+      body,
+    );
     fold.addEventListener('toggle', () => {
       if (fold.open && !body.childElementCount) body.append(...members.map(name => metricCard(report, name)));
     });
@@ -71,10 +184,18 @@ function allMetrics(report) {
       const matches = name => (name + ' ' + (report.metrics[name]?.meaning || '')).toLowerCase().includes(words);
       fold.hidden = !fold.members.some(matches);
       if (words && !fold.hidden) fold.open = true;
-      requestAnimationFrame(() => { for (const card of fold.querySelectorAll('.small')) card.hidden = !matches(card.metric); });
+      requestAnimationFrame(() => {
+        for (const card of fold.querySelectorAll('.small')) card.hidden = !matches(card.metric);
+      });
     }
   };
-  return section('metrics', 'Every number', 'By area; what each means stands under it.', el('label', { class: 'field' }, el('span', {}, 'Find'), filter), folds);
+  return section(
+    'metrics',
+    'Every number',
+    'By area; what each means stands under it.',
+    el('label', { class: 'field' }, el('span', {}, 'Find'), filter),
+    folds,
+  );
 }
 
 function group(names) {
@@ -85,8 +206,23 @@ function group(names) {
 
 function metricCard(report, name) {
   const about = report.metrics[name];
-  const card = el('div', { class: 'small' }, el('h4', { class: 'mono' }, visible(name)), metricChart(report, name, { source: name.startsWith('eval/') ? 'evals' : 'steps', height: 120, legend: report.runs.length === 1 ? undefined : false }),
-    el('p', { class: 'note' }, about ? `${about.meaning}${about.healthy ? ` Healthy: ${about.healthy}.` : ''}` : 'Not in the registry of metrics.'));
+  const card = el(
+    'div',
+    { class: 'small' },
+    el('h4', { class: 'mono' }, visible(name)),
+    metricChart(report, name, {
+      source: name.startsWith('eval/') ? 'evals' : 'steps',
+      height: 120,
+      legend: report.runs.length === 1 ? undefined : false,
+    }),
+    el(
+      'p',
+      { class: 'note' },
+      about
+        ? `${about.meaning}${about.healthy ? ` Healthy: ${about.healthy}.` : ''}`
+        : 'Not in the registry of metrics.',
+    ),
+  );
   card.metric = name;
   return card;
 }
@@ -94,13 +230,38 @@ function metricCard(report, name) {
 function settings(report) {
   const differing = Object.entries(report.differences);
   const names = report.runs.map(run => visible(run.name));
-  const compared = report.runs.length < 2 ? null : panel('What differs', differing.length
-    ? table(['Key', ...names], differing.map(([key, values]) => [visible(key), ...values.map(visible)])) : el('p', { class: 'calm' }, 'The settings are the same.'));
+  const compared =
+    report.runs.length < 2
+      ? null
+      : panel(
+          'What differs',
+          differing.length
+            ? table(
+                ['Key', ...names],
+                differing.map(([key, values]) => [visible(key), ...values.map(visible)]),
+              )
+            : el('p', { class: 'calm' }, 'The settings are the same.'),
+        );
   const whole = report.runs.map(run => {
     const rows = Object.entries(run.config);
-    return el('details', { class: 'area' }, el('summary', {}, `Settings of ${visible(run.name)}`),
-      rows.length ? table(['Key', 'Value'], rows.map(([key, value]) => [el('code', {}, visible(key)), visible(value)])) : el('p', {}, 'config.yaml is absent.'));
+    return el(
+      'details',
+      { class: 'area' },
+      el('summary', {}, `Settings of ${visible(run.name)}`),
+      rows.length
+        ? table(
+            ['Key', 'Value'],
+            rows.map(([key, value]) => [el('code', {}, visible(key)), visible(value)]),
+          )
+        : el('p', {}, 'config.yaml is absent.'),
+    );
   });
-  const where = el('p', { class: 'note' }, `Made by rlpost ${report.version} from `, report.runs.map((run, i) => [i ? ', ' : '', el('code', {}, visible(run.path))]).flat(), '. Charts: uPlot (MIT).');
+  const where = el(
+    'p',
+    { class: 'note' },
+    `Made by rlpost ${report.version} from `,
+    report.runs.map((run, i) => [i ? ', ' : '', el('code', {}, visible(run.path))]).flat(),
+    '. Charts: uPlot (MIT).',
+  );
   return section('settings', 'Settings', '', compared, whole, where);
 }

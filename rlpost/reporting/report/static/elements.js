@@ -19,7 +19,8 @@ function replace(node, ...children) {
 }
 
 // Characters that are invisible, move others or end lines become visible; a line feed stays a line feed.
-const HIDDEN = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const HIDDEN =
+  /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
 function visible(text) {
   return String(text).replace(HIDDEN, character => {
@@ -59,6 +60,7 @@ function duration(seconds) {
 }
 
 function count(value, noun) {
+  if (value == null || !Number.isFinite(value)) return DASH;
   return `${number(value)} ${noun}${value === 1 ? '' : 's'}`;
 }
 
@@ -72,23 +74,42 @@ function withUnit(value, unit) {
 function choice(label, options, chosen, onchoose) {
   const row = el('div', { class: 'choice', role: 'group', 'aria-label': label });
   for (const [value, text] of options) {
-    row.append(el('button', { type: 'button', 'aria-pressed': String(value === chosen), onclick: event => {
-      for (const button of row.children) button.setAttribute('aria-pressed', String(button === event.currentTarget));
-      onchoose(value);
-    } }, text));
+    row.append(
+      el(
+        'button',
+        {
+          type: 'button',
+          'aria-pressed': String(value === chosen),
+          onclick: event => {
+            for (const button of row.children)
+              button.setAttribute('aria-pressed', String(button === event.currentTarget));
+            onchoose(value);
+          },
+        },
+        text,
+      ),
+    );
   }
   return row;
 }
 
 function select(label, options, chosen, onchoose) {
-  const box = el('select', { onchange: event => onchoose(event.currentTarget.value) },
-    options.map(([value, text]) => el('option', { value, selected: String(value) === String(chosen) }, text)));
+  const box = el(
+    'select',
+    { onchange: event => onchoose(event.currentTarget.value) },
+    options.map(([value, text]) => el('option', { value, selected: String(value) === String(chosen) }, text)),
+  );
   return el('label', { class: 'field' }, el('span', {}, label), box);
 }
 
 function section(id, title, lead, ...children) {
-  return el('section', { id, 'aria-labelledby': `${id}-title` },
-    el('h2', { id: `${id}-title` }, title), lead ? el('p', { class: 'lead' }, lead) : null, ...children);
+  return el(
+    'section',
+    { id, 'aria-labelledby': `${id}-title` },
+    el('h2', { id: `${id}-title` }, title),
+    lead ? el('p', { class: 'lead' }, lead) : null,
+    ...children,
+  );
 }
 
 function panel(title, ...children) {
@@ -97,9 +118,34 @@ function panel(title, ...children) {
 
 function table(head, rows, { numeric = [] } = {}) {
   const cell = (tag, content, i) => el(tag, numeric.includes(i) ? { class: 'numeric' } : {}, content);
-  return el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'table' }, el('table', {},
-    el('thead', {}, el('tr', {}, head.map((text, i) => cell('th', text, i)))),
-    el('tbody', {}, rows.map(row => el('tr', {}, row.map((content, i) => cell('td', content, i)))))));
+  return el(
+    'div',
+    { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': 'table' },
+    el(
+      'table',
+      {},
+      el(
+        'thead',
+        {},
+        el(
+          'tr',
+          {},
+          head.map((text, i) => cell('th', text, i)),
+        ),
+      ),
+      el(
+        'tbody',
+        {},
+        rows.map(row =>
+          el(
+            'tr',
+            {},
+            row.map((content, i) => cell('td', content, i)),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 // Colours: Okabe and Ito's palette, told apart with every common kind of colour blindness; lighter on dark ground.
@@ -108,11 +154,18 @@ function colour(name) {
 }
 
 const HUES = 6;
-function hue(n) { return colour(`hue-${((n % HUES) + HUES) % HUES}`); }
+function hue(n) {
+  return colour(`hue-${((n % HUES) + HUES) % HUES}`);
+}
 
 // Of policy versions: neighbours must differ, so the sixth colour, next to the first in tone, is left out.
 const versionHue = version => version % (HUES - 1);
 
 function alpha(hex, share) {
-  return hex + Math.round(255 * share).toString(16).padStart(2, '0');
+  return (
+    hex +
+    Math.round(255 * share)
+      .toString(16)
+      .padStart(2, '0')
+  );
 }

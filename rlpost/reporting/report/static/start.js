@@ -3,7 +3,9 @@
 const THEMES = ['light', 'dark'];
 
 function currentTheme() {
-  return document.documentElement.dataset.theme || (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');
+  return (
+    document.documentElement.dataset.theme || (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light')
+  );
 }
 
 function switchTheme() {
@@ -23,7 +25,14 @@ function oneRun(report, chosen, render_) {
 async function start() {
   const page = document.getElementById('page');
   if (typeof DecompressionStream === 'undefined') {
-    replace(page, el('p', { class: 'lead' }, 'This browser cannot inflate the report’s data (DecompressionStream). Any browser since 2023 can.'));
+    replace(
+      page,
+      el(
+        'p',
+        { class: 'lead' },
+        'This browser cannot inflate the report’s data (DecompressionStream). Any browser since 2023 can.',
+      ),
+    );
     return;
   }
   const report = await inflate('overview');
@@ -33,13 +42,31 @@ async function start() {
   const browser = oneRun(report, 0, run => rolloutBrowser(run));
   const life = oneRun(report, 0, run => timeline(run));
   const parts = [top, below, browser, life];
-  const chooser = report.runs.length < 2 ? null : el('div', { class: 'chooser' }, select('Run looked at in detail',
-    report.runs.map((run, i) => [i, visible(run.name)]), 0, i => parts.forEach(part => part.show(Number(i)))));
-  replace(page, header(report, switchTheme), chooser, parts.map(part => part.host), allMetrics(report), settings(report));
+  const chooser =
+    report.runs.length < 2
+      ? null
+      : el(
+          'div',
+          { class: 'chooser' },
+          select(
+            'Run looked at in detail',
+            report.runs.map((run, i) => [i, visible(run.name)]),
+            0,
+            i => parts.forEach(part => part.show(Number(i))),
+          ),
+        );
+  replace(
+    page,
+    header(report, switchTheme),
+    chooser,
+    parts.map(part => part.host),
+    allMetrics(report),
+    settings(report),
+  );
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redrawAll);
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
   await Promise.all(parts.map(part => part.shown));
-  await new Promise(requestAnimationFrame);  // observers of what is in view run before the next frame
+  await new Promise(requestAnimationFrame); // observers of what is in view run before the next frame
   await new Promise(requestAnimationFrame);
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 }

@@ -1,46 +1,152 @@
 // The timeline: each stay of a sample in the engine as a bar, the number running over it, phases behind both.
 
-const MARKS = [['paused', '❘❘ interrupted, kept'], ['stop', '▌ finished'], ['length', '▲ cut at the limit'], ['trained', '● trained'], ['dropped', '✕ rejected or failed']];
+const MARKS = [
+  ['paused', '❘❘ interrupted, kept'],
+  ['stop', '▌ finished'],
+  ['length', '▲ cut at the limit'],
+  ['trained', '● trained'],
+  ['dropped', '✕ rejected or failed'],
+];
 const GUTTER = 52;
 
 async function timeline(run) {
   const known = run.timeline.filter(part => part.block != null);
   if (!known.length) {
-    return section('timeline', 'Life of every sample', '', el('p', { class: 'calm' }, 'This run has no timeline.jsonl: it was made before there was one, or ended in its first step.'));
+    return section(
+      'timeline',
+      'Life of every sample',
+      '',
+      el(
+        'p',
+        { class: 'calm' },
+        'This run has no timeline.jsonl: it was made before there was one, or ended in its first step.',
+      ),
+    );
   }
   const steps = known.flatMap(part => Array.from({ length: part.last - part.first + 1 }, (_, n) => part.first + n));
-  const lowest = steps[0], highest = steps.at(-1), middle = steps[Math.floor((steps.length - 1) / 2)];
-  const state = { run, from: Math.max(lowest, Math.min(middle, highest - 1)), to: Math.min(highest, middle + 1), mode: 'places', lowest, highest, group: '' };
+  const lowest = steps[0],
+    highest = steps.at(-1),
+    middle = steps[Math.floor((steps.length - 1) / 2)];
+  const state = {
+    run,
+    from: Math.max(lowest, Math.min(middle, highest - 1)),
+    to: Math.min(highest, middle + 1),
+    mode: 'places',
+    lowest,
+    highest,
+    group: '',
+  };
   state.body = el('div');
   state.status = el('p', { class: 'note', role: 'status' });
-  const input = name => el('input', { type: 'number', min: lowest, max: highest, value: state[name], onchange: event => {
-    state[name] = Math.max(lowest, Math.min(highest, Number(event.currentTarget.value) || lowest));
-    if (state.from > state.to) state[name === 'from' ? 'to' : 'from'] = state[name];
+  const input = name =>
+    el('input', {
+      type: 'number',
+      min: lowest,
+      max: highest,
+      value: state[name],
+      onchange: event => {
+        state[name] = Math.max(lowest, Math.min(highest, Number(event.currentTarget.value) || lowest));
+        if (state.from > state.to) state[name === 'from' ? 'to' : 'from'] = state[name];
+        show();
+      },
+    });
+  const from = input('from'),
+    to = input('to');
+  const show = async () => {
+    from.value = state.from;
+    to.value = state.to;
+    await showTimeline(state);
+  };
+  const turn = by => {
+    const width = state.to - state.from;
+    state.from = Math.max(lowest, Math.min(highest - width, state.from + by));
+    state.to = state.from + width;
     show();
-  } });
-  const from = input('from'), to = input('to');
-  const show = async () => { from.value = state.from; to.value = state.to; await showTimeline(state); };
-  const turn = by => { const width = state.to - state.from; state.from = Math.max(lowest, Math.min(highest - width, state.from + by)); state.to = state.from + width; show(); };
+  };
   const left_out = run.timeline.filter(part => part.block == null);
-  const controls = el('div', { class: 'filters' },
-    el('div', { class: 'field' }, el('span', {}, `Steps (of ${lowest} to ${highest})`), el('div', { class: 'range' }, from, '–', to)),
-    el('div', { class: 'field' }, el('span', {}, 'Move'), el('div', { class: 'range' }, el('button', { type: 'button', 'aria-label': 'Earlier step', onclick: () => turn(-1) }, '←'), el('button', { type: 'button', 'aria-label': 'Later step', onclick: () => turn(1) }, '→'))),
-    el('div', { class: 'field' }, el('span', {}, 'One row for each'), choice('Rows', [['places', 'place in the engine'], ['samples', 'sample']], state.mode, mode => { state.mode = mode; show(); })),
-    el('label', { class: 'field' }, el('span', {}, 'Group'), el('input', { type: 'search', placeholder: 'uid, e.g. 0:17', oninput: debounceInput(value => { state.group = value.trim(); show(); }) })));
+  const controls = el(
+    'div',
+    { class: 'filters' },
+    el(
+      'div',
+      { class: 'field' },
+      el('span', {}, `Steps (of ${lowest} to ${highest})`),
+      el('div', { class: 'range' }, from, '–', to),
+    ),
+    el(
+      'div',
+      { class: 'field' },
+      el('span', {}, 'Move'),
+      el(
+        'div',
+        { class: 'range' },
+        el('button', { type: 'button', 'aria-label': 'Earlier step', onclick: () => turn(-1) }, '←'),
+        el('button', { type: 'button', 'aria-label': 'Later step', onclick: () => turn(1) }, '→'),
+      ),
+    ),
+    el(
+      'div',
+      { class: 'field' },
+      el('span', {}, 'One row for each'),
+      choice(
+        'Rows',
+        [
+          ['places', 'place in the engine'],
+          ['samples', 'sample'],
+        ],
+        state.mode,
+        mode => {
+          state.mode = mode;
+          show();
+        },
+      ),
+    ),
+    el(
+      'label',
+      { class: 'field' },
+      el('span', {}, 'Group'),
+      el('input', {
+        type: 'search',
+        placeholder: 'uid, e.g. 0:17',
+        oninput: debounceInput(value => {
+          state.group = value.trim();
+          show();
+        }),
+      }),
+    ),
+  );
   await showTimeline(state);
-  return section('timeline', 'Life of every sample',
+  return section(
+    'timeline',
+    'Life of every sample',
     'A bar is a stay in the engine, coloured by the policy version that sampled it. An abort interrupts what is unfinished; it goes on in the next step, under the next version. Drag over a stretch to look closer, double-click to come back.',
-    left_out.length ? el('p', { class: 'warnings' }, `Left out, so that the file stays below 20 MB: ${left_out.map(p => p.first === p.last ? `step ${p.first}` : `steps ${p.first} to ${p.last}`).slice(0, 8).join(', ')}${left_out.length > 8 ? ' and others' : ''}.`) : null,
-    el('div', { class: 'panel' }, controls, state.status, state.body));
+    left_out.length
+      ? el(
+          'p',
+          { class: 'warnings' },
+          `Left out, so that the file stays below 20 MB: ${left_out
+            .map(p => (p.first === p.last ? `step ${p.first}` : `steps ${p.first} to ${p.last}`))
+            .slice(0, 8)
+            .join(', ')}${left_out.length > 8 ? ' and others' : ''}.`,
+        )
+      : null,
+    el('div', { class: 'panel' }, controls, state.status, state.body),
+  );
 }
 
 function debounceInput(action) {
   let timer;
-  return event => { const value = event.currentTarget.value; clearTimeout(timer); timer = setTimeout(() => action(value), 250); };
+  return event => {
+    const value = event.currentTarget.value;
+    clearTimeout(timer);
+    timer = setTimeout(() => action(value), 250);
+  };
 }
 
 async function loadSteps(state) {
-  const parts = state.run.timeline.filter(part => part.block != null && part.last >= state.from && part.first <= state.to);
+  const parts = state.run.timeline.filter(
+    part => part.block != null && part.last >= state.from && part.first <= state.to,
+  );
   const blocks = await Promise.all(parts.map(part => block(part.block)));
   return blocks.flat().filter(step => step.step >= state.from && step.step <= state.to);
 }
@@ -48,25 +154,48 @@ async function loadSteps(state) {
 async function showTimeline(state) {
   const steps = await loadSteps(state);
   const lives = readLives(steps, state);
-  if (!lives.spans.length) { state.status.textContent = state.group ? 'No sample of such a group ran in these steps.' : 'No sample ran in these steps.'; replace(state.body); return; }
+  if (!lives.spans.length) {
+    state.status.textContent = state.group
+      ? 'No sample of such a group ran in these steps.'
+      : 'No sample ran in these steps.';
+    replace(state.body);
+    return;
+  }
   assignRows(lives, state.mode);
   state.status.textContent = summarise(lives, state);
-  const phases = steps.flatMap(step => step.phases.map(([name, start, end]) => ({ name, start, end, step: step.step })));
+  const phases = steps.flatMap(step =>
+    step.phases.map(([name, start, end]) => ({ name, start, end, step: step.step })),
+  );
   const shared = { lives, phases, link: [] };
   replace(state.body, timelineLegend(lives, phases), concurrencyChart(state, shared), ganttChart(state, shared));
 }
 
 function readLives(steps, state) {
-  const spans = [], samples = new Map(), trained = new Map(), dropped = new Map();
+  const spans = [],
+    samples = new Map(),
+    trained = new Map(),
+    dropped = new Map();
   for (const step of steps) {
     const update = step.phases.filter(([name]) => name === 'update').at(-1);
     const when = update ? update[2] : Math.max(0, largest(step.spans.end_s));
     for (const uid of step.admitted) trained.set(uid, { step: step.step, when });
     for (const [uid, why] of step.dropped) dropped.set(uid, { why, when });
     step.spans.group.forEach((group, i) => {
-      const s = step.spans, uid = step.groups[group];
+      const s = step.spans,
+        uid = step.groups[group];
       if (state.group && uid !== state.group) return;
-      const span = { uid, index: s.index[i], replica: s.replica[i], version: s.policy_version[i], start: s.start_s[i], end: s.end_s[i], tokens: s.tokens[i], kind: s.kind[i], how: s.end[i], step: step.step };
+      const span = {
+        uid,
+        index: s.index[i],
+        replica: s.replica[i],
+        version: s.policy_version[i],
+        start: s.start_s[i],
+        end: s.end_s[i],
+        tokens: s.tokens[i],
+        kind: s.kind[i],
+        how: s.end[i],
+        step: step.step,
+      };
       spans.push(span);
       const key = `${uid}/${span.index}`;
       if (!samples.has(key)) samples.set(key, { key, uid, spans: [] });
@@ -74,20 +203,37 @@ function readLives(steps, state) {
     });
   }
   spans.sort((a, b) => a.start - b.start || a.replica - b.replica);
-  for (const sample of samples.values()) { sample.trained = trained.get(sample.uid); sample.dropped = dropped.get(sample.uid); sample.spans.sort((a, b) => a.start - b.start); sample.spans.forEach(span => { span.sample = sample; }); }
+  for (const sample of samples.values()) {
+    sample.trained = trained.get(sample.uid);
+    sample.dropped = dropped.get(sample.uid);
+    sample.spans.sort((a, b) => a.start - b.start);
+    sample.spans.forEach(span => {
+      span.sample = sample;
+    });
+  }
   return { spans, samples: [...samples.values()] };
 }
 
 function assignRows(lives, mode) {
   if (mode === 'samples') {
     const born = new Map();
-    for (const sample of lives.samples) born.set(sample.uid, Math.min(born.get(sample.uid) ?? Infinity, sample.spans[0].start));
-    lives.samples.sort((a, b) => born.get(a.uid) - born.get(b.uid) || (a.uid < b.uid ? -1 : a.uid > b.uid ? 1 : a.spans[0].index - b.spans[0].index));
-    lives.samples.forEach((sample, row) => { sample.row = row; sample.spans.forEach(span => { span.row = row; }); });
+    for (const sample of lives.samples)
+      born.set(sample.uid, Math.min(born.get(sample.uid) ?? Infinity, sample.spans[0].start));
+    lives.samples.sort(
+      (a, b) =>
+        born.get(a.uid) - born.get(b.uid) ||
+        (a.uid < b.uid ? -1 : a.uid > b.uid ? 1 : a.spans[0].index - b.spans[0].index),
+    );
+    lives.samples.forEach((sample, row) => {
+      sample.row = row;
+      sample.spans.forEach(span => {
+        span.row = row;
+      });
+    });
     lives.rows = lives.samples.length;
     return;
   }
-  const lanes = new Map();  // replica -> when each of its places is free
+  const lanes = new Map(); // replica -> when each of its places is free
   for (const span of lives.spans) {
     if (!lanes.has(span.replica)) lanes.set(span.replica, []);
     const free = lanes.get(span.replica);
@@ -98,70 +244,125 @@ function assignRows(lives, mode) {
   }
   let first = 0;
   const offsets = new Map();
-  for (const replica of [...lanes.keys()].sort((a, b) => a - b)) { offsets.set(replica, first); first += lanes.get(replica).length + 1; }
+  for (const replica of [...lanes.keys()].sort((a, b) => a - b)) {
+    offsets.set(replica, first);
+    first += lanes.get(replica).length + 1;
+  }
   for (const span of lives.spans) span.row = offsets.get(span.replica) + span.lane;
   lives.rows = Math.max(1, first - 1);
 }
 
 function concurrency(spans) {
-  const events = spans.flatMap(span => [[span.start, 1], [span.end, -1]]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
-  const x = [], y = [];
+  const events = spans
+    .flatMap(span => [
+      [span.start, 1],
+      [span.end, -1],
+    ])
+    .sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  const x = [],
+    y = [];
   let running = 0;
   for (const [when, change] of events) {
     running += change;
-    if (x.at(-1) === when) y[y.length - 1] = running; else { x.push(when); y.push(running); }
+    if (x.at(-1) === when) y[y.length - 1] = running;
+    else {
+      x.push(when);
+      y.push(running);
+    }
   }
   return { x, y };
 }
 
 function summarise(lives, state) {
-  const paused = lives.spans.filter(span => span.how === 'paused').length, resumed = lives.spans.filter(span => span.kind === 'resumed').length;
+  const paused = lives.spans.filter(span => span.how === 'paused').length,
+    resumed = lives.spans.filter(span => span.kind === 'resumed').length;
   const replicas = new Set(lives.spans.map(span => span.replica)).size;
   const curve_ = concurrency(lives.spans);
   const busyTime = sum(lives.spans.map(span => span.end - span.start));
   let running = 0;
-  curve_.x.forEach((x, i) => { if (curve_.y[i] > 0 && i + 1 < curve_.x.length) running += curve_.x[i + 1] - x; });
-  return `${state.from === state.to ? `Step ${state.from}` : `Steps ${state.from} to ${state.to}`}: ${count(lives.samples.length, 'sample')} on ${count(replicas, 'replica')}, ` +
-    `${number(busyTime / (running || 1))} running on average${state.run.slots ? ` of ${number(state.run.slots * replicas)} places` : ''}; ${number(paused)} interrupted, ${number(resumed)} taken up again.`;
+  curve_.x.forEach((x, i) => {
+    if (curve_.y[i] > 0 && i + 1 < curve_.x.length) running += curve_.x[i + 1] - x;
+  });
+  return (
+    `${state.from === state.to ? `Step ${state.from}` : `Steps ${state.from} to ${state.to}`}: ${count(lives.samples.length, 'sample')} on ${count(replicas, 'replica')}, ` +
+    `${number(busyTime / (running || 1))} running on average${state.run.slots ? ` of ${number(state.run.slots * replicas)} places` : ''}; ${number(paused)} interrupted, ${number(resumed)} taken up again.`
+  );
 }
 
 function timelineLegend(lives, phases) {
   const versions = [...new Set(lives.spans.map(span => span.version))].sort((a, b) => a - b);
   const shown = versions.length > 12 ? [...versions.slice(0, 6), null, ...versions.slice(-5)] : versions;
-  return el('div', { class: 'legend' },
-    shown.map(v => v == null ? '…' : el('span', { class: 'key' }, el('span', { class: 'swatch', style: { background: `var(--hue-${versionHue(v)})` } }), `version ${v}`)),
+  return el(
+    'div',
+    { class: 'legend' },
+    shown.map(v =>
+      v == null
+        ? '…'
+        : el(
+            'span',
+            { class: 'key' },
+            el('span', { class: 'swatch', style: { background: `var(--hue-${versionHue(v)})` } }),
+            `version ${v}`,
+          ),
+    ),
     MARKS.map(([, text]) => el('span', { class: 'key' }, text)),
-    el('span', { class: 'key' }, 'strip: '), [...new Set(phases.map(p => p.name))].map(name => el('span', { class: 'key' }, el('span', { class: 'swatch strip', style: { background: PHASE_HUES[name] == null ? 'var(--grey)' : `var(--hue-${PHASE_HUES[name]})` } }), visible(name))));
+    el('span', { class: 'key' }, 'strip: '),
+    [...new Set(phases.map(p => p.name))].map(name =>
+      el(
+        'span',
+        { class: 'key' },
+        el('span', {
+          class: 'swatch strip',
+          style: { background: PHASE_HUES[name] == null ? 'var(--grey)' : `var(--hue-${PHASE_HUES[name]})` },
+        }),
+        visible(name),
+      ),
+    ),
+  );
 }
 
 // A shade behind the charts where nothing is generated.
 function shade(u, phases) {
-  eachPhase(u, phases.filter(phase => phase.name !== 'generate'), (c, phase, a, b) => {
-    c.fillStyle = colour('shade');
-    c.fillRect(a, u.bbox.top, b - a, u.bbox.height);
-  });
+  eachPhase(
+    u,
+    phases.filter(phase => phase.name !== 'generate'),
+    (c, phase, a, b) => {
+      c.fillStyle = colour('shade');
+      c.fillRect(a, u.bbox.top, b - a, u.bbox.height);
+    },
+  );
 }
 
 // A strip of the phases on top.
 function drawStrip(u, phases) {
-  const ratio = devicePixelRatio, height = 14 * ratio, { top } = u.bbox;
+  const ratio = devicePixelRatio,
+    height = 14 * ratio,
+    { top } = u.bbox;
   eachPhase(u, phases, (c, phase, a, b) => {
     c.fillStyle = phaseColour(phase.name);
     c.fillRect(a, top, Math.max(ratio, b - a - ratio), height);
     const name = visible(phase.name);
-    const words = [`step ${phase.step}: ${name}`, name].slice(phase.name === 'generate' ? 0 : 1).find(text => c.measureText(text).width + 8 * ratio <= b - a);
+    const words = [`step ${phase.step}: ${name}`, name]
+      .slice(phase.name === 'generate' ? 0 : 1)
+      .find(text => c.measureText(text).width + 8 * ratio <= b - a);
     c.fillStyle = colour('on-hue');
     if (words) c.fillText(words, a + 4 * ratio, top + height / 2 + ratio / 2);
   });
 }
 
 function eachPhase(u, phases, paint) {
-  const c = u.ctx, { left, top, width, height } = u.bbox;
+  const c = u.ctx,
+    { left, top, width, height } = u.bbox;
   c.save();
-  c.beginPath(); c.rect(left, top, width, height); c.clip();
-  c.font = `600 ${10 * devicePixelRatio}px system-ui, sans-serif`; c.textBaseline = 'middle'; c.textAlign = 'left';
+  c.beginPath();
+  c.rect(left, top, width, height);
+  c.clip();
+  c.font = `600 ${10 * devicePixelRatio}px system-ui, sans-serif`;
+  c.textBaseline = 'middle';
+  c.textAlign = 'left';
   for (const phase of phases) {
-    const a = Math.max(left, u.valToPos(phase.start, 'x', true)), b = Math.min(left + width, u.valToPos(phase.end, 'x', true));
+    const a = Math.max(left, u.valToPos(phase.start, 'x', true)),
+      b = Math.min(left + width, u.valToPos(phase.end, 'x', true));
     if (b > a) paint(c, phase, a, b);
   }
   c.restore();
@@ -180,19 +381,38 @@ function linked(shared, u) {
 }
 
 function timeScale(shared) {
-  const { spans } = shared.lives, ends = shared.phases;
+  const { spans } = shared.lives,
+    ends = shared.phases;
   return [smallest([...spans, ...ends].map(part => part.start)), largest([...spans, ...ends].map(part => part.end))];
 }
 
 function canvasChart(host, shared, height, options) {
   host.draw = () => {
-    if (host.uplot) { shared.link = shared.link.filter(u => u !== host.uplot); host.uplot.destroy(); }
-    const [low, high] = timeScale(shared), axis = timeAxis(high);
+    if (host.uplot) {
+      shared.link = shared.link.filter(u => u !== host.uplot);
+      host.uplot.destroy();
+    }
+    const [low, high] = timeScale(shared),
+      axis = timeAxis(high);
     const made = options(axis, [low, high]);
-    host.uplot = new uPlot({ width: host.clientWidth || 600, height, legend: { show: false }, ...made, hooks: { ...made.hooks, setScale: [(u, key) => shared.sync?.get(u)?.(u, key)] } }, made.data, host);
+    host.uplot = new uPlot(
+      {
+        width: host.clientWidth || 600,
+        height,
+        legend: { show: false },
+        ...made,
+        hooks: { ...made.hooks, setScale: [(u, key) => shared.sync?.get(u)?.(u, key)] },
+      },
+      made.data,
+      host,
+    );
     (shared.sync ||= new Map()).set(host.uplot, linked(shared, host.uplot));
   };
-  new ResizeObserver(() => { if (host.clientWidth && host.uplot && Math.abs(host.uplot.width - host.clientWidth) > 1) host.uplot.setSize({ width: host.clientWidth, height }); else if (!host.uplot && host.clientWidth) host.draw(); }).observe(host);
+  new ResizeObserver(() => {
+    if (host.clientWidth && host.uplot && Math.abs(host.uplot.width - host.clientWidth) > 1)
+      host.uplot.setSize({ width: host.clientWidth, height });
+    else if (!host.uplot && host.clientWidth) host.draw();
+  }).observe(host);
   drawn.add(host);
   return host;
 }
@@ -200,40 +420,118 @@ function canvasChart(host, shared, height, options) {
 function timeAxes(axis, range, y) {
   const style = { stroke: colour('muted'), font: FONT, labelFont: FONT, labelSize: 16, ticks: { show: false } };
   const fine = range[1] - range[0] < 10;
-  return [{ ...style, label: axis.label, size: 26, gap: 4, grid: { stroke: colour('grid'), width: 1 }, values: (u, splits) => splits.map(v => fine ? `${Number(v.toFixed(2))}` : axis.format(v)) }, { ...style, size: GUTTER, grid: { stroke: colour('grid'), width: 1 }, ...y }];
+  return [
+    {
+      ...style,
+      label: axis.label,
+      size: 26,
+      gap: 4,
+      grid: { stroke: colour('grid'), width: 1 },
+      values: (u, splits) => splits.map(v => (fine ? `${Number(v.toFixed(2))}` : axis.format(v))),
+    },
+    { ...style, size: GUTTER, grid: { stroke: colour('grid'), width: 1 }, ...y },
+  ];
 }
 
 function concurrencyChart(state, shared) {
   const curve_ = concurrency(shared.lives.spans);
-  const host = el('div', { class: 'plot', tabindex: '0', role: 'img', 'aria-label': 'Samples running in the engine over time' });
+  const host = el('div', {
+    class: 'plot',
+    tabindex: '0',
+    role: 'img',
+    'aria-label': 'Samples running in the engine over time',
+  });
   host.addEventListener('keydown', event => moveCursor(event, host.uplot));
-  const spec = { x: { label: 'at', precise: duration }, y: { format: value => count(value, 'sample') }, lines: [{ label: 'running', ...curve_, colour: () => colour('text') }] };
+  const spec = {
+    x: { label: 'at', precise: duration },
+    y: { format: value => count(value, 'sample') },
+    lines: [{ label: 'running', ...curve_, colour: () => colour('text') }],
+  };
   return canvasChart(host, shared, 170, (axis, range) => ({
-    data: [curve_.x, curve_.y], padding: [8, 12, 0, 0],
-    scales: { x: { time: false, range: (u, a, b) => a == null ? range : u.zoomed ? [a, b] : (u.zoomed = true, range) }, y: { range: (u, a, b) => [0, Math.max(b || 1, 1) * 1.22] } },
-    series: [{}, { stroke: colour('text'), width: 1.5, fill: alpha(colour('hue-0'), 0.12), paths: uPlot.paths.stepped({ align: 1 }), points: { show: false } }],
+    data: [curve_.x, curve_.y],
+    padding: [8, 12, 0, 0],
+    scales: {
+      x: { time: false, range: (u, a, b) => (a == null ? range : u.zoomed ? [a, b] : ((u.zoomed = true), range)) },
+      y: { range: (u, a, b) => [0, Math.max(b || 1, 1) * 1.22] },
+    },
+    series: [
+      {},
+      {
+        stroke: colour('text'),
+        width: 1.5,
+        fill: alpha(colour('hue-0'), 0.12),
+        paths: uPlot.paths.stepped({ align: 1 }),
+        points: { show: false },
+      },
+    ],
     axes: timeAxes(axis, range, { label: 'Samples running', incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }),
     cursor: { sync: { key: 'timeline' }, drag: { x: true, y: false } },
-    hooks: { drawClear: [u => shade(u, shared.phases)], draw: [u => drawStrip(u, shared.phases)] }, plugins: [tooltip(spec), resetZoom(range)],
+    hooks: { drawClear: [u => shade(u, shared.phases)], draw: [u => drawStrip(u, shared.phases)] },
+    plugins: [tooltip(spec), resetZoom(range)],
   }));
 }
 
 function resetZoom(range) {
-  return { hooks: { init: u => u.over.addEventListener('dblclick', event => { event.stopImmediatePropagation(); u.setScale('x', { min: range[0], max: range[1] }); }, true) } };
+  return {
+    hooks: {
+      init: u =>
+        u.over.addEventListener(
+          'dblclick',
+          event => {
+            event.stopImmediatePropagation();
+            u.setScale('x', { min: range[0], max: range[1] });
+          },
+          true,
+        ),
+    },
+  };
 }
 
 function ganttChart(state, shared) {
-  const { lives } = shared, rowHeight = Math.max(3, Math.min(14, Math.floor(520 / lives.rows))), height = lives.rows * rowHeight + 12;
-  const host = el('div', { class: 'plot', role: 'img', 'aria-label': `${lives.spans.length} stays of ${lives.samples.length} samples in the engine; the list of answers has them as text` });
+  const { lives } = shared,
+    rowHeight = Math.max(3, Math.min(14, Math.floor(520 / lives.rows))),
+    height = lives.rows * rowHeight + 12;
+  const host = el('div', {
+    class: 'plot',
+    role: 'img',
+    'aria-label': `${lives.spans.length} stays of ${lives.samples.length} samples in the engine; the list of answers has them as text`,
+  });
   const byRow = [];
   for (const span of lives.spans) (byRow[span.row] ||= []).push(span);
   canvasChart(host, shared, height, (axis, range) => ({
-    data: [range, [0, 0]], padding: [4, 12, 4, 0],
-    scales: { x: { time: false, range: (u, a, b) => a == null ? range : u.zoomed ? [a, b] : (u.zoomed = true, range) }, y: { range: [0, 1] } },
+    data: [range, [0, 0]],
+    padding: [4, 12, 4, 0],
+    scales: {
+      x: { time: false, range: (u, a, b) => (a == null ? range : u.zoomed ? [a, b] : ((u.zoomed = true), range)) },
+      y: { range: [0, 1] },
+    },
     series: [{}, { stroke: 'transparent', points: { show: false } }],
-    axes: [{ show: false }, { show: true, size: GUTTER, stroke: 'transparent', values: () => [], splits: () => [], grid: { show: false }, ticks: { show: false }, label: state.mode === 'places' ? 'Places in the engine' : 'Samples, group by group', labelFont: FONT, labelSize: 16, labelGap: 0 }],
-    cursor: { sync: { key: 'timeline', scales: ['x', null] }, drag: { x: true, y: false }, points: { show: false }, y: false },
-    hooks: { drawClear: [u => shade(u, shared.phases)], draw: [u => drawBars(u, lives, rowHeight, state.mode), u => axisLabel(u, state)] },
+    axes: [
+      { show: false },
+      {
+        show: true,
+        size: GUTTER,
+        stroke: 'transparent',
+        values: () => [],
+        splits: () => [],
+        grid: { show: false },
+        ticks: { show: false },
+        label: state.mode === 'places' ? 'Places in the engine' : 'Samples, group by group',
+        labelFont: FONT,
+        labelSize: 16,
+        labelGap: 0,
+      },
+    ],
+    cursor: {
+      sync: { key: 'timeline', scales: ['x', null] },
+      drag: { x: true, y: false },
+      points: { show: false },
+      y: false,
+    },
+    hooks: {
+      drawClear: [u => shade(u, shared.phases)],
+      draw: [u => drawBars(u, lives, rowHeight, state.mode), u => axisLabel(u, state)],
+    },
     plugins: [spanTip(byRow, rowHeight), resetZoom(range)],
   }));
   return el('div', { class: 'gantt', tabindex: '0', role: 'region', 'aria-label': 'Timeline of samples' }, host);
@@ -242,28 +540,57 @@ function ganttChart(state, shared) {
 function axisLabel(u, state) {
   const c = u.ctx;
   c.save();
-  c.fillStyle = colour('muted'); c.font = `${11 * devicePixelRatio}px system-ui, sans-serif`; c.textAlign = 'center';
-  c.translate(14 * devicePixelRatio, u.bbox.top + Math.min(u.bbox.height / 2, 240 * devicePixelRatio)); c.rotate(-Math.PI / 2);
-  if (u.bbox.height > 140 * devicePixelRatio) c.fillText(state.mode === 'places' ? 'Places in the engine' : 'Samples, group by group', 0, 0);
+  c.fillStyle = colour('muted');
+  c.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  c.textAlign = 'center';
+  c.translate(14 * devicePixelRatio, u.bbox.top + Math.min(u.bbox.height / 2, 240 * devicePixelRatio));
+  c.rotate(-Math.PI / 2);
+  if (u.bbox.height > 140 * devicePixelRatio)
+    c.fillText(state.mode === 'places' ? 'Places in the engine' : 'Samples, group by group', 0, 0);
   c.restore();
 }
 
 function drawBars(u, lives, rowHeight, mode) {
-  const c = u.ctx, ratio = devicePixelRatio, { left, top, width } = u.bbox, h = rowHeight * ratio, thick = Math.max(1, Math.round(h * (rowHeight > 4 ? 0.74 : 0.9)));
-  const hues = Array.from({ length: HUES }, (_, n) => hue(n)), ink = colour('text'), ground = colour('panel'), bad = colour('warn');
-  const x = seconds => u.valToPos(seconds, 'x', true), y = row => top + row * h + (h - thick) / 2;
+  const c = u.ctx,
+    ratio = devicePixelRatio,
+    { left, top, width } = u.bbox,
+    h = rowHeight * ratio,
+    thick = Math.max(1, Math.round(h * (rowHeight > 4 ? 0.74 : 0.9)));
+  const hues = Array.from({ length: HUES }, (_, n) => hue(n)),
+    ink = colour('text'),
+    ground = colour('panel'),
+    bad = colour('warn');
+  const x = seconds => u.valToPos(seconds, 'x', true),
+    y = row => top + row * h + (h - thick) / 2;
   c.save();
-  c.beginPath(); c.rect(left, top - 2, width + 10, u.bbox.height + 4); c.clip();
+  c.beginPath();
+  c.rect(left, top - 2, width + 10, u.bbox.height + 4);
+  c.clip();
   if (mode === 'samples') drawPauses(c, lives, x, y, thick, ratio);
   for (const span of lives.spans) {
-    const a = x(span.start), b = x(span.end);
+    const a = x(span.start),
+      b = x(span.end);
     if (b < left || a > left + width) continue;
     c.fillStyle = hues[versionHue(span.version)];
     c.fillRect(a, y(span.row), Math.max(1, b - a - (span.how === 'paused' ? 0 : 0.5 * ratio)), thick);
     if (rowHeight < 4 || b - a < 3 * ratio) continue;
-    if (span.how === 'paused') { c.fillStyle = ground; c.fillRect(b - 5 * ratio, y(span.row), 1.5 * ratio, thick); c.fillRect(b - 2 * ratio, y(span.row), 1.5 * ratio, thick); }
-    if (span.how === 'stop') { c.fillStyle = ink; c.fillRect(b - 1.5 * ratio, y(span.row), 1.5 * ratio, thick); }
-    if (span.how === 'length') { c.fillStyle = bad; c.beginPath(); c.moveTo(b - thick, y(span.row) + thick); c.lineTo(b, y(span.row) + thick); c.lineTo(b - thick / 2, y(span.row)); c.fill(); }
+    if (span.how === 'paused') {
+      c.fillStyle = ground;
+      c.fillRect(b - 5 * ratio, y(span.row), 1.5 * ratio, thick);
+      c.fillRect(b - 2 * ratio, y(span.row), 1.5 * ratio, thick);
+    }
+    if (span.how === 'stop') {
+      c.fillStyle = ink;
+      c.fillRect(b - 1.5 * ratio, y(span.row), 1.5 * ratio, thick);
+    }
+    if (span.how === 'length') {
+      c.fillStyle = bad;
+      c.beginPath();
+      c.moveTo(b - thick, y(span.row) + thick);
+      c.lineTo(b, y(span.row) + thick);
+      c.lineTo(b - thick / 2, y(span.row));
+      c.fill();
+    }
   }
   if (mode === 'samples') drawFates(c, lives, x, y, thick, ratio);
   c.restore();
@@ -271,14 +598,19 @@ function drawBars(u, lives, rowHeight, mode) {
 
 function drawPauses(c, lives, x, y, thick, ratio) {
   const dense = thick < 5 * ratio;
-  c.strokeStyle = alpha(colour('muted'), dense ? 0.3 : 0.6); c.lineWidth = ratio;
+  c.strokeStyle = alpha(colour('muted'), dense ? 0.3 : 0.6);
+  c.lineWidth = ratio;
   c.setLineDash(dense ? [] : [2 * ratio, 2 * ratio]);
   c.beginPath();
   for (const sample of lives.samples) {
-    const middle = y(sample.row) + thick / 2, fate = sample.trained || sample.dropped;
+    const middle = y(sample.row) + thick / 2,
+      fate = sample.trained || sample.dropped;
     sample.spans.forEach((span, i) => {
       const until = sample.spans[i + 1]?.start ?? (fate && fate.when > span.end ? fate.when : null);
-      if (until != null) { c.moveTo(x(span.end), middle); c.lineTo(x(until), middle); }
+      if (until != null) {
+        c.moveTo(x(span.end), middle);
+        c.lineTo(x(until), middle);
+      }
     });
   }
   c.stroke();
@@ -289,11 +621,22 @@ function drawFates(c, lives, x, y, thick, ratio) {
   const size = Math.max(1.5 * ratio, Math.min(3.5 * ratio, thick / 2));
   for (const sample of lives.samples) {
     const middle = y(sample.row) + thick / 2;
-    if (sample.trained) { c.fillStyle = colour('text'); c.beginPath(); c.arc(x(sample.trained.when), middle, size, 0, 7); c.fill(); }
+    if (sample.trained) {
+      c.fillStyle = colour('text');
+      c.beginPath();
+      c.arc(x(sample.trained.when), middle, size, 0, 7);
+      c.fill();
+    }
     if (sample.dropped) {
       const at_ = x(sample.dropped.when);
-      c.strokeStyle = colour('warn'); c.lineWidth = 1.5 * ratio;
-      c.beginPath(); c.moveTo(at_ - size, middle - size); c.lineTo(at_ + size, middle + size); c.moveTo(at_ + size, middle - size); c.lineTo(at_ - size, middle + size); c.stroke();
+      c.strokeStyle = colour('warn');
+      c.lineWidth = 1.5 * ratio;
+      c.beginPath();
+      c.moveTo(at_ - size, middle - size);
+      c.lineTo(at_ + size, middle + size);
+      c.moveTo(at_ + size, middle - size);
+      c.lineTo(at_ - size, middle + size);
+      c.stroke();
     }
   }
 }
@@ -301,20 +644,48 @@ function drawFates(c, lives, x, y, thick, ratio) {
 function spanTip(byRow, rowHeight) {
   const box = el('div', { class: 'tip' });
   const line = (label, value) => el('div', { class: 'row' }, el('span', {}, label), el('b', {}, value));
-  return { hooks: {
-    init: u => { u.over.append(box); u.over.addEventListener('mouseleave', () => { box.style.display = 'none'; }); },
-    setCursor: u => {
-      const { left, top } = u.cursor, seconds = left >= 0 ? u.posToVal(left, 'x') : null;
-      const span = seconds == null ? null : (byRow[Math.floor(top / rowHeight)] || []).find(s => s.start <= seconds && seconds <= s.end);
-      if (!span) { box.style.display = 'none'; return; }
-      const took = span.end - span.start, { trained, dropped } = span.sample;
-      replace(box, el('div', { class: 'head' }, `${visible(span.uid)} #${span.index}`), line('policy version', String(span.version)), line('replica', String(span.replica)),
-        line(span.kind, `${number(span.start, 5)} s`), line(span.how === 'paused' ? 'interrupted' : span.how === 'length' ? 'cut' : 'finished', `${number(span.end, 5)} s`),
-        line('tokens', `${number(span.tokens)}${took > 0 ? `, ${number(span.tokens / took)}/s` : ''}`),
-        trained ? line('trained in', `step ${trained.step}`) : dropped ? line('dropped', visible(dropped.why)) : line('trained', 'not in these steps'));
-      box.style.display = 'block';
-      place(box, u.over, left);
-      box.style.top = `${Math.max(0, Math.min(top + 14, u.over.clientHeight - box.offsetHeight))}px`;
+  return {
+    hooks: {
+      init: u => {
+        u.over.append(box);
+        u.over.addEventListener('mouseleave', () => {
+          box.style.display = 'none';
+        });
+      },
+      setCursor: u => {
+        const { left, top } = u.cursor,
+          seconds = left >= 0 ? u.posToVal(left, 'x') : null;
+        const span =
+          seconds == null
+            ? null
+            : (byRow[Math.floor(top / rowHeight)] || []).find(s => s.start <= seconds && seconds <= s.end);
+        if (!span) {
+          box.style.display = 'none';
+          return;
+        }
+        const took = span.end - span.start,
+          { trained, dropped } = span.sample;
+        replace(
+          box,
+          el('div', { class: 'head' }, `${visible(span.uid)} #${span.index}`),
+          line('policy version', String(span.version)),
+          line('replica', String(span.replica)),
+          line(span.kind, `${number(span.start, 5)} s`),
+          line(
+            span.how === 'paused' ? 'interrupted' : span.how === 'length' ? 'cut' : 'finished',
+            `${number(span.end, 5)} s`,
+          ),
+          line('tokens', `${number(span.tokens)}${took > 0 ? `, ${number(span.tokens / took)}/s` : ''}`),
+          trained
+            ? line('trained in', `step ${trained.step}`)
+            : dropped
+              ? line('dropped', visible(dropped.why))
+              : line('trained', 'not in these steps'),
+        );
+        box.style.display = 'block';
+        place(box, u.over, left);
+        box.style.top = `${Math.max(0, Math.min(top + 14, u.over.clientHeight - box.offsetHeight))}px`;
+      },
     },
-  } };
+  };
 }
