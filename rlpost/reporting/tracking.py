@@ -59,7 +59,7 @@ class WandbTracker:
     """One W&B run; the same id when the run directory is resumed. ``step`` is the axis of every metric.
 
     A resumed run logs the steps after its checkpoint again under the same id: W&B shows them as more points at those
-    steps. Offline parts are joined by ``wandb sync`` in the order they were made.
+    steps. Offline parts have the same id; joining them is the business of ``wandb sync``.
     """
 
     def __init__(self, run: Any, say: Say, axes: Mapping[str, float] | None = None) -> None:
