@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import json
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,17 @@ def test_the_file_stays_within_its_size_and_says_what_is_left_out(tmp_path: Path
     assert report.num_bytes <= max_mb * 1e6
     assert 0 < report.num_rollouts_shown < report.num_rollouts == 3840
     assert f"{report.num_rollouts_shown:,} of 3,840 rollouts, sampled evenly" in str(report)
+
+
+def test_a_very_long_run_is_thinned_out_and_keeps_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlpost.reporting.report.build.MAX_STEPS", 4)
+    html = write_report([make_run(tmp_path / "run", steps=10)]).path.read_text()
+    (packed,) = re.findall(r'id="overview">([^<]*)<', html)
+    (run,) = json.loads(zlib.decompress(base64.b64decode(packed)))["runs"]
+    assert (run["every"], run["steps"]["step"]) == (3, [1, 4, 7, 10])
+    assert len(run["steps"]["reward/mean"]) == 4 and run["lengths"]["admitted"]["step"] == list(range(1, 11))
 
 
 def test_several_runs_go_into_one_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

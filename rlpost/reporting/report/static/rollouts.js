@@ -5,7 +5,7 @@ const LOGPROBS = { first: 0, values: [] }; // what each character stands for; fi
 
 async function rolloutBrowser(run) {
   const data = run.rollouts;
-  const lead = 'Every answer here was trained on, token for token as it was sampled.';
+  const lead = 'The answers of the groups that were trained, token for token as they were sampled.';
   if (!data.shown) {
     return section(
       'rollouts',
