@@ -44,6 +44,7 @@ def test_all_rows() -> None:
         "  without APRIL   3 min 10 s (simulated; the simulator's error here: 4.0 %)",
         "Everything is in  runs/demo",
         "Look at next      runs/demo/metrics.jsonl (numbers), runs/demo/rollouts (every answer trained on)",
+        "As a page         rlpost report runs/demo",
         "                  docs/metrics.md says what each number means",
     ]
 
