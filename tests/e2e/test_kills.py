@@ -242,7 +242,8 @@ def test_asked_to_stop_while_it_waits_for_a_slow_reward_it_saves_all_the_same(nu
         "import time\n\ndef reward(response):\n    time.sleep(100)\n    return 1.0\n"
     )
     slow = ["reward.function=slow.reward", "reward.workers=1", "eval.every=-1"]
-    life = nursery.live(*RUN, *slow, "name=waiting", after_s=9.0, number=signal.SIGTERM)
+    waiting = Place("rlpost.rollout.scoring:RewardScorer.wait")
+    life = nursery.live(*RUN, *slow, "name=waiting", place=waiting, number=signal.SIGTERM)
     assert life.status == 143 and "the same command goes on from there" in life.output, life.output
     stopped = nursery.folder / "runs/waiting/checkpoints/step-000000-stopped-1"
     life = nursery.live("buffer", str(stopped))
