@@ -105,7 +105,12 @@ def ledger_rows(run):
 
 
 def assert_the_same_run(run, whole):
-    """Metrics, weights, trained samples and the ledger's story, bit for bit."""
+    """Metrics, weights, trained samples and the ledger's story, bit for bit; and the story is whole."""
+    assert_the_same_bits(run, whole)
+    assert_nothing_lost(run)
+
+
+def assert_the_same_bits(run, whole):
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     weights = "model/model.safetensors"
     assert (run / weights).read_bytes() == (whole / weights).read_bytes()
@@ -118,7 +123,6 @@ def assert_the_same_run(run, whole):
     assert different in ([], ["prompts"])
     both = {row[0] for row in ours["prompts"]} & {row[0] for row in theirs["prompts"]}  # freed at other times
     assert both and [r for r in ours["prompts"] if r[0] in both] == [r for r in theirs["prompts"] if r[0] in both]
-    assert_nothing_lost(run)
 
 
 def assert_nothing_lost(run, steps=STEPS):
@@ -174,18 +178,18 @@ def test_killed_at_each_place_there_is(nursery, whole, place):
     assert_the_same_run(nursery.folder / "runs" / name, whole)
 
 
-def die_at_random(nursery, name, number, seed):
+def die_at_random(nursery, name, number, seed, *, run=RUN, mean_s=4.0):
     """``number`` lives killed at random; where one ends by itself the next run starts. Returns (runs, kills)."""
     rng = random.Random(seed)
     runs, kills = [f"{name}-1"], 0
     while kills < number:
-        life = nursery.live(*RUN, *SAME, f"name={runs[-1]}", after_s=rng.expovariate(1 / 4.0))
+        life = nursery.live(*run, *SAME, f"name={runs[-1]}", after_s=rng.expovariate(1 / mean_s))
         if life.status == KILLED:
             kills += 1
         else:
             assert life.status == 0, life.output
             runs.append(f"{name}-{len(runs) + 1}")
-    life = nursery.live(*RUN, *SAME, f"name={runs[-1]}")
+    life = nursery.live(*run, *SAME, f"name={runs[-1]}")
     assert life.status == 0, life.output
     return runs, kills
 
@@ -203,6 +207,25 @@ def test_killed_at_a_hundred_random_instants(nursery, whole):
     print(f"seed {seed}: {kills} kills over {len(runs)} runs")
     for name in runs:
         assert_the_same_run(nursery.folder / "runs" / name, whole)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_a_run_of_the_demos_size_is_killed_a_hundred_times(nursery):
+    """30 steps of 256 samples, saved after each: most lives end before they finish one step."""
+    demo = ["train", "recipe=math/arithmetic", "checkpoint.every=1", "eval.every=0", "eval.max_prompts=50"]
+    demo.append("logging.wandb=disabled")
+    life = nursery.live(*demo, *SAME, "name=demo")
+    assert life.status == 0, life.output
+    seed = random.randrange(1 << 30)
+    runs, kills = die_at_random(nursery, "demo-killed", 100, seed, run=demo, mean_s=5.0)
+    print(f"seed {seed}: {kills} kills over {len(runs)} runs")
+    for name in runs:
+        assert_the_same_bits(nursery.folder / "runs" / name, nursery.folder / "runs/demo")
+        trained = [
+            (r["uid"], r["index"]) for rows in rollouts_of(nursery.folder / "runs" / name).values() for r in rows
+        ]
+        assert len(trained) == len(set(trained)) == 30 * 256
 
 
 # -- asked to stop -------------------------------------------------------------------------------------------------
