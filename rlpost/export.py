@@ -72,17 +72,16 @@ def _evaluations(folder: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _choose(run: Path, step: int | None, say: Callable[[str], None]) -> Path:
-    if checkpoint.Name.of(run.resolve()) is not None:
-        found = [run]
+    named = checkpoint.Name.of(run.resolve())
+    if named is not None:
+        found = [(named, run)]
     else:
         root = run / checkpoint.FOLDER
-        found = [p for name, p in checkpoint.all_checkpoints(root) if step in (None, name.step)]
+        found = [(name, p) for name, p in checkpoint.all_checkpoints(root) if step in (None, name.step)]
     if not found:
         what = f"no checkpoint{f' after step {step}' if step is not None else ''}"
         raise RunError(explain("export", f"{run} ({what})", "a run directory or a checkpoint", "check the path"))
-    for path in reversed(found):
-        damage = checkpoint.find_damage(path)
-        if damage is None:
-            return path
-        say(f"checkpoint {path} is damaged ({damage}) and is passed over")
-    raise RunError(explain("export", f"{run} ({len(found)} damaged)", "a sound checkpoint", "name another step"))
+    sound = checkpoint.last_sound(found, say)
+    if sound is None:
+        raise RunError(explain("export", f"{run} ({len(found)} damaged)", "a sound checkpoint", "name another step"))
+    return sound[1]

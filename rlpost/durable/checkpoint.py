@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,14 +122,20 @@ def newest_sound(root: Path, say: Callable[[str], None]) -> tuple[Name, Path] | 
         RunError: there are checkpoints, but none is sound.
     """
     found = all_checkpoints(root)
+    sound = last_sound(found, say)
+    if found and sound is None:
+        do = "set resume=never or name= to start anew"
+        raise RunError(explain("checkpoints", f"{len(found)} damaged ones in {root}", "a sound one", do))
+    return sound
+
+
+def last_sound(found: Sequence[tuple[Name, Path]], say: Callable[[str], None]) -> tuple[Name, Path] | None:
+    """The last of ``found`` whose files are all as written; those after it are named and passed over."""
     for name, path in reversed(found):
         damage = find_damage(path)
         if damage is None:
             return name, path
         say(f"checkpoint {path} is damaged ({damage}) and is passed over")
-    if found:
-        do = "set resume=never or name= to start anew"
-        raise RunError(explain("checkpoints", f"{len(found)} damaged ones in {root}", "a sound one", do))
     return None
 
 

@@ -31,6 +31,7 @@ from rlpost.durable.config_changes import changed_keys, refuse_changes
 from rlpost.durable.filesystem import ledger_path
 from rlpost.durable.run_dir import note_going_back
 from rlpost.errors import RunError, explain
+from rlpost.reporting.tracking import WANDB_ID_FILE
 from rlpost.rollout.buffer import LedgerError, RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger import Ledger
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from rlpost.history import History
 
 STATE_FILE, CONFIG_FILE, TRAINER, MODEL_FILES = "state.json", "config.yaml", "trainer", "model_files"
-TRACKER_FILE = "wandb_run_id"
 
 Say = Callable[[str], None]
 
@@ -86,7 +86,7 @@ class RunState:
         if found is not None:
             self._check(found)
         # Nothing was changed on the disk so far: a resume that is refused leaves the run as it was.
-        if found is not None and found.path.parent.resolve() == self._root.resolve():
+        if found is not None and self._is_own(found):
             if start_from is not None:
                 note_going_back(self.path, found.path)
             for aside in checkpoint.set_aside_later(self._root, found.name):
@@ -94,11 +94,11 @@ class RunState:
         live = self._place_ledger()
         if found is None:
             self._recovery = recovery = start_ledger(live)
-            self.buffer = self._make_buffer(recovery)
+            self.buffer = self._make_buffer(recovery.ledger)
             self.buffer.count_rolled_back(recovery.ledger.rolled_back())
         else:
             self._recovery = recovery = recover_ledger(live, found.path / LEDGER_FILE, step=found.name.step)
-            self.buffer = self._make_buffer(recovery)
+            self.buffer = self._make_buffer(recovery.ledger)
             self._load(found, recovery)
             self._saved = found.name
         self._report(recovery, found)
@@ -198,7 +198,7 @@ class RunState:
         copy = Ledger(found.path / LEDGER_FILE, read_only=True)
         try:
             with self._reading(found):
-                buffer = self._make_buffer(Recovery(ledger=copy))
+                buffer = self._make_buffer(copy)
                 buffer.load_state_dict(found.state["buffer"], copy.read_open())
                 self.step = found.state["step"]
                 self.cursor.load_state_dict(found.state["cursor"])
@@ -231,7 +231,11 @@ class RunState:
             pointer.write_text(f"{live}\n")
         return live
 
-    def _make_buffer(self, recovery: Recovery) -> RolloutBuffer:
+    def _is_own(self, found: Found) -> bool:
+        """Whether it is this run's checkpoint, not another's where this one begins."""
+        return found.path.parent.resolve() == self._root.resolve()
+
+    def _make_buffer(self, ledger: Ledger) -> RolloutBuffer:
         rollout = self.cfg.rollout
         return RolloutBuffer(
             groups_per_step=rollout.groups_per_step,
@@ -239,7 +243,7 @@ class RunState:
             oversample=rollout.oversample,
             max_staleness=rollout.max_staleness,
             restart_stale=rollout.on_stale == "restart",
-            ledger=recovery.ledger,
+            ledger=ledger,
         )
 
     def _load(self, found: Found, recovery: Recovery) -> None:
@@ -248,9 +252,8 @@ class RunState:
             self.buffer.load_state_dict(found.state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
         self.buffer.check_ledger()
         self._check_cursor()
-        tracker = self.path / TRACKER_FILE
-        own = found.path.parent.resolve() == self._root.resolve()
-        if own and not tracker.exists() and found.state.get("tracker_run_id"):
+        tracker = self.path / WANDB_ID_FILE
+        if self._is_own(found) and not tracker.exists() and found.state.get("tracker_run_id"):
             tracker.write_text(found.state["tracker_run_id"] + "\n")
 
     def _check_cursor(self) -> None:
@@ -259,7 +262,7 @@ class RunState:
             raise LedgerError(f"{self.cursor.num_drawn} prompts were drawn, {self.buffer.num_drawn} groups are known")
 
     def _state(self, under_way: bool) -> dict[str, Any]:
-        tracker = self.path / TRACKER_FILE
+        tracker = self.path / WANDB_ID_FILE
         return {
             "step": self.step,
             "buffer": self.buffer.state_dict(under_way=under_way),
@@ -270,7 +273,7 @@ class RunState:
         }
 
     def _report(self, recovery: Recovery, found: Found | None) -> None:
-        if recovery.note and (found is None or found.path.parent.resolve() == self._root.resolve()):
+        if recovery.note and (found is None or self._is_own(found)):
             self._say(recovery.note)
         if recovery.tokens_undone or recovery.groups_undone:
             since = f"after {found.path.name}" if found is not None else "before a first checkpoint"

@@ -80,7 +80,8 @@ def _roll_back(ledger: Ledger, snapshot: Path, step: int) -> tuple[str | None, t
     undone = ledger.roll_back(step, snapshot)
     copy = Ledger(snapshot, read_only=True)
     try:
-        different = [table for table, told in ledger.story(step).items() if told != copy.story(step)[table]]
+        ours, theirs = ledger.story(step), copy.story(step)
+        different = [table for table in ours if ours[table] != theirs[table]]
         if different:
             return f"its {', '.join(different)} are not what the checkpoint's copy has", undone
     finally:

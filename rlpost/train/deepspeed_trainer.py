@@ -25,7 +25,7 @@ from rlpost.errors import RunError, explain
 from rlpost.preflight.check_values import check_stage
 from rlpost.train import metric_sums, states
 from rlpost.train.forward import PolicyModule, trainable_positions
-from rlpost.train.layout import check_layout, describe, write_layout
+from rlpost.train.layout import DEEPSPEED, check_layout, describe, write_layout
 from rlpost.train.model import DTYPES, load_model
 from rlpost.train.policy import Objective, UpdateResult
 from rlpost.train.process_group import init_process_group
@@ -34,7 +34,6 @@ from rlpost.train.weights import full_state_dict, iter_buckets
 from rlpost.train.zero import build_optimizer, zero_config
 from rlpost.types import PackedRow, TrainBatch
 
-_TAG = "ds"  # DeepSpeed's subfolder of a checkpoint
 _EXPORT_BUCKET_BYTES = 1 << 30
 
 
@@ -256,7 +255,7 @@ class DeepSpeedTrainer:
         """
         folder.mkdir(parents=True, exist_ok=True)
         state = {"rlpost": {"optimizer_step": self.optimizer_step}}  # nested: DeepSpeed merges it into its own keys
-        self.engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, save_latest=False)
+        self.engine.save_checkpoint(str(folder), tag=DEEPSPEED, client_state=state, save_latest=False)
         torch.save(_random_state(), folder / f"random-state-rank{self.rank}.pt")
         if self.rank == 0:
             write_layout(folder, self._layout())
@@ -270,13 +269,13 @@ class DeepSpeedTrainer:
         what = "trainer checkpoint"
         check_layout(folder, self._layout())
         try:
-            loaded, state = self.engine.load_checkpoint(str(folder), tag=_TAG)
+            loaded, state = self.engine.load_checkpoint(str(folder), tag=DEEPSPEED)
         except Exception as error:  # a cut file, or another model's: torch and DeepSpeed raise whatever they meet
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
             do = "use an older checkpoint, and the model it was made with"
             raise RunError(explain(what, f"{folder} ({reason})", "whole files of this model", do)) from error
         if loaded is None:
-            raise RunError(explain(what, str(folder), f"DeepSpeed's files in {_TAG}/", "use an older checkpoint"))
+            raise RunError(explain(what, str(folder), f"DeepSpeed's files in {DEEPSPEED}/", "use an older checkpoint"))
         self.optimizer_step = state["rlpost"]["optimizer_step"]
         _restore_random_state(torch.load(folder / f"random-state-rank{self.rank}.pt", weights_only=True))
 

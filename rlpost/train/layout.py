@@ -14,6 +14,7 @@ from typing import Any
 from rlpost.errors import RunError, explain
 
 FILE = "trainer.json"
+DEEPSPEED = "ds"  # DeepSpeed's subfolder of a trainer checkpoint
 
 
 def describe(*, world: int, zero_stage: int, dtype: str) -> dict[str, Any]:

@@ -17,11 +17,10 @@ import torch
 from safetensors import SafetensorError
 
 from rlpost.errors import RunError, explain
-from rlpost.train.layout import read_layout
+from rlpost.train.layout import DEEPSPEED, read_layout
 from rlpost.train.model import DTYPES
 
 PREFIX = "lm."  # the policy module's name for the language model
-TAG = "ds"
 
 
 def write_model(trainer: Path, model_files: Path, out: Path) -> None:
@@ -56,7 +55,7 @@ def _read(trainer: Path) -> dict[str, Any]:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it narrates
-            state = get_fp32_state_dict_from_zero_checkpoint(str(trainer), tag=TAG)
+            state = get_fp32_state_dict_from_zero_checkpoint(str(trainer), tag=DEEPSPEED)
     except Exception as error:  # a cut file: torch and DeepSpeed raise whatever they meet
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
         raise RunError(

@@ -19,7 +19,7 @@ overlay /var/overlay overlay rw 0 0
 @pytest.mark.parametrize(
     "path, kind, network",
     [
-        ("/work/runs/a", "ext4", False),
+        ("/data/runs/a", "ext4", False),
         ("/home/me/runs", "nfs4", True),
         ("/home/local/runs", "xfs", False),
         ("/homework", "ext4", False),
@@ -38,7 +38,7 @@ def test_file_systems_of_clusters_are_known(kind):
 
 
 def test_on_a_local_disk_the_ledger_lies_in_the_run_directory():
-    assert ledger_path(Path("/work/runs/a"), None, mounts=MOUNTS) == (Path("/work/runs/a/ledger.sqlite"), "")
+    assert ledger_path(Path("/data/runs/a"), None, mounts=MOUNTS) == (Path("/data/runs/a/ledger.sqlite"), "")
 
 
 def test_on_a_network_disk_it_lies_in_the_local_cache_and_the_user_is_told(monkeypatch):
