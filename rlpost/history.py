@@ -47,22 +47,17 @@ class History:
     ) -> dict[str, float]:
         """One step's account, with its groups' response lengths by draw number; returns the totals to be logged."""
         self.record.add(stats, lengths)
+        self._count_slots(stats)
         consumed = metrics["rollout/consumed_tokens"]
-        offered_s = sum(stats.work.step_s) * stats.slots
         self.totals["samples"] += metrics["loss/sequences"]
         self.totals["tokens"] += consumed
         self.totals["carried_tokens"] += metrics["rollout/carried_share"] * consumed
-        self.totals["idle_s"] += stats.idle_share * offered_s
-        self.totals["slot_s"] += offered_s
         return {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
 
     def add_stopped(self, stats: RolloutStats) -> None:
         """The half of a step that a stop request ended: its time and its iterations, whose tokens train later."""
-        self.record.generate_s += stats.duration_s
-        self.record.observe(stats.work)
-        offered_s = sum(stats.work.step_s) * stats.slots
-        self.totals["idle_s"] += stats.idle_share * offered_s
-        self.totals["slot_s"] += offered_s
+        self.record.add_time(stats)
+        self._count_slots(stats)
 
     def add_evaluation(self, step: int, result: EvalResult) -> None:
         self.record.observe(result.work)
@@ -135,6 +130,11 @@ class History:
         self.record.load_state_dict(state["record"])
         self.totals, self.evaluations = dict(state["totals"]), list(state["evaluations"])
         self._elapsed_before_s, self._started_s = float(state["elapsed_s"]), time.monotonic()
+
+    def _count_slots(self, stats: RolloutStats) -> None:
+        offered_s = sum(stats.work.step_s) * stats.slots
+        self.totals["idle_s"] += stats.idle_share * offered_s
+        self.totals["slot_s"] += offered_s
 
     def _gain(self) -> Interval | None:
         """Last against first evaluation, where both judged the same problems."""

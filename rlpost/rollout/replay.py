@@ -38,8 +38,12 @@ class RunRecord:
         self.lengths.update(admitted)
         self.lengths.update(stats.dropped_lengths)
         self.dropped.update(stats.dropped_lengths)
-        self.generate_s += stats.duration_s
         self.num_steps += 1
+        self.add_time(stats)
+
+    def add_time(self, stats: RolloutStats) -> None:
+        """What a rollout, or the part of one, took and its iterations."""
+        self.generate_s += stats.duration_s
         self.observe(stats.work)
 
     def observe(self, work: EngineWork) -> None:

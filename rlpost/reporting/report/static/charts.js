@@ -324,12 +324,7 @@ function tooltip(spec) {
   };
   return {
     hooks: {
-      init: u => {
-        u.over.append(box);
-        u.over.addEventListener('mouseleave', () => {
-          box.style.display = 'none';
-        });
-      },
+      init: u => attachTip(u, box),
       setCursor: u => {
         const { left, idx } = u.cursor;
         if (idx == null || left < 0) {

@@ -169,3 +169,11 @@ function alpha(hex, share) {
       .padStart(2, '0')
   );
 }
+
+/** A tip that lies over a chart and goes when the pointer leaves it. */
+function attachTip(u, box) {
+  u.over.append(box);
+  u.over.addEventListener('mouseleave', () => {
+    box.style.display = 'none';
+  });
+}

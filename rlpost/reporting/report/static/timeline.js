@@ -646,12 +646,7 @@ function spanTip(byRow, rowHeight) {
   const line = (label, value) => el('div', { class: 'row' }, el('span', {}, label), el('b', {}, value));
   return {
     hooks: {
-      init: u => {
-        u.over.append(box);
-        u.over.addEventListener('mouseleave', () => {
-          box.style.display = 'none';
-        });
-      },
+      init: u => attachTip(u, box),
       setCursor: u => {
         const { left, top } = u.cursor,
           seconds = left >= 0 ? u.posToVal(left, 'x') : null;
