@@ -50,7 +50,7 @@ def main() -> None:
             stats = collect(engine, buffer, prompts, session.scorer, settings, step=step)
             buffer.settle()
             own_s += stats.work.own_s
-            engine_s += sum(stats.work.step_s) - stats.work.own_s
+            engine_s += stats.work.wall_s - stats.work.own_s
             num_steps += len(stats.work.step_s)
         if repeat:
             shares.append(own_s / engine_s)

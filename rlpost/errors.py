@@ -31,6 +31,10 @@ class RunError(UserError):
     exit_code = 3
 
 
+class WorkerLost(RunError):
+    """Workers of a cluster died or hang; the loop starts them anew, and this is what is said where it cannot."""
+
+
 def explain(what: str, got: object, expected: str, do: str) -> str:
     """One line in the house form: ``what: got X; expected Y; do Z``."""
     return f"{what}: got {got!r}; expected {expected}; {do}"

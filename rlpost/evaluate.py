@@ -81,6 +81,7 @@ def evaluate(
     k = cfg.samples_per_prompt
     by_uid = {p.uid: p for p in prompts}
     queue = [(p, i) for i in range(k) for p in prompts]
+    wanted = len(queue)
     tokens: dict[str, list[np.ndarray]] = {}
     logprobs: dict[str, list[np.ndarray]] = {}
     finish: dict[str, str] = {}
@@ -89,7 +90,7 @@ def evaluate(
     position = 0
     while position < len(queue) or engine.num_in_flight:
         iteration_started = engine.now()
-        free = engine.max_slots - engine.num_in_flight
+        free = engine.max_slots + engine.reserve - engine.num_in_flight
         batch = queue[position : position + free]
         position += len(batch)
         if batch:
@@ -102,15 +103,19 @@ def evaluate(
                 finish[delta.request_id] = delta.finish_reason
                 uid, _, index = delta.request_id.rpartition("/")
                 scorer.submit(by_uid[uid], int(index), np.concatenate(tokens[delta.request_id]), delta.finish_reason)
+        for delta in result.returned:  # its replica was lost: it is made again, with the same seed
+            uid, _, index = delta.request_id.rpartition("/")
+            queue.append((by_uid[uid], int(index)))
+            tokens.pop(delta.request_id, None), logprobs.pop(delta.request_id, None)
         verdicts += scorer.poll()
-        work.add(engine.now() - iteration_started, result)
+        work.add_step(engine.now() - iteration_started, result)
         if on_progress is not None:
-            on_progress(len(finish), len(queue))
-    while len(verdicts) < len(queue):
+            on_progress(len(finish), wanted)
+    while len(verdicts) < wanted:
         scorer.wait(SCORE_POLL_S)
         verdicts += scorer.poll()
         if on_progress is not None:
-            on_progress(len(finish), len(queue))
+            on_progress(len(finish), wanted)
 
     def as_sample(v: Verdict) -> Sample:
         request_id = f"{v.uid}/{v.index}"

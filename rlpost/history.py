@@ -132,9 +132,8 @@ class History:
         self._elapsed_before_s, self._started_s = float(state["elapsed_s"]), time.monotonic()
 
     def _count_slots(self, stats: RolloutStats) -> None:
-        offered_s = sum(stats.work.step_s) * stats.slots
-        self.totals["idle_s"] += stats.idle_share * offered_s
-        self.totals["slot_s"] += offered_s
+        self.totals["idle_s"] += stats.idle_share * stats.offered_slot_s
+        self.totals["slot_s"] += stats.offered_slot_s
 
     def _gain(self) -> Interval | None:
         """Last against first evaluation, where both judged the same problems."""

@@ -24,7 +24,7 @@ class RecordingEngine(SimulatedEngine):
 
     def submit(self, requests):
         self.requests += requests
-        super().submit(requests)
+        return super().submit(requests)
 
 
 def run(reward, *, k=4, length_of=lambda request_id: 3, engine=None):

@@ -224,7 +224,7 @@ def _replica_events(pid: int, spans: _ReplicaSpans) -> Iterator[dict[str, Any]]:
         sample = f"{row['uid']}/{row['index']}"
         shown = {name: row[name] for name in ("step", "policy_version", "tokens", "kind", "end", "group")}
         yield _slice(sample, pid, slot, row["start_s"], row["end_s"], shown)
-        if sample in last and last[sample][1]["end"] == "paused":
+        if sample in last and last[sample][1]["end"] in ("paused", "lost"):
             before_slot, before = last[sample]
             leaves = max(_micro(before["start_s"]), _micro(before["end_s"]) - 1)  # an arrow starts inside a slice
             arrow = {"name": "goes on", "cat": "sample", "id": number, "pid": pid}

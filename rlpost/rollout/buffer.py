@@ -216,8 +216,13 @@ class RolloutBuffer:
         for group in self.groups.values():
             for sample in group.samples:
                 if sample.state == RUNNING:
-                    self._seal(group, sample)
-                    sample.state = PAUSED if sample.num_tokens else WAITING
+                    self._pause(group, sample)
+
+    def pause(self, uid: str, index: int) -> None:
+        """A running sample left the engine unfinished, in the middle of a step; it may be started again."""
+        group = self.groups[uid]
+        self._pause(group, group.samples[index])
+        self._offer(group)
 
     def judge(
         self, uid: str, index: int, reward: float | None, parts: Mapping[str, float], failure: str | None
@@ -424,6 +429,10 @@ class RolloutBuffer:
         segment = sample.seal(self.step)
         if segment is not None and self.ledger is not None:
             self.ledger.record_segment(group.order, sample.index, group.attempt, self.step + 1, segment)
+
+    def _pause(self, group: OpenGroup, sample: OpenSample) -> None:
+        self._seal(group, sample)
+        sample.state = PAUSED if sample.num_tokens else WAITING
 
     def _record(self, table: str, group: OpenGroup, sample: OpenSample, *values: Any) -> None:
         if self.ledger is not None:

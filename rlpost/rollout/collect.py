@@ -51,6 +51,7 @@ class Stay:
     start_s: float
     tokens_before: int
     kind: str
+    replica: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,19 +60,19 @@ class Spans:
 
     uid: list[str] = field(default_factory=list)
     index: list[int] = field(default_factory=list)
-    replica: list[int] = field(default_factory=list)  # 0 while there is one engine
+    replica: list[int] = field(default_factory=list)
     policy_version: list[int] = field(default_factory=list)
     start_s: list[float] = field(default_factory=list)  # on the engine's clock: handed to it
     end_s: list[float] = field(default_factory=list)  # its last delta, or the abort
     tokens: list[int] = field(default_factory=list)  # generated in this stay
     kind: list[str] = field(default_factory=list)  # launched, or resumed where an earlier stay was interrupted
-    end: list[str] = field(default_factory=list)  # stop, length, or paused by an abort
+    end: list[str] = field(default_factory=list)  # stop, length, paused by an abort, or lost with its replica
 
     def add(self, stay: Stay, *, policy_version: int, end_s: float, num_tokens: int, end: str) -> None:
         """``num_tokens``: of the whole sample, by now."""
         self.uid.append(stay.uid)
         self.index.append(stay.index)
-        self.replica.append(0)
+        self.replica.append(stay.replica)
         self.policy_version.append(policy_version)
         self.start_s.append(stay.start_s)
         self.end_s.append(end_s)
@@ -112,9 +113,13 @@ class RolloutStats:
 
     @property
     def idle_share(self) -> float:
-        """1 - (sum of step time x running samples) / (sum of step time x slots); 0 where nothing ran."""
-        offered = sum(self.work.step_s) * self.slots
-        return 1.0 - self.work.slot_seconds() / offered if offered else 0.0
+        """1 - (sum of iteration time x running samples) / slot seconds offered; 0 where nothing ran."""
+        offered = self.offered_slot_s
+        return max(0.0, 1.0 - self.work.slot_seconds() / offered) if offered else 0.0
+
+    @property
+    def offered_slot_s(self) -> float:
+        return self.work.wall_s * self.slots
 
 
 OnProgress = Callable[[int, int, int], None]  # (groups admitted, samples running, groups open)
@@ -154,10 +159,12 @@ def collect(
         if engine.num_in_flight:
             result = engine.step()
             run.receive(result.deltas)
+            if result.returned:
+                run.take_back(result.returned)
             if run.verdicts_are_due():
                 run.take_verdicts()
             stats.num_prefill += result.num_prefill_tokens
-            stats.work.add(engine.now() - iteration_started, result)
+            stats.work.add_step(engine.now() - iteration_started, result)
         elif scorer.num_pending:
             scorer.wait(SCORE_POLL_S)
             run.take_verdicts()
@@ -211,7 +218,8 @@ class _Collection:
     def fill_slots(self) -> None:
         """One-for-one refill: whatever is free takes the next sample; prompts are drawn only when none waits."""
         chosen: list[tuple[OpenGroup, OpenSample]] = []
-        free = self.settings.max_in_flight - self.engine.num_in_flight
+        engine = self.engine
+        free = min(self.settings.max_in_flight, engine.max_slots) + engine.reserve - engine.num_in_flight
         while len(chosen) < free:
             found = self.buffer.next_sample()
             if found is not None:
@@ -222,22 +230,23 @@ class _Collection:
                 break
         if chosen:
             self.buffer.load_tokens(*zip(*chosen, strict=True))
-            now = self.engine.now()
-            self.engine.submit([self.make_request(group, sample, now) for group, sample in chosen])
+            now = engine.now()
+            replicas = engine.submit([self.make_request(group, sample) for group, sample in chosen])
+            for (group, sample), replica in zip(chosen, replicas, strict=True):
+                is_new = sample.first_step == self.buffer.step and not sample.num_tokens
+                kind = "launched" if is_new else "resumed"
+                stay = Stay(group.uid, sample.index, now, sample.num_tokens, kind, replica)
+                self.running[f"{group.uid}/{sample.index}"] = stay
 
-    def make_request(self, group: OpenGroup, sample: OpenSample, now: float) -> Request:
+    def make_request(self, group: OpenGroup, sample: OpenSample) -> Request:
         parts = [group.prompt.token_ids, *(s.token_ids for s in sample.segments)]
         if sample.num_tokens:
             self.stats.num_resumed += 1
             self.stats.num_replayed += sum(len(p) for p in parts)
         elif sample.first_step == self.buffer.step:
             self.stats.num_launched += 1
-        request_id = f"{group.uid}/{sample.index}"
-        is_new = sample.first_step == self.buffer.step and not sample.num_tokens
-        kind = "launched" if is_new else "resumed"
-        self.running[request_id] = Stay(group.uid, sample.index, now, sample.num_tokens, kind)
         return Request(
-            request_id=request_id,
+            request_id=f"{group.uid}/{sample.index}",
             token_ids=np.concatenate(parts),
             max_new_tokens=self.settings.max_response_tokens - sample.num_tokens,
             seed=sample_seed(self.settings.seed, group.uid, sample.index, sample.num_tokens, group.attempt),
@@ -253,6 +262,17 @@ class _Collection:
                 del self.running[delta.request_id]
                 self.note_stay(stay, sample, delta.finish_reason)
                 self.submit_for_judging(self.buffer.groups[stay.uid], sample)
+
+    def take_back(self, returned: Sequence[Delta]) -> None:
+        """Samples whose replica was lost: what it had handed over is theirs, and they may start again elsewhere."""
+        for delta in returned:
+            stay = self.running.pop(delta.request_id)
+            sample = self.buffer.receive(stay.uid, stay.index, delta.token_ids, delta.logprobs, "")
+            self.stats.num_generated += len(delta.token_ids)
+            self.note_stay(stay, sample, "lost")
+            if not sample.num_tokens and sample.first_step == self.buffer.step:
+                self.stats.num_launched -= 1  # it is to be launched again
+            self.buffer.pause(stay.uid, stay.index)
 
     def note_stay(self, stay: Stay, sample: OpenSample, end: str) -> None:
         self.stats.spans.add(
@@ -334,7 +354,12 @@ class _Collection:
             )
 
     def abort(self) -> None:
-        self.receive(self.engine.abort_all())
+        started = self.engine.now()
+        last = self.engine.abort_all()
+        self.receive(last.deltas)
+        if last.iterations is not None:
+            self.stats.work.add_step(self.engine.now() - started, last)
+            self.stats.num_prefill += last.num_prefill_tokens
         assert self.engine.num_in_flight == 0, "the engine kept requests after an abort"
         for stay in self.running.values():
             self.note_stay(stay, self.buffer.groups[stay.uid].samples[stay.index], "paused")

@@ -45,6 +45,29 @@ class Delta:
     finish_reason: str = ""
 
 
+@dataclass(kw_only=True, slots=True)
+class Iterations:
+    """Iterations of engines, one entry each: what idle shares and fitted costs are made from."""
+
+    step_s: list[float] = field(default_factory=list)  # wall time of the whole iteration, the caller's code included
+    running: list[int] = field(default_factory=list)  # samples that held a slot
+    prefill: list[int] = field(default_factory=list)  # prompt (and replayed) tokens computed
+
+    def add(self, step_s: float, running: int, prefill: int) -> None:
+        self.step_s.append(step_s)
+        self.running.append(running)
+        self.prefill.append(prefill)
+
+    def extend(self, other: Iterations) -> None:
+        self.step_s += other.step_s
+        self.running += other.running
+        self.prefill += other.prefill
+
+    def slot_seconds(self) -> float:
+        """Sum of iteration time x samples running."""
+        return sum(s * r for s, r in zip(self.step_s, self.running, strict=True))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStep:
     """What one engine step did, for accounting. Times are on the engine's own clock, seconds."""
@@ -53,41 +76,45 @@ class EngineStep:
     duration_s: float
     num_running: int  # samples that held a slot during the step
     num_prefill_tokens: int  # prompt (and replayed) tokens computed, prefix-cache hits left out
+    iterations: Iterations | None = None  # of replicas, since the last step; None: this step was one iteration
+    returned: Sequence[Delta] = ()  # of samples that are in flight no longer though unfinished: their replica was lost
 
 
 @dataclass(kw_only=True, slots=True)
-class EngineWork:
-    """Iterations of a loop over ``Engine.step``, one entry each; what idle shares and fitted costs are made from."""
+class EngineWork(Iterations):
+    """What a loop over ``Engine.step`` did."""
 
-    step_s: list[float] = field(default_factory=list)  # wall time of the whole iteration, the caller's code included
-    running: list[int] = field(default_factory=list)
-    prefill: list[int] = field(default_factory=list)
-    own_s: float = 0.0  # of the sum of step_s, outside the engine
+    own_s: float = 0.0  # of ``wall_s``, outside the engine
+    wall_s: float = 0.0  # the loop's own time, which with one engine is the sum of ``step_s``
 
-    def add(self, iteration_s: float, result: EngineStep) -> None:
-        self.step_s.append(iteration_s)
-        self.running.append(result.num_running)
-        self.prefill.append(result.num_prefill_tokens)
-        self.own_s += max(0.0, iteration_s - result.duration_s)
-
-    def slot_seconds(self) -> float:
-        """Sum of iteration time x samples running."""
-        return sum(s * r for s, r in zip(self.step_s, self.running, strict=True))
+    def add_step(self, wall_s: float, result: EngineStep) -> None:
+        """One turn of the loop, which took ``wall_s`` with everything in it."""
+        if result.iterations is None:
+            self.add(wall_s, result.num_running, result.num_prefill_tokens)
+        else:
+            self.extend(result.iterations)
+        self.wall_s += wall_s
+        self.own_s += max(0.0, wall_s - result.duration_s)
 
 
 WAKE_TAGS = ("weights", "kv_cache")
+NOTHING = EngineStep(deltas=(), duration_s=0.0, num_running=0, num_prefill_tokens=0)
 
 
 class Engine(Protocol):
-    max_slots: int
+    """One engine, or many replicas behind one face (``rollout.replicas``)."""
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests. The caller keeps ``num_in_flight <= max_slots``."""
+    max_slots: int  # samples decoded together, over all replicas
+    reserve: int  # requests it holds beyond that, so that a freed slot does not wait for the caller; 0 with one engine
+
+    def submit(self, requests: Sequence[Request]) -> Sequence[int]:
+        """Queue requests; returns the replica each went to. The caller keeps to ``max_slots + reserve`` in flight."""
 
     def step(self) -> EngineStep:
-        """Advance all running requests by one token (or one exchange) and return everything new."""
+        """Advance all running requests by one token (or one exchange) and return what is new. Replicas may keep the
+        tokens of a sample until it ends."""
 
-    def abort_all(self) -> Sequence[Delta]:
+    def abort_all(self) -> EngineStep:
         """End all requests; returns tokens not handed over yet. Afterwards nothing is in flight."""
 
     @property

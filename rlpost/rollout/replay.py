@@ -16,7 +16,7 @@ import numpy as np
 
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
-from rlpost.rollout.engine import EngineWork
+from rlpost.rollout.engine import Iterations
 from rlpost.rollout.scoring import InlineScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Group, Prompt
@@ -46,7 +46,7 @@ class RunRecord:
         self.generate_s += stats.duration_s
         self.observe(stats.work)
 
-    def observe(self, work: EngineWork) -> None:
+    def observe(self, work: Iterations) -> None:
         """Iterations to fit costs to. APRIL keeps the slots full, so its own say nothing about how an iteration's
         fixed cost and a sample's cost divide; evaluations, which run dry at their end, do."""
         if work.step_s:

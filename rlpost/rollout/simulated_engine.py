@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.rollout.engine import WAKE_TAGS, Delta, EngineStep, Request
+from rlpost.rollout.engine import NOTHING, WAKE_TAGS, Delta, EngineStep, Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +56,7 @@ class SimulatedEngine:
         vocab_size: int = 64,
     ) -> None:
         self.max_slots = max_slots
+        self.reserve = 0
         self._length_of = length_of
         self._limit = max_response_tokens
         self._cost = cost
@@ -66,7 +67,7 @@ class SimulatedEngine:
         self._tokens = (np.arange(max_response_tokens + 1) % vocab_size).astype(np.int32)
         self._logprobs = np.full(max_response_tokens + 1, -np.log(vocab_size), np.float32)
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request]) -> Sequence[int]:
         for request in requests:
             assert request.request_id not in self._running, f"{request.request_id} is in flight already"
             assert len(self._running) < self.max_slots, "more requests than slots"
@@ -79,6 +80,7 @@ class SimulatedEngine:
                 generated=so_far,
             )
             self._prefill += len(request.token_ids)
+        return [0] * len(requests)
 
     def step(self) -> EngineStep:
         running = len(self._running)
@@ -105,10 +107,10 @@ class SimulatedEngine:
             finish_reason=r.finish_reason if finished else "",
         )
 
-    def abort_all(self) -> Sequence[Delta]:
+    def abort_all(self) -> EngineStep:
         self._running.clear()
         self._prefill = 0
-        return ()
+        return NOTHING
 
     @property
     def num_in_flight(self) -> int:

@@ -29,7 +29,7 @@ import numpy as np
 
 from rlpost.config import Config
 from rlpost.errors import ModelError, RunError, explain
-from rlpost.rollout.engine import WAKE_TAGS, Delta, EngineStep, Request, SamplingSettings
+from rlpost.rollout.engine import NOTHING, WAKE_TAGS, Delta, EngineStep, Request, SamplingSettings
 from rlpost.rollout.kv_cache import (
     bounded_kv_bytes,
     free_bytes,
@@ -88,6 +88,7 @@ class VLLMEngine:
             require_one_sequence(kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype)
         on_cpu = device == "cpu"
         self.max_slots = max_slots
+        self.reserve = 0
         self.max_model_len = max_model_len
         self.kv_cache_bytes = kv_cache_bytes
         self._device = device
@@ -135,7 +136,7 @@ class VLLMEngine:
 
     # ---- generation
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, requests: Sequence[Request]) -> Sequence[int]:
         self._require_ready("submit")
         assert len(self._live) + len(requests) <= self.max_slots, "the caller keeps num_in_flight <= max_slots"
         for request in requests:
@@ -147,12 +148,13 @@ class VLLMEngine:
                 _sampling_params(request.sampling, request.max_new_tokens, request.seed),
             )
             self._live.add(request.request_id)
+        return [0] * len(requests)
 
     def step(self) -> EngineStep:
         """Raises RunError when vLLM ends a request for another reason than "stop" or "length", or reports tokens
         without one finite logprob each."""
         if not self._live:
-            return EngineStep(deltas=(), duration_s=0.0, num_running=0, num_prefill_tokens=0)
+            return NOTHING
         self._work.clear()
         start = time.perf_counter()
         with _torch_rng_kept(self._device):  # vLLM's sampler draws from torch's global generator, the trainer's too
@@ -166,12 +168,12 @@ class VLLMEngine:
             num_prefill_tokens=self._work.num_prefill_tokens,
         )
 
-    def abort_all(self) -> Sequence[Delta]:
+    def abort_all(self) -> EngineStep:
         """Always empty here: every step hands over all it sampled, so an abort has nothing left to give."""
         self._engine.abort_request(sorted(self._live))
         self._live.clear()
         self._drain()
-        return ()
+        return NOTHING
 
     @property
     def num_in_flight(self) -> int:

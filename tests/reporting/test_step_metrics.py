@@ -55,7 +55,7 @@ def stats():
     stats = RolloutStats(step=STEP, slots=4, started_s=10.0, ended_s=14.0)
     for seconds, running, busy in ((1.0, 4, 0.9), (3.0, 2, 2.5)):
         result = EngineStep(deltas=(), duration_s=busy, num_running=running, num_prefill_tokens=5)
-        stats.work.add(seconds, result)
+        stats.work.add_step(seconds, result)
     stats.num_generated, stats.num_replayed, stats.num_failed_rewards = 20, 8, 1
     stats.failures = {"reward_error": 1}
     stats.dropped_lengths, stats.rejected = {7: [4, 6]}, {"equal_rewards": 1}

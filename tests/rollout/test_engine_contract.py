@@ -208,7 +208,7 @@ def test_abort_keeps_every_token_and_leaves_nothing_in_flight(engine: Any) -> No
     requests = [a_request(f"r{i}", new=40, seed=i) for i in range(MAX_SLOTS)]
     whole = run(engine, requests)
     harvest = run(engine, requests, steps=7)
-    harvest.add(engine.abort_all())
+    harvest.add(engine.abort_all().deltas)
     assert engine.num_in_flight == 0
     assert list(engine.step().deltas) == []
     assert all(len(ids) == 7 for ids in harvest.token_ids.values())
@@ -222,7 +222,7 @@ def test_abort_keeps_every_token_and_leaves_nothing_in_flight(engine: Any) -> No
 def test_requests_aborted_before_their_first_step_have_no_tokens(engine: Any) -> None:
     engine.submit([a_request("never")])
     harvest = Harvest()
-    harvest.add(engine.abort_all())
+    harvest.add(engine.abort_all().deltas)
     assert (harvest.token_ids, engine.num_in_flight) == ({}, 0)
     assert len(run(engine, [a_request("next", new=3)]).token_ids["next"]) == 3
 
@@ -231,7 +231,7 @@ def test_a_greedy_response_resumed_by_token_ids_equals_the_uninterrupted_one(eng
     prompts = [tokens(5 + 3 * i, seed=i) for i in range(4)]
     whole = run(engine, [a_request(f"r{i}", p, new=30, sampling=GREEDY) for i, p in enumerate(prompts)])
     first = run(engine, [a_request(f"r{i}", p, new=30, sampling=GREEDY) for i, p in enumerate(prompts)], steps=11)
-    first.add(engine.abort_all())
+    first.add(engine.abort_all().deltas)
     rest = []
     for i, p in enumerate(prompts):
         so_far = first.token_ids[f"r{i}"]

@@ -9,7 +9,7 @@ import pytest
 from rlpost.errors import RunError
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
-from rlpost.rollout.engine import EngineStep, SamplingSettings
+from rlpost.rollout.engine import NOTHING, SamplingSettings
 from rlpost.rollout.scoring import InlineScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
@@ -38,7 +38,7 @@ class RecordingEngine(SimulatedEngine):
 
     def submit(self, requests):
         self.requests += requests
-        super().submit(requests)
+        return super().submit(requests)
 
 
 class LateEngine(RecordingEngine):
@@ -47,15 +47,14 @@ class LateEngine(RecordingEngine):
     held = ()
 
     def step(self):
-        nothing = EngineStep(deltas=(), duration_s=0.0, num_running=0, num_prefill_tokens=0)
-        result = super().step() if self._running else nothing
+        result = super().step() if self._running else NOTHING
         late, self.held = self.held, result.deltas
         return replace(result, deltas=late)
 
     def abort_all(self):
         super().abort_all()
         late, self.held = self.held, ()
-        return late
+        return replace(NOTHING, deltas=late)
 
     @property
     def num_in_flight(self):

@@ -45,7 +45,7 @@ def of_timeline(timeline: Sequence[StepTimeline]) -> dict[str, Columns]:
                 so_far[sample] = 0  # a group drawn again begins anew
                 started.add(sample)
             so_far[sample] = so_far.get(sample, 0) + tokens
-            paused[sample] = end == "paused"
+            paused[sample] = end in ("paused", "lost")
         launched.append((step.step, [so_far[sample] for sample in started]))
         deferred.append((step.step, [so_far[sample] for sample, is_paused in paused.items() if is_paused]))
     return {"launched": quantiles(launched), "deferred": quantiles(deferred)}

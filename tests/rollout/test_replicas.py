@@ -1,0 +1,137 @@
+"""Many replicas behind one engine: routing, exchanges, whole deltas, and replicas that are lost at any moment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlpost.errors import WorkerLost
+from rlpost.rollout.collect import collect
+from rlpost.rollout.engine import Request, SamplingSettings
+from rlpost.rollout.replicas import ReplicaEngine
+from rlpost.rollout.simulated_engine import SimulatedEngine
+from tests.rollout.local_replicas import LocalReplicas
+from tests.rollout.simulation import COST, LIMIT, build, finish_step, heavy_tailed, prompts
+
+
+def replicas(slots, *, die=None, exchange_s=6.0, max_jump=1):
+    engines = [
+        SimulatedEngine(max_slots=s, length_of=heavy_tailed, max_response_tokens=LIMIT, cost=COST, max_jump=max_jump)
+        for s in slots
+    ]
+    return LocalReplicas(engines, exchange_s=exchange_s, die=die)
+
+
+def request(name, new=LIMIT):
+    ids = np.arange(5, dtype=np.int32)
+    return Request(request_id=name, token_ids=ids, max_new_tokens=new, seed=0, sampling=SamplingSettings())
+
+
+def run_steps(transport, steps, *, reserve_share=0.25, **kwargs):
+    """Steps of collect over the transport; checks the account and every trained token; stats by step."""
+    engine = ReplicaEngine(transport, reserve_share=reserve_share)
+    buffer, _, scorer, collect_settings = build(slots=engine.max_slots, **kwargs)
+    stream, history = prompts(), []
+    for step in range(steps):
+        stats = collect(
+            engine, buffer, stream, scorer, collect_settings, step=step, should_stop=lambda: not engine.max_slots
+        )
+        buffer.check_conservation(under_way=stats.stopped)
+        history.append(stats)
+        if stats.stopped:
+            break
+        for group in finish_step(buffer):
+            for sample in group.samples:
+                expected = min(heavy_tailed(f"{group.uid}/{sample.index}"), LIMIT)
+                assert sample.token_ids.tolist() == list(range(expected)), "a token is missing or was made twice"
+        buffer.check_conservation()
+    return engine, buffer, history
+
+
+def test_two_replicas_are_kept_full_with_two_exchanges_under_way():
+    transport = replicas([4, 4])
+    _, _, history = run_steps(transport, 12, n=6, g=4, oversample=2.0)
+    assert transport.most_under_way == 2
+    busy = [s for s in history if s.work.step_s]
+    running = np.concatenate([s.work.running for s in busy])
+    seconds = np.concatenate([s.work.step_s for s in busy])
+    assert max(running) == 4, "a replica decoded more than its slots, or never filled them"
+    assert (running * seconds).sum() / (4 * seconds).sum() > 0.95
+    assert {r for s in busy for r in s.spans.replica} == {0, 1}
+
+
+def test_requests_go_where_most_room_is():
+    engine = ReplicaEngine(replicas([2, 6]), reserve_share=0.0)
+    placed = engine.submit([request(f"{n}/0") for n in range(8)])
+    assert placed.count(0) == 2 and placed.count(1) == 6
+    assert engine.num_in_flight == 8
+    with pytest.raises(AssertionError, match="max_slots"):
+        engine.submit([request("9/0")])
+
+
+def test_a_carried_over_sample_may_resume_on_another_replica():
+    transport = replicas([3, 3])
+    _, _, history = run_steps(transport, 20, n=3, g=3, oversample=2.0)
+    stays = {}
+    for stats in history:
+        for uid, index, replica in zip(stats.spans.uid, stats.spans.index, stats.spans.replica, strict=True):
+            stays.setdefault((uid, index), set()).add(replica)
+    assert any(len(where) == 2 for where in stays.values())
+
+
+def test_a_lost_replica_gives_back_what_it_had_reported():
+    transport = replicas([4, 4], die={1: 3})
+    engine = ReplicaEngine(transport)
+    engine.submit([request(f"{n}/0") for n in range(10)])
+    returned, ended = [], []
+    while engine.num_in_flight:
+        result = engine.step()
+        returned += result.returned
+        ended += result.deltas
+    assert [loss.replica for loss in engine.losses] == [1] and "killed" in engine.losses[0].reason
+    assert (engine.max_slots, engine.reserve) == (4, 1)
+    assert returned and len({d.request_id for d in [*returned, *ended]}) == 10
+    for delta in returned:
+        assert delta.token_ids.tolist() == list(range(len(delta.token_ids))) and not delta.finish_reason
+    assert max(len(d.token_ids) for d in returned) >= 6, "what three reports told of is kept"
+
+
+def test_a_replica_lost_while_stopping_loses_only_what_was_not_reported():
+    transport = replicas([4, 4], die={0: 2})
+    engine = ReplicaEngine(transport)
+    engine.submit([request(f"{n}/0") for n in range(10)])
+    ended = [d for _ in range(3) for d in engine.step().deltas]
+    last = engine.abort_all()
+    assert engine.num_in_flight == 0 and [loss.replica for loss in engine.losses] == [0]
+    assert len({d.request_id for d in [*ended, *last.deltas]}) == 10
+
+
+def test_without_any_replica_the_step_says_so():
+    engine = ReplicaEngine(replicas([2], die={0: 1}))
+    engine.submit([request("0/0"), request("1/0")])
+    while engine.num_in_flight:
+        engine.step()
+    with pytest.raises(WorkerLost, match="replica 0 was killed"):
+        engine.step()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    slots=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    die=st.dictionaries(st.integers(0, 3), st.integers(0, 25), max_size=4),
+    exchange_s=st.sampled_from([1.0, 4.0, 30.0]),
+    reserve_share=st.sampled_from([0.0, 0.25, 2.0]),
+    n=st.integers(1, 5),
+    g=st.integers(1, 4),
+    oversample=st.sampled_from([1.0, 1.5, 3.0]),
+)
+def test_nothing_is_lost_whoever_dies(slots, die, exchange_s, reserve_share, n, g, oversample):
+    transport = replicas(slots, die=die, exchange_s=exchange_s)
+    engine, buffer, history = run_steps(
+        transport, 8, reserve_share=reserve_share, n=n, g=g, oversample=oversample, staleness=2
+    )
+    assert history[-1].stopped == (not engine.max_slots)
+    if history[-1].stopped:  # nothing is admitted, nothing runs, and the step can be made again
+        assert not buffer.admitted and buffer.states()["in_flight"] == 0
