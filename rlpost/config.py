@@ -181,7 +181,9 @@ class RolloutConfig:
         "(first come, first trained; a group that grows too old starts again and its tokens are discarded, which selects "
         "against long responses).",
     )
-    max_in_flight: Optional[int] = opt(None, "Samples in the engine at once; None: engine.max_slots.")
+    max_in_flight: Optional[int] = opt(
+        None, "Samples that decode at once, over all engines; None: engine.max_slots of each."
+    )
     max_response_tokens: int = opt(1024, "Longest response, counted over all segments of a sample.")
     temperature: float = opt(1.0, "Sampling temperature, > 0; the trainer divides its logits by the same number.")
     top_p: float = opt(1.0, "Nucleus sampling; 1.0: off. Refused in training while a correction is on.")
@@ -288,7 +290,30 @@ class SFTConfig:
 
 @dataclass
 class ClusterConfig:
-    kind: str = opt("local", "local: one worker in this process.")
+    kind: str = opt("local", "local: one worker in this process; ray: workers are Ray actors.")
+    num_workers: int = opt(1, "Workers, each with one device, one engine and one trainer rank.")
+    cpus_per_worker: Optional[int] = opt(None, "CPUs that Ray sets aside for a worker; None: its threads.")
+    address: Optional[str] = opt(
+        None, "A running Ray cluster (HOST:PORT, or auto); None: a private one on this machine, ended with the run."
+    )
+    exchange_s: float = opt(0.25, "Seconds an engine generates between two reports to the controller.")
+    reserve_share: float = opt(
+        0.25, "Requests an engine holds beyond its slots, over its slots, so that refills need no round trip."
+    )
+    start_timeout_s: float = opt(900.0, "Longest time for all workers to start.")
+    abort_timeout_s: float = opt(30.0, "Longest time for a worker to end its requests; then it counts as lost.")
+    heartbeat_s: float = opt(2.0, "How often workers are asked for a sign of life.")
+    hang_s: float = opt(120.0, "A worker that gives no sign of life for so long is killed and counts as lost.")
+    keep_shards: bool = opt(
+        True,
+        "After each update every worker leaves its trainer state outside its process, so that a dead worker costs no "
+        "finished step. Costs host memory: twice the state (16 bytes a parameter in float32, over all workers).",
+    )
+    shards_dir: str = opt("/dev/shm", "Where that is left: a folder in memory on each worker's machine.")
+    max_recoveries: int = opt(
+        5, "How often workers may be lost and started anew within one step; one more ends the run."
+    )
+    object_store_bytes: int = opt(512 << 20, "Shared memory of a private Ray's object store.")
 
 
 @dataclass
@@ -335,6 +360,16 @@ class Config:
     logging: LoggingConfig = opt(LoggingConfig, "Metrics and tracking.")
     sft: SFTConfig = opt(SFTConfig, "`rlpost sft`: the warm start by imitation.")
     user: dict[str, Any] = opt({}, "Free space for a user's own parts; read by interpolation, never by rlpost.")
+
+    @property
+    def max_in_flight(self) -> int:
+        """Samples that decode together, over all engines."""
+        slots = self.engine.max_slots * self.num_engines
+        return min(self.rollout.max_in_flight or slots, slots)
+
+    @property
+    def num_engines(self) -> int:
+        return self.cluster.num_workers
 
 
 def walk_fields(schema: type = Config, prefix: str = "") -> list[tuple[str, Any, str]]:

@@ -35,6 +35,10 @@ class WorkerLost(RunError):
     """Workers of a cluster died or hang; the loop starts them anew, and this is what is said where it cannot."""
 
 
+class ShardsLost(RunError):
+    """Workers were lost, and with them the trainer state of the last finished step: the run must go back."""
+
+
 def explain(what: str, got: object, expected: str, do: str) -> str:
     """One line in the house form: ``what: got X; expected Y; do Z``."""
     return f"{what}: got {got!r}; expected {expected}; {do}"

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlpost.colocation import CANARY_THRESHOLD, Device, Publication, make_canary
+from rlpost.colocation import Publication, Turns, make_canary
 from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.durable import run_dir
 from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
 from rlpost.durable.stopping import Stopped, StopRequest
-from rlpost.errors import RunError, explain
+from rlpost.errors import RunError, ShardsLost, WorkerLost, explain
 from rlpost.evaluate import eval_sampling, evaluate
 from rlpost.history import History
 from rlpost.reporting import timeline
@@ -43,22 +43,33 @@ from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
 from rlpost.session import Session, open_session
-from rlpost.startup import Worker, start_worker
+from rlpost.startup import Workers, WorkerSettings, start_worker
 from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, TrainBatch
 from rlpost.watchdog import Watchdog
 
 
 def train(cfg: Config) -> dict[str, Any]:
-    """Run ``cfg.steps`` steps, or those left of an unfinished run of this name; returns the run's summary."""
-    session = open_session(cfg)
-    try:
-        run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
-        with Progress(cfg.logging.progress) as progress:
-            with StopRequest(cfg.checkpoint.stop_deadline_s, progress.stopping) as stop:
-                return Trainer(session, run, progress, stop).run()
-    finally:
-        session.close()
+    """Run ``cfg.steps`` steps, or those left of an unfinished run of this name; returns the run's summary.
+
+    Where workers were lost and the state of the last finished step with them, the run begins another life from its
+    last checkpoint, as a killed one would.
+    """
+    reached = 0
+    while True:
+        session = open_session(cfg)
+        try:
+            run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
+            with Progress(cfg.logging.progress) as progress:
+                with StopRequest(cfg.checkpoint.stop_deadline_s, progress.stopping) as stop:
+                    trainer = Trainer(session, run, progress, stop, reached=reached)
+                    return trainer.run()
+        except ShardsLost as lost:
+            reached = trainer.step
+            print(f"{lost}; the run goes back to its last checkpoint", flush=True)
+            cfg = replace(cfg, resume="auto")
+        finally:
+            session.close()
 
 
 DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for verdicts at each one would stop generation for slow rewards
@@ -81,11 +92,16 @@ class Update:
 class Trainer:
     """One run's parts and counters. ``run()`` is the program."""
 
-    def __init__(self, session: Session, run: run_dir.RunDir, progress: Progress, stop: StopRequest) -> None:
-        """Everything that needs no device; :meth:`run` starts the rest."""
+    def __init__(
+        self, session: Session, run: run_dir.RunDir, progress: Progress, stop: StopRequest, *, reached: int = 0
+    ) -> None:
+        """Everything that needs no device; :meth:`run` starts the rest. ``reached``: steps that an earlier life, whose
+        workers were lost, had finished."""
         cfg = session.cfg
         self.cfg, self.session, self.path, self.progress, self.stop = cfg, session, run.path, progress, stop
-        self._start_from = run.start_from
+        self._start_from, self._reached = run.start_from, reached
+        self._recoveries = 0  # since the last finished step
+        self._is_published = False  # whether the engines have the weights of this step
         self._introduce(run)
         session.open_verdict_cache(run.path, progress.message)
         self.watchdog = Watchdog(cfg.watchdog_s)
@@ -129,7 +145,8 @@ class Trainer:
     # ---- the program ----------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        worker, finished = None, False
+        worker: Workers | None = None
+        finished = False
         try:
             found = self.state.recall(self._start_from)
             (self.path / CONFIG_FILE).write_text(to_yaml(self.cfg))
@@ -139,9 +156,9 @@ class Trainer:
                 self.stop.wait_for_boundaries()
             self.progress.start(self.cfg.steps, first_step=self.step, evals_left=self._evals_left())
             while True:
-                publication = self._publish()
+                publication = self._surviving(self._publish)
                 if self._eval_is_due(self.step):
-                    self._evaluate()
+                    self._surviving(self._evaluate)
                 self._leave_if_stopped()
                 if self.step >= self.cfg.steps:  # more than that where a finished part is resumed with fewer steps
                     break
@@ -169,7 +186,7 @@ class Trainer:
                 worker.close()
             self.watchdog.close()
 
-    def _start(self) -> Worker:
+    def _start(self) -> Workers:
         """Trainer and engine, and what can only be made with them."""
         self._phase("start")
         from rlpost.algos.algorithm import build_algorithm
@@ -177,7 +194,7 @@ class Trainer:
         cfg, session = self.cfg, self.session
         self.algorithm = build_algorithm(cfg)
         self.collect_settings = CollectSettings(
-            max_in_flight=min(cfg.rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots),
+            max_in_flight=cfg.max_in_flight,
             max_response_tokens=cfg.rollout.max_response_tokens,
             sampling=session.sampling,
             seed=cfg.seed,
@@ -186,39 +203,50 @@ class Trainer:
             max_failure_share=cfg.reward.max_failure_share,
             score_every=DETERMINISTIC_SCORE_EVERY if cfg.deterministic else 0,
         )
-        self.worker = start_worker(
-            cfg,
-            session.runtime,
+        canary = make_canary(
+            [p.token_ids for p in session.train_prompts.prompts[:4]],
+            session.vocab_size,
+            max_tokens=session.max_model_len - 1,
+        )
+        settings = WorkerSettings(
+            cfg=cfg,
+            runtime=session.runtime,
             model_folder=session.model_folder,
+            vocab_size=session.vocab_size,
+            num_params=session.num_params,
+            hidden_size=session.hidden_size,
             needs_reference=self.algorithm.needs_reference,
             max_model_len=session.max_model_len,
+            canary=canary,
         )
-        self.device = Device(
-            self.worker.engine,
-            self.worker.trainer,
-            canary=make_canary(
-                [p.token_ids for p in session.train_prompts.prompts[:4]],
-                session.vocab_size,
-                max_tokens=session.max_model_len - 1,
-            ),
-            threshold=cfg.canary_threshold or CANARY_THRESHOLD[session.runtime.dtype],
-        )
+        if cfg.cluster.kind == "ray":
+            from rlpost.cluster.workers import start_cluster
+
+            self.worker: Workers = start_cluster(
+                settings, self.path, say=self.progress.message, beat=self.watchdog.beat
+            )
+        else:
+            self.worker = start_worker(settings)
         return self.worker
+
+    @property
+    def device(self) -> Turns:
+        return self.worker.device
 
     def _one_step(self, publication: Publication) -> None:
         """Generate with the weights just published, update, settle, save while the trainer holds the device."""
         started = time.perf_counter()
         times = {"publish": publication.duration_s}
-        with self.device.generating():
-            stats = self._timed(times, "generate", self._collect)
+        stats = self._timed(times, "generate", self._generate)
         groups = self._store()
         if stats.stopped:
             self.history.add_stopped(stats)
             self._log_timeline(stats)
             self._save_and_leave(under_way=True)
+        update = self._timed(times, "update", lambda: self._surviving(lambda: self._train_on(groups)))
         with self.device.training():
-            update = self._timed(times, "update", lambda: self._update(groups))
             self.state.step += 1
+            self._recoveries = 0
             metrics = self._settle(groups, stats, update, publication)
             times["ledger"] = self.buffer.take_ledger_s()
             times["step"] = publication.duration_s + time.perf_counter() - started
@@ -227,8 +255,63 @@ class Trainer:
             self.progress.step_done(self.step, metrics)
             self._warn(metrics)
             if self.state.is_due():
-                self._save()
+                self._surviving(self._save)
         self._leave_if_stopped()
+
+    # ---- workers that are lost ------------------------------------------------------------------------------
+
+    def _surviving(self, call: Callable[[], Any], lost: WorkerLost | None = None) -> Any:
+        """``call()``, again with fresh workers where some were lost in it; with ``lost``, they were before."""
+        while True:
+            try:
+                if lost is not None:
+                    self._recover(lost)
+                return call()
+            except WorkerLost as error:
+                lost = error
+
+    def _recover(self, lost: WorkerLost) -> None:
+        """All workers anew, in fresh processes, with the trainer's state of the last finished step.
+
+        Raises ShardsLost where that is gone, RunError where it happens too often in one step.
+        """
+        self._recoveries += 1
+        most = self.cfg.cluster.max_recoveries
+        if self._recoveries > most:
+            do = "look at the workers' logs (workers/ in the run's folder); the same command resumes"
+            raise RunError(
+                explain("workers lost within one step", f"{self._recoveries} times ({lost})", f"<= {most}", do)
+            )
+        self._phase("recover")
+        self.progress.message(f"{lost}; workers are started anew")
+        started = time.perf_counter()
+        self._is_published = False
+        self.worker.recover(self.step)
+        self.progress.message(f"workers are back after {time.perf_counter() - started:.0f} s, at step {self.step}")
+
+    def _generate(self) -> RolloutStats:
+        """One rollout. Replicas that are lost in it are done without; where all are, it goes on with fresh ones."""
+        while True:
+            if not self._is_published:
+                self._surviving(self._publish)
+            with self.device.generating():
+                stats = self._collect()
+            if not stats.stopped or self.stop.requested is not None:
+                return stats
+            self.history.add_stopped(stats)
+            self._log_timeline(stats)
+            self._surviving(self._publish, WorkerLost("; ".join(self.worker.losses())))
+
+    def _train_on(self, groups: Sequence[Group]) -> Update:
+        """The update, whose outcome is then kept outside the workers."""
+        losses = self.worker.losses()
+        if losses:
+            raise WorkerLost("; ".join(losses))
+        with self.device.training():
+            update = self._update(groups)
+        self._is_published = False
+        self.worker.keep(self.step + 1)
+        return update
 
     # ---- the moves ------------------------------------------------------------------------------------------
 
@@ -251,7 +334,7 @@ class Trainer:
             self.collect_settings,
             step=self.step,
             on_progress=on_progress,
-            should_stop=lambda: self.stop.requested is not None,
+            should_stop=lambda: self.stop.requested is not None or not self.worker.engine.max_slots,
         )
 
     def _store(self) -> list[Group]:
@@ -300,7 +383,9 @@ class Trainer:
 
     def _publish(self) -> Publication:
         self._phase("publish")
-        return self.device.publish_weights(policy_version=self.step)
+        publication = self.device.publish_weights(policy_version=self.step)
+        self._is_published = True
+        return publication
 
     def _settle(
         self, groups: Sequence[Group], stats: RolloutStats, update: Update, publication: Publication
@@ -355,6 +440,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         cfg, session = self.cfg, self.session
+        if not self._is_published:
+            self._publish()
         self._phase("eval")
         started = time.perf_counter()
 
@@ -405,12 +492,15 @@ class Trainer:
             with self.device.training():
                 self.state.load_trainer(found, self.worker.trainer)
             self.progress.message(f"resumed after step {self.step} from {found.path}")
+            if self._reached > self.step:
+                self.progress.message(f"steps that were finished and are made again: {self._reached - self.step}")
         else:
             self.state.load_trainer(None, self.worker.trainer)
         time_s = self.metrics.rewind(
             self.step if found is not None else None, evaluated_step=self.history.evaluated_step
         )
         self.timeline.rewind(time_s)
+        self._surviving(lambda: self.worker.keep(self.step))
         self.adviser.recall(read_steps(self.path), self.warnings.rewind(self.step))
         self._warn()
 
@@ -434,8 +524,7 @@ class Trainer:
     def _close_run(self) -> dict[str, Any]:
         self._phase("save")
         model = self.path / "model"
-        with self.device.training():
-            self.worker.trainer.export(model)
+        self._surviving(lambda: self._export(model))
         self.session.tokenizer.save_pretrained(str(model))
         card = model_card(
             asdict(self.cfg), step=self.step, evaluations=self.history.evaluations, totals=self.history.totals
@@ -458,6 +547,10 @@ class Trainer:
         self.progress.close()
         print(closing_table(facts), flush=True)
         return summary
+
+    def _export(self, folder: Path) -> None:
+        with self.device.training():
+            self.worker.trainer.export(folder)
 
     # ---- small things ---------------------------------------------------------------------------------------
 

@@ -39,6 +39,8 @@ class Session:
     runtime: Runtime
     model_folder: str
     vocab_size: int
+    num_params: int
+    hidden_size: int
     tokenizer: Any
     train_prompts: PromptSet
     eval_prompts: tuple[Prompt, ...]
@@ -131,6 +133,8 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
         runtime=runtime,
         model_folder=model_folder,
         vocab_size=int(shape["vocab_size"]),
+        num_params=count_params(shape),
+        hidden_size=int(shape["hidden_size"]),
         tokenizer=tokenizer,
         train_prompts=train_prompts,
         eval_prompts=tuple(replace(p, uid=f"eval:{n}") for n, p in enumerate(eval_prompts)),
@@ -156,7 +160,7 @@ def pin(cfg: Config, runtime: Runtime, shape: Mapping[str, Any], *, max_model_le
         device=runtime.device,
         threads=runtime.threads,
         engine=replace(cfg.engine, kv_cache_bytes=kv_cache_bytes, enforce_eager=True),
-        rollout=replace(cfg.rollout, max_in_flight=cfg.rollout.max_in_flight or cfg.engine.max_slots),
+        rollout=replace(cfg.rollout, max_in_flight=cfg.max_in_flight),
         train=replace(cfg.train, max_row_tokens=cfg.train.row_tokens(runtime.device)),
         model=replace(cfg.model, dtype=runtime.dtype),
     )

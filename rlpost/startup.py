@@ -1,9 +1,12 @@
 """Start-up and shutdown of one worker: the only place that writes the environment, and the only order that works.
 
+A worker is one device's trainer rank and engine. It lives in the controller's process, or, with ``cluster=ray``, in an
+actor that calls the same functions (``cluster.worker``).
+
 Order: environment -> process group and DeepSpeed -> on a GPU the trainer's states off the device -> engine -> first
 publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync, and vLLM refuses to
 start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its process's groups.
-Called by ``session``, ``loop`` and ``sft``; importing this module changes nothing.
+Called by ``session``, ``loop``, ``sft`` and ``cluster.worker``; importing this module changes nothing.
 """
 
 from __future__ import annotations
@@ -12,16 +15,20 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from rlpost.colocation import CANARY_THRESHOLD, Device, Turns
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
 
 if TYPE_CHECKING:
-    from rlpost.rollout.engine import Engine
-    from rlpost.train.policy import PolicyTrainer
+    from rlpost.rollout.engine import DeviceEngine, Engine
+    from rlpost.train.policy import PolicyTrainer, RankTrainer
 
 SMALL_MODEL_PARAMS = 20_000_000  # below this a second OpenMP thread costs more than it gives (measured on 2 cores)
 SMALL_VOCABULARY = 32_768  # below this vLLM's CPU sampler needs no compiled kernel
@@ -50,18 +57,18 @@ def choose_runtime(cfg: Config, *, num_params: int) -> Runtime:
     device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
     if device == "cuda" and not has_gpu():
         raise ConfigError(explain("device", "cuda", "an NVIDIA GPU with its driver", "use device=cpu or device=auto"))
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) // cfg.cluster.num_workers
     threads = cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
     return Runtime(device=device, dtype=cfg.model.dtype_on(device), threads=threads)
 
 
-def write_environment(runtime: Runtime, *, vocab_size: int) -> None:
+def write_environment(runtime: Runtime, *, vocab_size: int, rank: int = 0, world: int = 1) -> None:
     """Everything the libraries read from the environment; before the first heavy import of the process."""
     environment = {
         "OMP_NUM_THREADS": str(runtime.threads),
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",  # DeepSpeed needs it even alone
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": "0",  # DeepSpeed needs it even alone; a worker sees one device only
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -70,6 +77,7 @@ def write_environment(runtime: Runtime, *, vocab_size: int) -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
     if runtime.device == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"
@@ -83,34 +91,94 @@ def write_environment(runtime: Runtime, *, vocab_size: int) -> None:
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available": it is not needed
 
 
+class Workers(Protocol):
+    """What the loop needs of its workers, be it the one in this process or a cluster of them."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def trainer(self) -> PolicyTrainer: ...
+
+    @property
+    def device(self) -> Turns: ...
+
+    def losses(self) -> list[str]:
+        """What happened to the workers that were lost since all of them were there."""
+
+    def keep(self, step: int) -> None:
+        """Leave the trainer's state after ``step`` steps where a worker's death does not take it."""
+
+    def recover(self, step: int) -> None:
+        """All workers anew, with that state; the engines' weights are not published.
+
+        Raises ShardsLost where the state is gone, WorkerLost where a worker is lost again.
+        """
+
+    def close(self) -> None: ...
+
+
 @dataclass(kw_only=True)
 class Worker:
     """One device's trainer and engine, which share it by turns."""
 
-    engine: Engine
-    trainer: PolicyTrainer
+    engine: DeviceEngine
+    trainer: RankTrainer
+    device: Device
+
+    def losses(self) -> list[str]:
+        return []  # it lives and dies with its process
+
+    def keep(self, step: int) -> None:
+        pass  # what outlives this process is the checkpoint
+
+    def recover(self, step: int) -> None:
+        raise AssertionError("a worker in this process cannot be lost")
 
     def close(self) -> None:
         self.trainer.close()
         self.engine.shutdown()
 
 
-def start_worker(
-    cfg: Config, runtime: Runtime, *, model_folder: str, needs_reference: bool, max_model_len: int
-) -> Worker:
-    """Start the trainer, put it to sleep, start the engine. The engine's weights are not the trainer's yet."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSettings:
+    """What every worker of a run is built from, whichever process it lives in."""
+
+    cfg: Config
+    runtime: Runtime
+    model_folder: str
+    vocab_size: int
+    num_params: int
+    hidden_size: int
+    needs_reference: bool
+    max_model_len: int
+    canary: Sequence[np.ndarray]  # sequences that trainer and engine score at each publication
+
+
+def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, store: Any = None) -> Worker:
+    """Start the trainer, put it to sleep, start the engine. The engine's weights are not the trainer's yet.
+
+    With several ranks each calls this in its own process, with a ``store`` they share.
+    """
     from rlpost.train.deepspeed_trainer import build_trainer
 
-    steps = cfg.steps * cfg.train.epochs * cfg.train.optimizer_steps_per_rollout
+    cfg, runtime = settings.cfg, settings.runtime
     trainer = build_trainer(
         cfg,
-        model_folder=model_folder,
+        model_folder=settings.model_folder,
         device=runtime.device,
-        total_optimizer_steps=steps,
-        needs_reference=needs_reference,
+        total_optimizer_steps=cfg.steps * cfg.train.epochs * cfg.train.optimizer_steps_per_rollout,
+        needs_reference=settings.needs_reference,
+        rank=rank,
+        world=world,
+        store=store,
     )
     trainer.sleep()
     from rlpost.rollout.vllm_engine import build_engine
 
-    engine = build_engine(cfg, model_folder=model_folder, device=runtime.device, max_model_len=max_model_len)
-    return Worker(engine=engine, trainer=trainer)
+    engine = build_engine(
+        cfg, model_folder=settings.model_folder, device=runtime.device, max_model_len=settings.max_model_len
+    )
+    threshold = cfg.canary_threshold or CANARY_THRESHOLD[runtime.dtype]
+    device = Device(engine, trainer, canary=settings.canary, threshold=threshold)
+    return Worker(engine=engine, trainer=trainer, device=device)

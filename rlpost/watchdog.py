@@ -7,6 +7,7 @@ Owns one daemon thread. ``loop`` calls :meth:`Watchdog.beat` wherever there is p
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -31,12 +32,21 @@ class Watchdog:
             self.phase = phase
         self._last_beat_s = time.monotonic()
 
+    def rest(self) -> None:
+        """Nothing is to be done until the next beat."""
+        self._last_beat_s = math.inf
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last beat; 0 at rest."""
+        return max(0.0, time.monotonic() - self._last_beat_s)
+
     def close(self) -> None:
         self._stopped.set()
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(1.0, self.limit_s / 4)):
-            silent_s = time.monotonic() - self._last_beat_s
+            silent_s = self.silent_s
             if silent_s > self.limit_s:
                 print(
                     f"watchdog: no progress in phase {self.phase!r} for {silent_s:.0f} s "

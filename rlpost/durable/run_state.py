@@ -69,7 +69,7 @@ class RunState:
         self.step = 0
         self.buffer: RolloutBuffer  # with its ledger, from ``recall`` on
         self._root = run_dir / checkpoint.FOLDER
-        self._layout = describe(world=1, zero_stage=cfg.train.zero_stage, dtype=dtype)
+        self._layout = describe(world=cfg.cluster.num_workers, zero_stage=cfg.train.zero_stage, dtype=dtype)
         self._say = say
         self._recovery: Recovery | None = None
         self._saved: checkpoint.Name | None = None

@@ -27,7 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine.kind": ("vllm",),
     "rollout.on_stale": ("schedule", "restart"),
     "train.schedule": ("constant", "linear", "cosine"),
-    "cluster.kind": ("local",),
+    "cluster.kind": ("local", "ray"),
     "logging.wandb": ("auto", "online", "offline", "disabled"),
     "logging.progress": ("auto", "live", "lines", "quiet"),
 }

@@ -310,7 +310,7 @@ def _describe_batch(cfg: Config) -> list[str]:
     samples = prompts * size
     updates = train.optimizer_steps_per_rollout * train.epochs
     opened = int(rollout.oversample * prompts)
-    slots = min(rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots)
+    slots = cfg.max_in_flight
     mode = "synchronous" if rollout.oversample == 1.0 else f"APRIL, tokens up to {rollout.max_staleness} versions old"
     return [
         f"{prompts} prompts x {size} samples = {samples:,} samples per step, at most "

@@ -123,6 +123,10 @@ class Engine(Protocol):
     def now(self) -> float:
         """Seconds on the engine's clock (monotonic; virtual in the simulated engine)."""
 
+
+class DeviceEngine(Engine, Protocol):
+    """One engine beside a trainer rank on a device: what ``colocation`` needs besides."""
+
     def score(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Logprobs at temperature 1 of each sequence's tokens given those before: f32[len - 1] each."""
 

@@ -54,6 +54,7 @@ def build_engine(cfg: Config, *, model_folder: str, device: str, max_model_len: 
         enforce_eager=cfg.engine.enforce_eager,
         prefix_caching=cfg.engine.prefix_caching,
         load_format=cfg.engine.load_format,
+        neighbours=cfg.cluster.num_workers if device == "cpu" else 1,
     )
 
 
@@ -73,17 +74,20 @@ class VLLMEngine:
         enforce_eager: bool | None = None,
         prefix_caching: bool = True,
         load_format: str = "auto",
+        neighbours: int = 1,
     ) -> None:
-        """``max_model_len``: prompt + response, tokens. Raises RunError or ModelError before vLLM is imported where
-        version, environment, folder or memory do not fit. The process's random states, ``LOCAL_WORLD_SIZE`` and
-        ``torch.set_num_threads`` are as before when it returns; vLLM changes all of them.
+        """``max_model_len``: prompt + response, tokens. ``neighbours``: engines that share the free memory.
+
+        Raises RunError or ModelError before vLLM is imported where version, environment, folder or memory do not fit.
+        The process's random states, ``LOCAL_WORLD_SIZE`` and ``torch.set_num_threads`` are as before when it returns;
+        vLLM changes all of them.
         """
         require_supported_vllm()
         require_environment()
         shape = read_shape(model_folder)
         if kv_cache_bytes is None:
             needed = kv_bytes_needed(shape, max_slots=max_slots, max_model_len=max_model_len, dtype=dtype)
-            kv_cache_bytes = bounded_kv_bytes(needed, needed // max_slots, free_bytes(device))
+            kv_cache_bytes = bounded_kv_bytes(needed, needed // max_slots, free_bytes(device) // neighbours)
         else:
             require_one_sequence(kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype)
         on_cpu = device == "cpu"

@@ -1,6 +1,7 @@
 """The trainer protocol: what the loop needs of a policy being trained, one rank or many.
 
-``train.deepspeed_trainer`` implements it. Every call is collective: all ranks make the same calls in the same order.
+``train.deepspeed_trainer`` implements it for a rank, ``cluster.ranks`` for all ranks together. A rank's calls are
+collective: all ranks make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -36,16 +37,6 @@ class PolicyTrainer(Protocol):
     def logprobs(self, rows: Sequence[PackedRow], *, reference: bool = False) -> list[Any]:
         """f32[L] per row, at the rollout temperature, without gradient; of the frozen reference if asked."""
 
-    def score(self, sequences: Sequence[Any]) -> list[Any]:
-        """Logprobs at temperature 1 of each sequence's tokens given those before: f32[len - 1] each."""
-
-    def iter_weights(self, max_bytes: int) -> Iterator[list[tuple[str, Any]]]:
-        """HF-named tensors in buckets, valid until the next; consume it to the end."""
-
-    def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
-
     def save(self, folder: Path) -> None: ...
 
     def save_config(self, folder: Path) -> None:
@@ -57,3 +48,17 @@ class PolicyTrainer(Protocol):
         """A Hugging Face folder (safetensors and config)."""
 
     def close(self) -> None: ...
+
+
+class RankTrainer(PolicyTrainer, Protocol):
+    """One rank, which shares its device with an engine: what ``colocation`` needs besides."""
+
+    def score(self, sequences: Sequence[Any]) -> list[Any]:
+        """Logprobs at temperature 1 of each sequence's tokens given those before: f32[len - 1] each."""
+
+    def iter_weights(self, max_bytes: int) -> Iterator[list[tuple[str, Any]]]:
+        """HF-named tensors in buckets, valid until the next; consume it to the end."""
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...

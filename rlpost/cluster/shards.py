@@ -1,0 +1,67 @@
+"""A trainer's state left outside its process, in a folder in memory, so that a process's death does not take it.
+
+ZeRO spreads the optimizer's state over the ranks: with one worker its share is gone, and with it the process group.
+After each update every rank writes its share here; fresh workers load it and go on as if nothing had happened. The cost
+is host memory: two copies of the state, the last one and the one being written. Ranks on one machine share the folder;
+with several machines each has its own, and a machine that is lost takes its ranks' shares along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+PREFIX = "rlpost-shards"
+COPIES = 2  # the last one, and the one being written
+BYTES_PER_PARAM = 16  # weights, master weights and AdamW's two moments, at most 4 bytes each
+_WRITTEN = "written-by-rank"
+
+
+def shards_folder(shards_dir: str, run_dir: Path) -> Path:
+    """A run's folder, the same in each of its lives."""
+    name = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
+    return Path(shards_dir) / f"{PREFIX}-{os.getuid()}-{name}"
+
+
+class KeptShards:
+    """One rank's view of ``root``, which all ranks of this machine share."""
+
+    def __init__(self, root: Path, rank: int) -> None:
+        self.root, self.rank = root, rank
+
+    def folder(self, step: int) -> Path:
+        return self.root / f"step-{step}"
+
+    def has_room(self, num_params: int) -> bool:
+        """Whether the folder's file system takes what keeping costs, whatever ranks are on this machine."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        held = sum(f.stat().st_size for f in self.root.rglob("*") if f.is_file())
+        return shutil.disk_usage(self.root).free + held >= COPIES * BYTES_PER_PARAM * num_params
+
+    def write(self, step: int, save: Callable[[Path], None]) -> None:
+        """Keep the state after ``step`` steps; collective, like ``save``."""
+        folder = self.folder(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = folder / f"{_WRITTEN}-{self.rank}"
+        written.unlink(missing_ok=True)
+        save(folder)
+        written.touch()
+
+    def drop_before(self, step: int) -> None:
+        """What no recovery needs any more, once every rank has written ``step``."""
+        for other in self._all():
+            if other < step:
+                shutil.rmtree(self.folder(other), ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps that this rank wrote to the end."""
+        return sorted(s for s in self._all() if (self.folder(s) / f"{_WRITTEN}-{self.rank}").exists())
+
+    def clear(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _all(self) -> list[int]:
+        return [int(p.name.removeprefix("step-")) for p in self.root.glob("step-*")]
