@@ -407,11 +407,10 @@ class Trainer:
             self.progress.message(f"resumed after step {self.step} from {found.path}")
         else:
             self.state.load_trainer(None, self.worker.trainer)
-        time_s = self.metrics.rewind(
-            self.step if found is not None else None, evaluated_step=self.history.evaluated_step
-        )
+        since = self.step if found is not None else None
+        time_s = self.metrics.rewind(since, evaluated_step=self.history.evaluated_step)
         self.timeline.rewind(time_s)
-        self.adviser.recall(read_steps(self.path), self.warnings.rewind(self.step))
+        self.adviser.recall(read_steps(self.path), self.warnings.rewind(since))
         self._warn()
 
     def _leave_if_stopped(self) -> None:

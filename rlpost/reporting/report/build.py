@@ -13,7 +13,7 @@ from typing import Any
 
 from rlpost import __version__
 from rlpost.errors import RunError, explain
-from rlpost.reporting import metric_names
+from rlpost.reporting import metric_names, thresholds
 from rlpost.reporting.report import lengths, tokens
 from rlpost.reporting.report.blocks import Blocks, encode
 from rlpost.reporting.report.experiments import differences, flatten, group_seeds, name_experiments
@@ -94,9 +94,8 @@ def _overview(run: RunFiles) -> dict[str, Any]:
         "summary": {k: v for k, v in (run.summary or {}).items() if k != "evaluations"} if run.summary else None,
         "planned_steps": run.config.get("steps"),
         "slots": rollout.get("max_in_flight") or engine.get("max_slots"),
-        "max_staleness": rollout.get("max_staleness"),
         "max_response_tokens": rollout.get("max_response_tokens"),
-        "dtype": run.config.get("model", {}).get("dtype"),
+        "borders": thresholds.borders(run.config),
         "warnings": run.warnings,
         "lengths": {"admitted": trained, **lengths.of_timeline(run.timeline)},
         "config": flatten(run.config),
