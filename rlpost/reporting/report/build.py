@@ -114,6 +114,7 @@ def _compare(runs: Sequence[RunFiles], overview: Sequence[Mapping[str, Any]]) ->
         "differences": differences(configs) if len(runs) > 1 else {},
         "metrics": _describe_metrics(names),
         "logprob_levels": tokens.logprob_levels(),
+        "difference_levels": tokens.difference_levels(),
         "logprob_first": tokens.FIRST,
     }
 
@@ -145,6 +146,7 @@ def _describe_rollouts(rollouts: Rollouts, blocks: Blocks) -> dict[str, Any]:
         "total": rollouts.num_rollouts,
         "shown": rollouts.num_shown,
         "tokens_shown": rollouts.tokens_shown,
+        "differences_shown": rollouts.differences_shown,
         "index": blocks.add({"columns": rollouts.index, "groups": rollouts.groups}),
     }
 
