@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import shlex
 import sys
 from dataclasses import is_dataclass
@@ -226,13 +227,24 @@ def test_the_readme_explains_the_whole_recipe_as_it_stands() -> None:
 # ---- the worked example of your-own-task.md ------------------------------------------------------------------------
 
 
+def write_example(folder: Path) -> None:
+    """The files of docs/your-own-task.md: Python by the name in its first line (without one it goes on), the recipe."""
+    text, file = read(ROOT / "docs" / "your-own-task.md"), folder
+    for body in fences(text, "python"):
+        named = re.match(r"# (\w+\.py)\n", body)
+        file = folder / named[1] if named else file
+        with file.open("a") as out:
+            out.write(body if named else f"\n\n{body}")
+    (recipe,) = fences(text, "yaml")
+    (folder / "my_recipe.yaml").write_text(recipe)
+
+
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = read(ROOT / "docs" / "your-own-task.md")
-    for language, name in (("python", "my_task.py"), ("json", "held_out.jsonl"), ("yaml", "my_recipe.yaml")):
-        (tmp_path / name).write_text("\n\n".join(fences(text, language)))
+    write_example(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    runpy.run_path(str(tmp_path / "make_data.py"))
     yield tmp_path
     sys.modules.pop("my_task", None)
 
@@ -241,8 +253,8 @@ def test_the_example_passes_check_with_its_own_data(example: Path) -> None:
     from rlpost.preflight.checks import check
 
     report = str(check(load_config(["recipe=my_recipe.yaml"])))
-    assert "data.train: 2,000 rows from my_task.sums" in report
-    assert "data.eval: 2 rows from held_out.jsonl" in report
+    assert "data.train: 629 rows from train.jsonl" in report
+    assert "data.eval: 100 rows from held_out.jsonl" in report
     assert "not checked" not in report
 
 

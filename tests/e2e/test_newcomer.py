@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_docs import fences, read
+from tests.test_docs import fences, read, write_example
 
 from .lives import Nursery
 from .program import SMALL
@@ -82,12 +82,11 @@ def test_the_changed_reward_is_what_was_trained(first_run: tuple[Path, dict[str,
 
 def test_your_own_task_goes_as_the_page_says(tmp_path: Path) -> None:
     page = read(ROOT / "docs" / "your-own-task.md")
-    for language, name in (("python", "my_task.py"), ("json", "held_out.jsonl"), ("yaml", "my_recipe.yaml")):
-        (tmp_path / name).write_text("\n\n".join(fences(page, language)))
+    write_example(tmp_path)
     printed = walk(page, tmp_path, "steps=2", *SMALL)
-    by_hand = next(text for command, text in printed.items() if command.startswith("python"))
+    by_hand = next(text for command, text in printed.items() if command.startswith("python -c"))
     assert by_hand.startswith("{'accuracy': 1.0, 'length': -0.015")
-    assert "2,000 rows from my_task.sums" in printed["rlpost check recipe=my_recipe.yaml"]
+    assert "629 rows from train.jsonl" in printed["rlpost check recipe=my_recipe.yaml"]
     compared = printed["rlpost runs --compare runs/my_recipe runs/cheaper"]
     assert "0.002" in compared and "0.0005" in compared
     assert (tmp_path / "runs/my_recipe/report.html").is_file()
