@@ -37,6 +37,8 @@ EXTRAS = {
     "cluster": ["ray>=2.50,<3"],  # actors, placement and transport of cluster=ray; core only, no dashboard
     "dashboard": ["wandb-workspaces>=0.4.13,<0.5"],  # only for `rlpost dashboard`; 0.5 may change the layout's schema
     "tensorboard": ["tensorboard>=2.20,<3"],  # only for logging.tensorboard=true
+    # `make docs`. 9.8: strict validation of anchors and a hook that rewrites links; the series ends in May 2027.
+    "docs": ["mkdocs-material>=9.8,<10"],
     "dev": [
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",  # a hanging engine ends a test, not the whole run

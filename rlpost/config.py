@@ -267,6 +267,9 @@ class LoggingConfig:
     tensorboard: bool = opt(False, "Also write TensorBoard event files.")
     table_rows: int = opt(16, "Rollouts shown in the W&B table of each step, and of each evaluation.")
     keep_rollouts: bool = opt(True, "Write every trained rollout to rollouts/step-N.parquet.")
+    trainer_logprobs: bool = opt(
+        False, "Score each rollout once more before its update, for the column old_logprobs; one forward pass."
+    )
     progress: str = opt("auto", "auto (a live display on a terminal, lines elsewhere), live, lines, quiet.")
 
 

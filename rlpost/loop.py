@@ -84,6 +84,7 @@ class Update:
     """What a rollout was trained on, and what each optimizer step said."""
 
     advantages: list[np.ndarray]  # f64[scored samples] per group
+    old_logprobs: list[list[np.ndarray | None]] | None  # f32[R] per scored sample, where the trainer computed them
     batches: list[TrainBatch]
     results: list[UpdateResult]  # epoch by epoch, one for each batch; none where there was no token to train on
     failed: dict[str, str]  # uid -> why the group was trained by none of them
@@ -346,7 +347,7 @@ class Trainer:
 
     def _update(self, groups: Sequence[Group]) -> Update:
         """One pass over the rollout per epoch, one optimizer step per part."""
-        from rlpost.algos.batch import build_batches, reward_kl, with_advantages
+        from rlpost.algos.batch import build_batches, response_logprobs, reward_kl, with_advantages
 
         self._phase("update")
         trainer, algorithm, train = self.worker.trainer, self.algorithm, self.cfg.train
@@ -359,8 +360,12 @@ class Trainer:
             max_row_tokens=train.row_tokens(self.session.runtime.device),
             num_parts=train.optimizer_steps_per_rollout,
         )
-        if algorithm.needs_old_logprobs:
-            batches = [self._with_logprobs(b, "old_logprobs") for b in batches]
+        old_logprobs = None
+        if algorithm.needs_old_logprobs or self.cfg.logging.trainer_logprobs:
+            scored = [self._with_logprobs(b, "old_logprobs") for b in batches]
+            old_logprobs = response_logprobs(scored, groups)
+            if algorithm.needs_old_logprobs:  # else they are for the record, and what is trained stays as it was
+                batches = scored
         if algorithm.needs_reference:
             batches = [self._with_logprobs(b, "ref_logprobs") for b in batches]
         if algorithm.kl_in_reward:
@@ -372,7 +377,7 @@ class Trainer:
                 self.watchdog.beat()
                 results.append(trainer.update(batch, algorithm.objective))
         failed = find_untrained(groups, train.optimizer_steps_per_rollout, results)
-        return Update(advantages=advantages, batches=batches, results=results, failed=failed)
+        return Update(advantages=advantages, old_logprobs=old_logprobs, batches=batches, results=results, failed=failed)
 
     def _with_logprobs(self, batch: TrainBatch, field: str) -> TrainBatch:
         """The batch scored by the policy as it is now (``old_logprobs``) or by the frozen reference."""
@@ -413,7 +418,7 @@ class Trainer:
         )
         metrics |= self.history.add_step(stats, lengths, metrics)
         self.timeline.phase("log", self.step)
-        self.metrics.log_rollouts(self.step, groups, update.advantages)
+        self.metrics.log_rollouts(self.step, groups, update.advantages, update.old_logprobs)
         self.metrics.log_histograms(
             self.step, step_histograms(groups, update.advantages, policy_version=publication.policy_version)
         )
@@ -496,12 +501,11 @@ class Trainer:
                 self.progress.message(f"steps that were finished and are made again: {self._reached - self.step}")
         else:
             self.state.load_trainer(None, self.worker.trainer)
-        time_s = self.metrics.rewind(
-            self.step if found is not None else None, evaluated_step=self.history.evaluated_step
-        )
+        since = self.step if found is not None else None
+        time_s = self.metrics.rewind(since, evaluated_step=self.history.evaluated_step)
         self.timeline.rewind(time_s)
         self._surviving(lambda: self.worker.keep(self.step))
-        self.adviser.recall(read_steps(self.path), self.warnings.rewind(self.step))
+        self.adviser.recall(read_steps(self.path), self.warnings.rewind(since))
         self._warn()
 
     def _leave_if_stopped(self) -> None:

@@ -1,5 +1,5 @@
 """The documentation is held to the program: links, commands, keys, metrics, files and the example of
-data-and-rewards.md.
+your-own-task.md.
 
 Reads text only, except for the worked example, which is composed, checked and called. No torch.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 import shlex
 import sys
 from dataclasses import is_dataclass
@@ -16,9 +17,11 @@ from urllib.parse import unquote
 
 import pytest
 
+from rlpost import command_reference
 from rlpost.cli import build_parser
 from rlpost.compose import GROUPS, list_recipes, load_config
 from rlpost.config import ROW_TOKENS, Config, walk_fields
+from rlpost.reporting.advice import RULES
 from rlpost.reporting.metric_names import AREAS, find
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +181,36 @@ def test_files_in_backticks_exist(page: Path) -> None:
                 assert (ROOT / word).is_file(), f"{page.name}: there is no file {word}"
 
 
+def test_the_command_lines_page_is_up_to_date() -> None:
+    assert read(ROOT / "docs" / "command-line.md") == command_reference.render(), (
+        "the parser changed: python -m rlpost.command_reference > docs/command-line.md"
+    )
+
+
+# ---- troubleshooting -----------------------------------------------------------------------------------------------
+
+
+def first_cells(page: Path) -> list[str]:
+    """The first cell of every row below a table's head."""
+    rows = re.findall(r"^\|(?!-)(.*?)(?<!\\)\|", read(page), re.MULTILINE)
+    return [row.strip() for row in rows if "`" in row]
+
+
+def test_the_program_says_what_troubleshooting_quotes() -> None:
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "rlpost").rglob("*.py")))
+    sections = read(ROOT / "docs" / "troubleshooting.md")
+    quoted = [cell for cell in first_cells(ROOT / "docs" / "troubleshooting.md") if "(the shell)" not in cell]
+    assert len(quoted) > 30 and "## It stops by itself" in sections
+    for cell in quoted:
+        for text in re.findall(r"`([^`]+)`", cell):
+            assert text in sources, f"troubleshooting.md quotes {text!r}, which rlpost says nowhere"
+
+
+def test_troubleshooting_has_every_warning_of_a_run() -> None:
+    text = read(ROOT / "docs" / "troubleshooting.md")
+    assert [name for name in RULES if f"`{name}`" not in text] == []
+
+
 # ---- the README's recipe -------------------------------------------------------------------------------------------
 
 
@@ -191,17 +224,27 @@ def test_the_readme_explains_the_whole_recipe_as_it_stands() -> None:
     assert shown.splitlines() == [line for line in body.splitlines() if line.strip()]
 
 
-# ---- the worked example of data-and-rewards.md ---------------------------------------------------------------------
+# ---- the worked example of your-own-task.md ------------------------------------------------------------------------
+
+
+def write_example(folder: Path) -> None:
+    """The files of docs/your-own-task.md: Python by the name in its first line (without one it goes on), the recipe."""
+    text, file = read(ROOT / "docs" / "your-own-task.md"), folder
+    for body in fences(text, "python"):
+        named = re.match(r"# (\w+\.py)\n", body)
+        file = folder / named[1] if named else file
+        with file.open("a") as out:
+            out.write(body if named else f"\n\n{body}")
+    (recipe,) = fences(text, "yaml")
+    (folder / "my_recipe.yaml").write_text(recipe)
 
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = read(ROOT / "docs" / "data-and-rewards.md")
-    for language, name in (("python", "my_task.py"), ("json", "held_out.jsonl"), ("yaml", "my_recipe.yaml")):
-        (body,) = fences(text, language)
-        (tmp_path / name).write_text(body)
+    write_example(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    runpy.run_path(str(tmp_path / "make_data.py"))
     yield tmp_path
     sys.modules.pop("my_task", None)
 
@@ -210,8 +253,8 @@ def test_the_example_passes_check_with_its_own_data(example: Path) -> None:
     from rlpost.preflight.checks import check
 
     report = str(check(load_config(["recipe=my_recipe.yaml"])))
-    assert "data.train: 2,000 rows from my_task.sums" in report
-    assert "data.eval: 2 rows from held_out.jsonl" in report
+    assert "data.train: 629 rows from train.jsonl" in report
+    assert "data.eval: 100 rows from held_out.jsonl" in report
     assert "not checked" not in report
 
 

@@ -79,6 +79,7 @@ def test_pins_lie_within_the_ranges_of_setup_py(device: str) -> None:
         *extras[device],
         *extras["dashboard"],
         *extras["tensorboard"],
+        *extras["docs"],
         *extras["dev"],
     ]
     pins = read_pins(device)

@@ -166,6 +166,22 @@ def reward_kl(batches: Sequence[TrainBatch], groups: Sequence[Group]) -> list[np
     return sums
 
 
+def response_logprobs(batches: Sequence[TrainBatch], groups: Sequence[Group]) -> list[list[np.ndarray | None]]:
+    """``old_logprobs`` of each scored sample's response, taken out of the packed rows again: f32[R].
+
+    Rows need ``old_logprobs``. NaN where the policy did not sample the token; None for a sample that was not laid out.
+    """
+    taken: list[list[np.ndarray | None]] = [[None] * len(group.scored) for group in groups]
+    for batch, part in zip(batches, split_parts(groups, len(batches)), strict=True):
+        for row in batch.rows:
+            assert row.old_logprobs is not None, "the trainer has not scored this row"
+            old = np.where(row.loss_mask, np.asarray(row.old_logprobs, np.float32), np.float32(np.nan))
+            for number in np.unique(row.sequence_ids[row.sequence_ids >= 0]).tolist():
+                g, i = part[number]
+                taken[g][i] = old[row.sequence_ids == number][len(groups[g].prompt.token_ids) :]
+    return taken
+
+
 def _group_tokens(group: Group, places: Sequence[Place]) -> int:
     scored = group.scored
     return sum(len(group.prompt.token_ids) + scored[i].num_tokens for _, i in places)

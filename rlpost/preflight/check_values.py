@@ -78,6 +78,16 @@ RANGES: dict[str, tuple[float, bool, float | None]] = {
     "eval.temperature": (0, True, None),
     "eval.top_p": (0, False, 1),
     "eval.max_response_tokens": (1, True, None),
+    "cluster.num_workers": (1, True, None),
+    "cluster.cpus_per_worker": (1, True, None),
+    "cluster.exchange_s": (0, False, None),
+    "cluster.reserve_share": (0, True, None),
+    "cluster.start_timeout_s": (0, False, None),
+    "cluster.abort_timeout_s": (0, False, None),
+    "cluster.heartbeat_s": (0, False, None),
+    "cluster.hang_s": (0, False, None),
+    "cluster.max_recoveries": (0, True, None),
+    "cluster.object_store_bytes": (80 << 20, True, None),  # Ray takes no less
     "checkpoint.every": (-1, True, None),
     "checkpoint.every_minutes": (0, True, None),
     "checkpoint.keep_last": (1, True, None),
@@ -117,6 +127,9 @@ def check_values(cfg: Config, command: str) -> None:
     check_sampling(cfg)
     check_deterministic(cfg)
     check_update(cfg.train, cfg.rollout)
+    if cfg.logging.trainer_logprobs and not cfg.logging.keep_rollouts:
+        expected = "false without logging.keep_rollouts, whose files would hold them"
+        raise ConfigError(explain("logging.trainer_logprobs", True, expected, "set logging.keep_rollouts=true"))
 
 
 def check_oversample(rollout: RolloutConfig) -> None:
@@ -144,6 +157,21 @@ def check_deterministic(cfg: Config) -> None:
         raise ConfigError(explain("checkpoint.every_minutes", got, expected, "use checkpoint.every"))
 
 
+def check_cluster(cfg: Config) -> None:
+    """Raises ConfigError for workers that cannot be, and for settings of Ray without it."""
+    cluster = cfg.cluster
+    if cluster.kind == "local" and cluster.num_workers > 1:
+        do = "use cluster=ray, or cluster.num_workers=1"
+        raise ConfigError(explain("cluster.num_workers", cluster.num_workers, "1 with cluster=local", do))
+    if cluster.kind == "ray" and cfg.deterministic:
+        do = "which worker answers first is not the same twice; use cluster=local, or deterministic=false"
+        raise ConfigError(explain("deterministic", True, "false with cluster=ray", do))
+    if cluster.hang_s <= 2 * cluster.heartbeat_s:
+        expected = f"> 2 x cluster.heartbeat_s = {2 * cluster.heartbeat_s:g}"
+        do = "a worker must be asked more than once before it counts as hanging"
+        raise ConfigError(explain("cluster.hang_s", cluster.hang_s, expected, do))
+
+
 def check_groups(cfg: Config) -> None:
     size, advantage = cfg.rollout.samples_per_group, cfg.algo.advantage
     if size == 1 and advantage in GROUP_RELATIVE:
@@ -152,9 +180,10 @@ def check_groups(cfg: Config) -> None:
     if size == 1 and cfg.algo.filter == "dynamic_sampling":
         do = "dynamic_sampling would reject every group of one; use 8, or algo.filter=none"
         raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
-    if cfg.rollout.max_in_flight is not None and cfg.rollout.max_in_flight > cfg.engine.max_slots:
+    slots = cfg.engine.max_slots * cfg.num_engines
+    if cfg.rollout.max_in_flight is not None and cfg.rollout.max_in_flight > slots:
         do = "lower it, or raise engine.max_slots"
-        expected = f"<= engine.max_slots = {cfg.engine.max_slots}"
+        expected = f"<= engine.max_slots = {slots}" + (" over all engines" if cfg.num_engines > 1 else "")
         raise ConfigError(explain("rollout.max_in_flight", cfg.rollout.max_in_flight, expected, do))
     if cfg.algo.overlong.buffer_tokens >= cfg.rollout.max_response_tokens:
         expected = f"< rollout.max_response_tokens = {cfg.rollout.max_response_tokens}"

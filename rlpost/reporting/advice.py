@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from rlpost.config import Config
+from rlpost.reporting import thresholds
 from rlpost.reporting.metrics import JsonLines, read_rows
 from rlpost.types import Prompt
 
@@ -99,9 +100,10 @@ class WarningsFile:
     def append(self, step: int, warning: Warning) -> None:
         self._log.append({"step": step, "name": warning.name, "text": warning.text, "wakes": warning.wakes})
 
-    def rewind(self, step: int) -> list[str]:
-        """Forget what came after ``step``, all of it at 0; returns the names that stay."""
-        self._log.cut(lambda row: 0 < step >= row["step"])
+    def rewind(self, step: int | None) -> list[str]:
+        """Forget what came after ``step``; None: a run without a checkpoint starts over, nothing is kept. Returns the
+        names that stay."""
+        self._log.cut(lambda row: step is not None and row["step"] <= step)
         return [row["name"] for row in read_rows(self._path)]
 
     def close(self) -> None:
@@ -144,7 +146,7 @@ def constant_reward(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
 
 def filtered_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     accepted = _middle(last, "rollout/accepted_share")
-    if not facts.has_filter or accepted is None or accepted > 0.2:
+    if not facts.has_filter or accepted is None or accepted > thresholds.ACCEPTED_SHARE:
         return None
     return (
         f"the filter rejected {1 - accepted:.0%} of the groups of the last {WINDOW} steps: most of what is generated "
@@ -155,7 +157,7 @@ def filtered_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
 def equal_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     equal = _middle(last, "reward/equal_groups_share")
     constant = constant_reward(first, last, facts) is not None
-    if constant or equal is None or equal <= 0.8:
+    if constant or equal is None or equal <= thresholds.EQUAL_GROUPS_SHARE:
         return None
     return (
         f"in {equal:.0%} of the groups of the last {WINDOW} steps all answers had the same reward: these groups have "
@@ -165,7 +167,7 @@ def equal_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str
 
 def truncated(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     share = _middle(last, "rollout/truncated_share")
-    if share is None or share <= 0.3:
+    if share is None or share <= thresholds.TRUNCATED_SHARE:
         return None
     return (
         f"{share:.0%} of the answers of the last {WINDOW} steps were cut at {facts.max_response_tokens} tokens, and "
@@ -177,9 +179,9 @@ def truncated(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | 
 def entropy_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     before, now = _middle(first, "loss/entropy"), _middle(last, "loss/entropy")
     reward, best = _middle(last, "reward/mean"), _middle(last, "reward/max")
-    if before is None or now is None or now > before / 10 or reward is None or best is None:
+    if before is None or now is None or now > before / thresholds.ENTROPY_FALL or reward is None or best is None:
         return None
-    if best - reward < 0.1:  # nearly every answer is right: certainty is what was wanted
+    if best - reward < thresholds.MANY_WRONG:  # nearly every answer is right: certainty is what was wanted
         return None
     return (
         f"entropy fell from {before:.3g} to {now:.3g} nats while many answers are still wrong: the policy answers "
@@ -190,7 +192,7 @@ def entropy_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) ->
 
 def length_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     before, now = (_middle(rows, "rollout/length/admitted_mean") for rows in (first, last))
-    if before is None or now is None or now > before / 4:
+    if before is None or now is None or now > before / thresholds.LENGTH_FALL:
         return None
     return (
         f"answers shrank from {before:.0f} to {now:.0f} tokens: the policy may have found that short answers are "
@@ -201,7 +203,9 @@ def length_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
 def growing_mismatch(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     name = "mismatch/lag_0/abs_log_ratio"
     before, now = _middle(first, name), _middle(last, name)
-    if before is None or now is None or now < 5 * before or now < facts.mismatch_stop / 50:
+    if before is None or now is None or now < thresholds.MISMATCH_RISE * before:
+        return None
+    if now < thresholds.MISMATCH_PART_OF_STOP * facts.mismatch_stop:
         return None
     return (
         f"engine and trainer drift apart: their logprobs of the same tokens differ by {now:.2g} nats, {before:.2g} at "
@@ -212,7 +216,7 @@ def growing_mismatch(first: Sequence[Row], last: Sequence[Row], facts: Facts) ->
 
 def idle_tail(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     idle = _middle(last, "rollout/idle_share")
-    if not facts.april or idle is None or idle <= 0.3:
+    if not facts.april or idle is None or idle <= thresholds.IDLE_SHARE:
         return None
     return (
         f"{idle:.0%} of the engine's places stood empty although partial rollouts are on: too few answers are open to "
@@ -222,7 +226,7 @@ def idle_tail(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | 
 
 def failing_rewards(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     failed, judged = (sum(row.get(name, 0) for row in last) for name in ("reward/failed", "loss/sequences"))
-    if len(last) < WINDOW or failed <= 0.1 * (failed + judged):
+    if len(last) < WINDOW or failed <= thresholds.FAILED_REWARDS_SHARE * (failed + judged):
         return None
     return (
         f"{failed:.0f} rewards of the last {WINDOW} steps failed, {failed / (failed + judged):.0%} of all, and their "

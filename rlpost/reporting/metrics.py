@@ -80,11 +80,17 @@ class MetricsWriter:
         for tracker in self._start_trackers():
             tracker.log(step, {name: number for name, number in row.items() if name != "step" and number is not None})
 
-    def log_rollouts(self, step: int, groups: Sequence[Group], advantages: Sequence[np.ndarray] | None) -> None:
+    def log_rollouts(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        advantages: Sequence[np.ndarray] | None,
+        old_logprobs: Sequence[Sequence[np.ndarray | None]] | None = None,
+    ) -> None:
         """Every sample trained in the step as ``rollouts/step-N.parquet``, the first few as a tracker's table."""
         if not self._logging.keep_rollouts and not self._logging.table_rows:
             return
-        rows = rollout_files.to_rows(groups, advantages, self._decode)
+        rows = rollout_files.to_rows(groups, advantages, self._decode, old_logprobs)
         if self._logging.keep_rollouts:
             rollout_files.write(rollout_files.file_of(self.run_dir, step), rows)
         if self._logging.table_rows:

@@ -24,16 +24,21 @@ def file_of(run_dir: Path, step: int) -> Path:
 
 
 def to_rows(
-    groups: Sequence[Group], advantages: Sequence[np.ndarray] | None, decode: Decode | None
+    groups: Sequence[Group],
+    advantages: Sequence[np.ndarray] | None,
+    decode: Decode | None,
+    old_logprobs: Sequence[Sequence[np.ndarray | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """One row per sample, failed ones included.
 
     ``advantages`` are f64[scored samples] per group, as the algorithm returns them; a sample without a reward has None.
+    ``old_logprobs`` are f32[R] per scored sample, where the trainer computed them at the start of the update.
     Tokens are the truth, ``response`` is what ``decode`` makes of them (empty without a tokenizer).
     """
     rows = []
     for number, group in enumerate(groups):
         of_scored = iter(advantages[number].tolist() if advantages is not None else [])
+        old_of_scored = iter(old_logprobs[number] if old_logprobs is not None else [])
         for sample in group.samples:
             trained = sample.reward is not None and advantages is not None
             token_ids = sample.token_ids
@@ -47,6 +52,7 @@ def to_rows(
                     "token_ids": token_ids,
                     "policy_versions": sample.policy_versions,
                     "rollout_logprobs": sample.rollout_logprobs,
+                    "old_logprobs": next(old_of_scored, None) if sample.reward is not None else None,
                     "trainable": sample.trainable,
                     "reward": sample.reward,
                     "reward_parts": json.dumps(dict(sample.reward_parts)),
@@ -74,6 +80,7 @@ def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             "token_ids": pa.list_(pa.int32()),
             "policy_versions": pa.list_(pa.int32()),
             "rollout_logprobs": pa.list_(pa.float32()),
+            "old_logprobs": pa.list_(pa.float32()),  # null unless the trainer computed them (logging.trainer_logprobs)
             "trainable": pa.list_(pa.bool_()),
             "reward": pa.float64(),
             "reward_parts": pa.string(),  # JSON, since every recipe has its own

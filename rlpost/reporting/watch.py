@@ -20,7 +20,7 @@ from rlpost.errors import RunError, explain
 from rlpost.reporting import metrics
 from rlpost.reporting.advice import read_warnings
 from rlpost.reporting.progress import PHASES, RECENT_STEPS, duration, interval, percent
-from rlpost.reporting.run_list import find_state, is_run
+from rlpost.reporting.run_list import find_state, is_locked, is_run
 from rlpost.reporting.status import read_status
 
 if TYPE_CHECKING:
@@ -110,9 +110,18 @@ def watch(run: Path, *, once: bool = False, every_s: float = EVERY_S) -> None:
     from rich.console import Console
     from rich.live import Live
 
+    console = Console(highlight=False)
+    if is_starting(run):
+        console.print(f"{run}  starting: nothing is written yet", markup=False)
+        if once or not console.is_terminal:
+            return
+        try:
+            while is_starting(run):
+                time.sleep(every_s)
+        except KeyboardInterrupt:
+            return
     view = View(run)
     view.look()
-    console = Console(highlight=False)
     if once or not console.is_terminal:
         console.print(draw(view, console.width))
         return
@@ -129,6 +138,12 @@ def watch(run: Path, *, once: bool = False, every_s: float = EVERY_S) -> None:
     console.print(draw(view, console.width))
     if left:
         console.print("the run goes on; nobody watches it now" if view.state == "running" else "")
+
+
+def is_starting(run: Path) -> bool:
+    """Whether a process holds the directory and has not written its configuration yet: libraries are imported, a model
+    is loaded."""
+    return not is_run(run) and is_locked(run / "lock")
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

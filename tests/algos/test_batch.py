@@ -74,6 +74,31 @@ def test_failed_and_empty_samples_are_left_out() -> None:
 
 
 @given(seed=st.integers(0, 999), num_groups=st.integers(1, 9), num_parts=st.integers(1, 5), limit=st.integers(1, 60))
+def test_logprobs_find_the_way_back_to_their_samples(seed, num_groups, num_parts, limit) -> None:
+    """The trainer's logprob of a token is made its rollout logprob minus 1: each response gets its own back."""
+    groups = random_groups(np.random.default_rng(seed), num_groups)
+    values = [np.zeros(3) for _ in groups]
+    batches = batching.build_batches(groups, values, policy_version=7, max_row_tokens=limit, num_parts=num_parts)
+    scored = [
+        replace(b, rows=tuple(replace(row, old_logprobs=row.rollout_logprobs - 1) for row in b.rows)) for b in batches
+    ]
+    for of_group, old_of_group in zip(groups, batching.response_logprobs(scored, groups), strict=True):
+        for answer, old in zip(of_group.scored, old_of_group, strict=True):
+            assert old.dtype == np.float32
+            np.testing.assert_allclose(old, answer.rollout_logprobs - 1, rtol=1e-6)
+
+
+def test_logprobs_of_what_was_not_trained() -> None:
+    blocked, mixed = sample(1.0, segment(2, trainable=False)), sample(0.0, segment(2), segment(1, trainable=False))
+    groups = [group(sample(None, segment(3), failure="reward_error"), mixed, blocked)]
+    (batch,) = batching.build_batches(groups, [np.zeros(2)], policy_version=0, max_row_tokens=64)
+    scored = replace(batch, rows=tuple(replace(r, old_logprobs=np.full(len(r.token_ids), -2.0)) for r in batch.rows))
+    ((first, second),) = batching.response_logprobs([scored], groups)
+    np.testing.assert_array_equal(first, [-2.0, -2.0, np.nan])
+    assert second is None
+
+
+@given(seed=st.integers(0, 999), num_groups=st.integers(1, 9), num_parts=st.integers(1, 5), limit=st.integers(1, 60))
 def test_parts_are_disjoint_and_keep_groups_whole_and_every_token(seed, num_groups, num_parts, limit) -> None:
     groups = random_groups(np.random.default_rng(seed), num_groups)
     parts = batching.split_parts(groups, num_parts)

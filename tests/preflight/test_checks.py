@@ -195,6 +195,11 @@ def test_top_p_and_top_k_need_the_correction_off(cfg, key, value):
     check(cfg)
 
 
+def test_the_trainers_logprobs_need_a_file_to_be_in(cfg):
+    keys = {"logging__trainer_logprobs": True, "logging__keep_rollouts": False}
+    fails(cfg, ConfigError, "logging.trainer_logprobs", "logging.keep_rollouts=true", **keys)
+
+
 def test_zero_stages_and_offload(cfg):
     fails(cfg, ConfigError, "got 0", "expected 1, 2 or 3", "bfloat16", "gradient norm", train__zero_stage=0)
     fails(cfg, ConfigError, "got 4", train__zero_stage=4)

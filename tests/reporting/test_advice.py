@@ -118,7 +118,11 @@ def test_what_was_said_is_not_said_again_after_a_resume(tmp_path: Path):
     resumed.recall([{"step": 0, "eval/accuracy": 0.5}, *rows[:4]], names)
     assert resumed.look(later) == []
     fresh = Adviser(FACTS)
-    fresh.recall(rows[:4], WarningsFile(tmp_path).rewind(0))
+    file = WarningsFile(tmp_path)
+    file.append(0, Warning("shared_prompts", "x", wakes=False))
+    file.close()
+    assert WarningsFile(tmp_path).rewind(0) == ["shared_prompts"], "a checkpoint of step 0 knows what came before it"
+    fresh.recall(rows[:4], WarningsFile(tmp_path).rewind(None))
     assert [w.name for w in fresh.look(later)] == ["truncated"], "a run that begins again says it again"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from rlpost.errors import RunError
 from rlpost.reporting import rollout_files
-from rlpost.reporting.watch import View, draw, printable, sparkline
+from rlpost.reporting.watch import View, draw, printable, sparkline, watch
 from rlpost.types import Group, Prompt, Sample, Segment
 
 
@@ -127,6 +129,33 @@ def test_what_has_changed_is_read_again(run: Path) -> None:
 def test_a_folder_without_a_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="watch: got"):
         View(tmp_path)
+
+
+def test_a_run_that_starts_just_now_is_no_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its process holds the directory and still imports libraries: nothing but the lock is there."""
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        watch(tmp_path, once=True)
+        assert f"{tmp_path}  starting" in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(RunError, match="watch: got"):  # it died before it wrote anything
+        watch(tmp_path, once=True)
+
+
+def test_watch_waits_until_the_run_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Console, "is_terminal", True)
+    lock = (tmp_path / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def begin() -> None:
+        (tmp_path / "config.yaml").write_text("steps: 12\n")
+        lock.close()
+
+    timer = threading.Timer(0.3, begin)
+    timer.start()
+    started = time.monotonic()
+    watch(tmp_path, every_s=0.02)
+    assert 0.25 < time.monotonic() - started < 10
+    timer.join()
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlpost import __version__
 from rlpost.errors import RunError, explain
-from rlpost.reporting import metric_names
+from rlpost.reporting import metric_names, thresholds
 from rlpost.reporting.report import lengths, tokens
 from rlpost.reporting.report.blocks import Blocks, encode
 from rlpost.reporting.report.experiments import differences, flatten, group_seeds, name_experiments
@@ -94,9 +94,8 @@ def _overview(run: RunFiles) -> dict[str, Any]:
         "summary": {k: v for k, v in (run.summary or {}).items() if k != "evaluations"} if run.summary else None,
         "planned_steps": run.config.get("steps"),
         "slots": rollout.get("max_in_flight") or engine.get("max_slots"),
-        "max_staleness": rollout.get("max_staleness"),
         "max_response_tokens": rollout.get("max_response_tokens"),
-        "dtype": run.config.get("model", {}).get("dtype"),
+        "borders": thresholds.borders(run.config),
         "warnings": run.warnings,
         "lengths": {"admitted": trained, **lengths.of_timeline(run.timeline)},
         "config": flatten(run.config),
@@ -115,6 +114,7 @@ def _compare(runs: Sequence[RunFiles], overview: Sequence[Mapping[str, Any]]) ->
         "differences": differences(configs) if len(runs) > 1 else {},
         "metrics": _describe_metrics(names),
         "logprob_levels": tokens.logprob_levels(),
+        "difference_levels": tokens.difference_levels(),
         "logprob_first": tokens.FIRST,
     }
 
@@ -146,6 +146,7 @@ def _describe_rollouts(rollouts: Rollouts, blocks: Blocks) -> dict[str, Any]:
         "total": rollouts.num_rollouts,
         "shown": rollouts.num_shown,
         "tokens_shown": rollouts.tokens_shown,
+        "differences_shown": rollouts.differences_shown,
         "index": blocks.add({"columns": rollouts.index, "groups": rollouts.groups}),
     }
 

@@ -32,6 +32,7 @@ COLUMNS = [
     *("uid", "index", "prompt", "response", "token_ids", "policy_versions", "rollout_logprobs", "reward"),
     *("reward_parts", "finish_reason", "failure", "advantage"),
 ]
+OPTIONAL = ["old_logprobs"]  # files of earlier versions have none
 INDEX = (
     *("step", "group", "index", "reward", "advantage", "length", "oldest", "newest", "span", "finish", "failure"),
     *("block", "position"),  # where its text is: the block, and the group's place in it
@@ -46,6 +47,7 @@ class Rollouts:
     groups: list[str] = field(default_factory=list)
     num_rollouts: int = 0  # in the files
     tokens_shown: bool = False  # whether single tokens can be told apart in the text
+    differences_shown: bool = False  # whether the trainer's logprobs are known of any of them
 
     @property
     def num_shown(self) -> int:
@@ -84,6 +86,7 @@ def pack_rollouts(run: Path, blocks: Blocks, max_bytes: int) -> Rollouts:
         room -= len(blocks.texts[number]) + INDEX_BYTES * sum(len(rows) for _, rows in chunk)
         for position, (step, rows) in enumerate(chunk):
             _index_group(rollouts, step, rows, (number, position))
+            rollouts.differences_shown |= any(row.get("old_logprobs") is not None for row in rows)
     return rollouts
 
 
@@ -142,7 +145,8 @@ def _read_groups(places: Sequence[_Place]) -> Iterator[tuple[int, list[Row]]]:
     import pyarrow.parquet as parquet
 
     for file, members in groupby(places, key=lambda place: place.file):
-        table = parquet.read_table(file, columns=COLUMNS)
+        names = parquet.read_schema(file).names
+        table = parquet.read_table(file, columns=[*COLUMNS, *(name for name in OPTIONAL if name in names)])
         for place in members:
             yield place.step, table.slice(place.start, place.num_rows).to_pylist()
 
@@ -166,11 +170,13 @@ def _pack_group(rows: Sequence[Row], decode: Decode | None) -> dict[str, Any]:
 
 def _pack_sample(row: Row, decode: Decode | None) -> dict[str, Any]:
     """``pieces``: characters of each token. ``versions``: [policy version, tokens] one after the other."""
+    rollout, old = np.asarray(row["rollout_logprobs"], np.float64), row.get("old_logprobs")
     pieces = [decode(token) for token in row["token_ids"]] if decode is not None else None
     return {
         "text": row["response"],
         "pieces": tokens.piece_lengths(row["response"], pieces) if pieces is not None else None,
-        "logprobs": tokens.encode_logprobs(np.asarray(row["rollout_logprobs"])),
+        "logprobs": tokens.encode_logprobs(rollout),
+        "differences": tokens.encode_differences(np.asarray(old, np.float64) - rollout) if old is not None else None,
         "versions": [[version, sum(1 for _ in run)] for version, run in groupby(row["policy_versions"])],
         "parts": _finite_parts(row["reward_parts"]),
         "failure": row["failure"] and row["failure"][:MAX_FAILURE_CHARACTERS],

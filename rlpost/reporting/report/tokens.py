@@ -21,6 +21,9 @@ REPLACEMENT = "\ufffd"  # what a decoder writes for a part of a character
 
 # A logprob is kept as one printable character: 90 levels, from 0 on ever wider, each within 4 % of the value.
 FIRST, LEVELS, SMALLEST, LARGEST = ord("#"), 90, 0.01, 20.0
+# A difference of two logprobs has a sign: 44 levels on each side of 0, each within 13 % of the value.
+SIDE, SMALLEST_DIFFERENCE = 44, 0.001
+_STEP = math.log(LARGEST / SMALLEST_DIFFERENCE) / (SIDE - 1)
 _GROWTH = (LARGEST / SMALLEST) ** (1 / (LEVELS - 2))
 
 
@@ -75,6 +78,23 @@ def encode_logprobs(logprobs: np.ndarray) -> str:
         levels = np.where(size < SMALLEST / 2, 0, 1 + np.round(np.log(size / SMALLEST) / math.log(_GROWTH)))
     levels = np.nan_to_num(np.clip(levels, 0, LEVELS - 1)).astype(int)
     return "".join(chr(FIRST + level) if ok else "!" for level, ok in zip(levels, np.isfinite(values), strict=True))
+
+
+def encode_differences(differences: np.ndarray) -> str:
+    """Signed, one character a token; ``!`` stands for a value that is no finite number."""
+    values = np.asarray(differences, np.float64)
+    size = np.clip(np.abs(values), 0.0, LARGEST)
+    with np.errstate(divide="ignore"):
+        levels = np.where(size < SMALLEST_DIFFERENCE / 2, 0, 1 + np.round(np.log(size / SMALLEST_DIFFERENCE) / _STEP))
+    levels = np.sign(np.nan_to_num(values)) * np.nan_to_num(np.clip(levels, 0, SIDE))
+    shown = (levels + SIDE).astype(int)
+    return "".join(chr(FIRST + level) if ok else "!" for level, ok in zip(shown, np.isfinite(values), strict=True))
+
+
+def difference_levels() -> list[float]:
+    """What each of the 89 characters stands for, in nats: 44 below 0, 0, 44 above."""
+    above = [round(SMALLEST_DIFFERENCE * math.exp(_STEP * n), 5) for n in range(SIDE)]
+    return [*(-value for value in reversed(above)), 0.0, *above]
 
 
 def logprob_levels() -> list[float]:

@@ -1,5 +1,6 @@
-"""The pictures of docs/report.md, from a run's directory:  python -m tests.reporting.report.pictures RUN_DIR
+"""The documentation's pictures of reports:  python -m tests.reporting.report.pictures RUN_DIR [OTHER_RUN_DIR]
 
+One run makes report.png and report-answers.png, a second one compare.png, too.
 Written to docs/pictures/ in 256 colours, so that they stay small. Look at them before they are committed.
 """
 
@@ -26,7 +27,8 @@ LIVES = """(() => { const top = document.querySelector('#rollouts').getBoundingC
     return [top, gantt + 360]; })()"""
 
 
-def main(run: Path) -> None:
+def main(run: Path, other: Path | None = None) -> None:
+    names = ["report.png", "report-answers.png"]
     with tempfile.TemporaryDirectory() as folder, Chromium() as browser:
         page = write_report([run], Path(folder) / "report.html").path
         browser.view(WIDTH, 830)
@@ -40,11 +42,18 @@ def main(run: Path) -> None:
         browser.run("document.querySelector('#rollouts .rows').style.maxHeight = '420px'")
         top, bottom = browser.run(LIVES)
         browser.picture(FOLDER / "report-answers.png", clip=(0, top - 16, WIDTH, bottom - top + 16))
-    for name in ("report.png", "report-answers.png"):
+        if other is not None:
+            names.append("compare.png")
+            page = write_report([run, other], Path(folder) / "compare.html").path
+            browser.view(WIDTH, 900)
+            browser.open(page)
+            time.sleep(0.5)
+            browser.picture(FOLDER / "compare.png")
+    for name in names:
         picture = Image.open(FOLDER / name).convert("RGB").quantize(256, dither=Image.Dither.NONE)
         picture.save(FOLDER / name, optimize=True)
         print(FOLDER / name, (FOLDER / name).stat().st_size // 1000, "kB")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

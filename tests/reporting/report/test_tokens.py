@@ -49,6 +49,18 @@ def test_logprobs_come_back_within_four_per_cent() -> None:
     assert len(tokens.logprob_levels()) == tokens.LEVELS
 
 
+def test_differences_keep_their_sign_and_come_back_within_thirteen_per_cent() -> None:
+    sizes = np.geomspace(0.001, 20, 500)
+    levels = tokens.difference_levels()
+    assert len(levels) == 2 * tokens.SIDE + 1 and levels == sorted(levels) and levels[tokens.SIDE] == 0
+    for values in (sizes, -sizes):
+        shown = [levels[ord(c) - tokens.FIRST] for c in tokens.encode_differences(values)]
+        assert np.abs(np.array(shown) / values - 1).max() < 0.13
+    middle, *ends = tokens.encode_differences(np.array([3e-7, -1e9, 1e9]))
+    assert [levels[ord(c) - tokens.FIRST] for c in (middle, *ends)] == [0, levels[0], levels[-1]]
+    assert tokens.encode_differences(np.array([np.nan, np.inf])) == "!!"
+
+
 def test_the_tokenizer_is_the_models_or_the_newest_checkpoints(tmp_path: Path) -> None:
     assert tokens.find_tokenizer(tmp_path) is None
     for name in ("checkpoints/step-000002/model_files", "checkpoints/step-000010/model_files"):

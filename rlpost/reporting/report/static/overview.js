@@ -1,32 +1,19 @@
 // The first screen: what was run, did it learn, was the engine busy, is it healthy, where did the time go.
 
-// What is watched, with the border beyond which a look pays (docs/metrics.md); null: no border of its own.
+// What is watched. The border beyond which a look pays is the run's own (rlpost/reporting/thresholds.py), if there is one.
 const HEALTH = [
-  { title: 'Entropy', names: ['loss/entropy'], unit: 'nats', border: null, trend: true },
-  { title: 'KL from the step’s start', names: ['loss/approx_kl'], unit: 'nats', border: 0.05, say: 'big steps' },
-  {
-    title: 'Clipped',
-    names: ['loss/clip_low_share', 'loss/clip_high_share'],
-    unit: 'share',
-    border: 0.1,
-    say: 'big steps',
-  },
-  {
-    title: 'Mismatch with the engine',
-    names: ['mismatch/lag_0/abs_log_ratio'],
-    unit: 'nats',
-    border: run => (run.dtype === 'float32' ? 1e-4 : 0.05),
-    say: 'they disagree',
-  },
+  { title: 'Entropy', names: ['loss/entropy'], unit: 'nats', trend: true },
+  { title: 'KL from the step’s start', names: ['loss/approx_kl'], unit: 'nats', say: 'big steps' },
+  { title: 'Clipped', names: ['loss/clip_low_share', 'loss/clip_high_share'], unit: 'share', say: 'big steps' },
+  { title: 'Mismatch with the engine', names: ['mismatch/lag_0/abs_log_ratio'], unit: 'nats', say: 'they disagree' },
   {
     title: 'Staleness (groups’ age)',
     names: ['rollout/buffer_age', 'rollout/buffer_age_max'],
     unit: 'steps',
-    border: run => run.max_staleness,
     say: 'too old',
     inclusive: true,
   },
-  { title: 'Gradient norm', names: ['loss/grad_norm'], unit: '', border: null },
+  { title: 'Gradient norm', names: ['loss/grad_norm'], unit: '' },
 ];
 const LEARNING = [
   ['accuracy', 'Accuracy', 'eval/accuracy', 'evals', 'share'],
@@ -423,7 +410,7 @@ function health(report) {
       { class: 'small-charts' },
       HEALTH.map(watch => {
         const run = report.runs[0];
-        const border = typeof watch.border === 'function' ? watch.border(run) : watch.border;
+        const border = run.borders[watch.names[0]];
         const worst = report.runs.flatMap(r => watch.names.map(name => last(r.steps[name]))).filter(v => v != null);
         const beyond = v => border != null && (watch.inclusive ? v > border : v >= border);
         const bad = worst.some(beyond);

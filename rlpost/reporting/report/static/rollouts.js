@@ -1,7 +1,7 @@
 // The browser of rollouts: filters, a list, one group's answers side by side with coloured tokens.
 
 const PAGE_ROWS = 25;
-const LOGPROBS = { first: 0, values: [] }; // what each character stands for; filled at the start
+const LOGPROBS = { first: 0, values: [], differences: [] }; // what each character stands for; filled at the start
 
 async function rolloutBrowser(run) {
   const data = run.rollouts;
@@ -270,6 +270,7 @@ async function openGroup(state, row) {
   const colourings = [
     ['version', 'policy version'],
     ['logprob', 'logprob'],
+    ...(state.run.rollouts.differences_shown ? [['difference', 'trainer − engine']] : []),
     ['none', 'none'],
   ];
   const cards = el(
@@ -320,6 +321,16 @@ function tokenLegend(state, rows) {
           { class: 'token', style: { background: logprobTint(-nats) } },
           percent(Math.exp(-nats), nats > 4 ? 2 : 0),
         ),
+      ),
+    );
+  }
+  if (state.colouring === 'difference') {
+    return el(
+      'p',
+      { class: 'note' },
+      'Logprob of the policy at the start of the update minus that of sampling, in nats: ',
+      [-2, -0.5, -0.1, 0, 0.1, 0.5, 2].map(nats =>
+        el('span', { class: 'token', style: { background: differenceTint(nats) } }, signed(nats)),
       ),
     );
   }
@@ -374,6 +385,22 @@ function logprobTint(logprob) {
   return `color-mix(in srgb, var(--hue-1) ${Math.round(90 * (1 - Math.exp(logprob / 2)))}%, transparent)`;
 }
 
+// Blue: the trainer finds the token less likely than it was when sampled; orange: more likely.
+function differenceTint(nats) {
+  const share = Math.round(90 * (1 - Math.exp(-Math.abs(nats) / 0.5)));
+  return `color-mix(in srgb, var(--hue-${nats < 0 ? 0 : 1}) ${share}%, transparent)`;
+}
+
+function signed(nats) {
+  return `${nats > 0 ? '+' : ''}${number(nats, 2)}`;
+}
+
+// What a character of `text` stands for; null where there is none, or where the value was not finite.
+function decoded(text, t, values) {
+  const level = text ? text.charCodeAt(t) - LOGPROBS.first : -1;
+  return level >= 0 ? values[level] : null;
+}
+
 // Spans of text, one a token, or one a stretch of the same version.
 function tokens(state, sample) {
   const characters = Array.from(sample.text);
@@ -384,20 +411,15 @@ function tokens(state, sample) {
   sample.pieces.forEach((length, t) => {
     const text = characters.slice(at, at + length).join('');
     at += length;
-    const level = sample.logprobs.charCodeAt(t) - LOGPROBS.first,
-      logprob = level >= 0 ? LOGPROBS.values[level] : null;
+    const logprob = decoded(sample.logprobs, t, LOGPROBS.values),
+      difference = decoded(sample.differences, t, LOGPROBS.differences);
     const seen = text === '' ? '·' : visible(text).replace(/\n/g, '↵\n');
-    const title = `logprob ≈ ${logprob == null ? 'not finite' : number(logprob, 2)}${logprob == null ? '' : ` (${percent(Math.exp(logprob), 1)})`}, policy version ${versionAt[t]}`;
+    const title = `logprob ≈ ${logprob == null ? 'not finite' : number(logprob, 2)}${logprob == null ? '' : ` (${percent(Math.exp(logprob), 1)})`}, policy version ${versionAt[t]}${difference == null ? '' : `, trainer − engine ≈ ${signed(difference)} nats`}`;
     const shared = { title, class: state.colouring === 'version' ? `token tint-${versionHue(versionAt[t])}` : 'token' };
-    spans.push(
-      el(
-        'span',
-        state.colouring === 'logprob'
-          ? { ...shared, style: { background: logprob == null ? 'none' : logprobTint(logprob) } }
-          : shared,
-        seen,
-      ),
-    );
+    const shown = { logprob, difference }[state.colouring];
+    const tint = state.colouring === 'logprob' ? logprobTint : differenceTint;
+    const paint = shown === undefined ? {} : { style: { background: shown === null ? 'none' : tint(shown) } };
+    spans.push(el('span', { ...shared, ...paint }, seen));
   });
   return spans;
 }

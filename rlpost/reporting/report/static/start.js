@@ -36,7 +36,11 @@ async function start() {
     return;
   }
   const report = await inflate('overview');
-  Object.assign(LOGPROBS, { first: report.logprob_first, values: report.logprob_levels });
+  Object.assign(LOGPROBS, {
+    first: report.logprob_first,
+    values: report.logprob_levels,
+    differences: report.difference_levels,
+  });
   const top = oneRun(report, 0, run => overview(report, run));
   const below = oneRun(report, 0, run => [lengths(run), rewards(report, run)]);
   const browser = oneRun(report, 0, run => rolloutBrowser(run));
