@@ -55,19 +55,22 @@ def train(cfg: Config) -> dict[str, Any]:
     Where workers were lost and the state of the last finished step with them, the run begins another life from its
     last checkpoint, as a killed one would.
     """
+    run: run_dir.RunDir | None = None
     reached = 0
     while True:
         session = open_session(cfg)
         try:
-            run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
+            if run is None:
+                run = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
             with Progress(cfg.logging.progress) as progress:
                 with StopRequest(cfg.checkpoint.stop_deadline_s, progress.stopping) as stop:
                     trainer = Trainer(session, run, progress, stop, reached=reached)
                     return trainer.run()
         except ShardsLost as lost:
+            assert run is not None
             reached = trainer.step
             print(f"{lost}; the run goes back to its last checkpoint", flush=True)
-            cfg = replace(cfg, resume="auto")
+            run = run_dir.next_life(run)
         finally:
             session.close()
 
@@ -497,10 +500,10 @@ class Trainer:
             with self.device.training():
                 self.state.load_trainer(found, self.worker.trainer)
             self.progress.message(f"resumed after step {self.step} from {found.path}")
-            if self._reached > self.step:
-                self.progress.message(f"steps that were finished and are made again: {self._reached - self.step}")
         else:
             self.state.load_trainer(None, self.worker.trainer)
+        if self._reached > self.step:
+            self.progress.message(f"steps that were finished and are made again: {self._reached - self.step}")
         since = self.step if found is not None else None
         time_s = self.metrics.rewind(since, evaluated_step=self.history.evaluated_step)
         self.timeline.rewind(time_s)

@@ -38,6 +38,7 @@ from rlpost.startup import WorkerSettings
 
 _POLL_S = 0.5  # how long one wait for answers lasts before the caller's beat
 _BLAME_S = 15.0  # after a rank's collective call failed: how long its peer's death may take to be known
+_CONNECT_S = 10.0
 _CLOSE_S = 20.0  # a worker that takes longer to end is killed
 
 
@@ -49,8 +50,8 @@ class _Actor(ClusterWorker):
         return super().ping()
 
     @ray.method(concurrency_group="health")
-    def halt(self) -> None:  # type: ignore[override]
-        super().halt()
+    def halt(self, number: int) -> None:  # type: ignore[override]
+        super().halt(number)
 
     @staticmethod
     def address() -> str:
@@ -94,8 +95,11 @@ class RayCluster:
             )
             return
         try:
+            host, _, port = str(cfg.address).rpartition(":")
+            if port.isdigit():  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
             ray.init(address=cfg.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             do = "start it (`ray start --head`), or leave it unset for a private one"
             raise RunError(
                 explain("cluster.address", f"{cfg.address} ({error})", "a running Ray cluster", do)
@@ -156,7 +160,7 @@ class Actors:
         self._nodes: list[str] = []
         self._lost: dict[int, str] = {}
         self._pulses: dict[int, Pulse] = {}
-        self._doing = "start"
+        self.doing = "start"  # what the workers were last told to do
         self._listening = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -164,7 +168,7 @@ class Actors:
 
     def start(self) -> None:
         """Fresh processes for all ranks. Raises WorkerLost where one dies, RunError where they take too long."""
-        self._lost, self._pulses, self._doing = {}, {}, "start"
+        self._lost, self._pulses, self.doing = {}, {}, "start"
         self._logs.mkdir(parents=True, exist_ok=True)
         cpus = _cpus(self._settings)
         gpus = int(self._settings.runtime.device != "cpu")
@@ -240,7 +244,7 @@ class Actors:
         ranks = range(self.world) if only is None else only
         if self._lost:
             raise WorkerLost("; ".join(self._lost.values()))
-        self._doing = method
+        self.doing = method
         refs = {}
         for rank in ranks:
             own = per_rank[rank] if per_rank is not None else arguments
@@ -279,7 +283,7 @@ class Actors:
     def lose(self, rank: int) -> str:
         """Note that a worker is lost; returns what happened to it."""
         if rank not in self._lost:
-            self._lost[rank] = f"{self.name(rank)} died in phase {self._doing!r} (its output: {self.log(rank)})"
+            self._lost[rank] = f"{self.name(rank)} died in phase {self.doing!r} (its output: {self.log(rank)})"
         return self._lost[rank]
 
     @property

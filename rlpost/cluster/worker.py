@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class ClusterWorker:
         if log is not None and log.parent.is_dir():
             _print_to(log)
         self.rank, self.world, self._settings, self._kept = rank, cfg.cluster.num_workers, settings, kept
-        self._halted = threading.Event()
+        self._halted = self._stopped = 0  # numbers of the last order to halt, and of the last stop made
         self._watchdog = Watchdog(cfg.watchdog_s)
         self._watchdog.rest()
         self._store: Any = None
@@ -104,9 +103,12 @@ class ClusterWorker:
     def ping(self) -> Pulse:
         return Pulse(phase=self._watchdog.phase, silent_s=self._watchdog.silent_s)
 
-    def halt(self) -> None:
-        """End the exchange under way, and those that wait, at once; :meth:`stop` is next."""
-        self._halted.set()
+    def halt(self, number: int) -> None:
+        """End the exchange under way, and those that wait, at once: the :meth:`stop` of this number is next.
+
+        It may arrive after that stop, as calls beside one another do; then there is nothing to end.
+        """
+        self._halted = max(self._halted, number)
 
     # ---- generation -----------------------------------------------------------------------------------------
 
@@ -114,10 +116,10 @@ class ClusterWorker:
         with self._phase("generate"):
             return self._replica.run(exchange)
 
-    def stop(self) -> Report:
+    def stop(self, number: int) -> Report:
         with self._phase("stop"):
             report = self._replica.stop()
-            self._halted.clear()
+            self._stopped = number
             return report
 
     # ---- whose turn -----------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ class ClusterWorker:
 
     def _is_halted(self) -> bool:
         self._watchdog.beat()
-        return self._halted.is_set()
+        return self._halted > self._stopped
 
 
 def _print_to(log: Path) -> None:

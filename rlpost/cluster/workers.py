@@ -64,10 +64,13 @@ class ClusterWorkers:
     def recover(self, step: int) -> None:
         turn = self.device.turn
         self._actors.kill_all()
+        gone = f"the trainer's state after step {step} is gone with the lost workers"
+        if self._kept != step:
+            raise ShardsLost(gone)
         self._actors.start()
         self._renew()
-        if self._kept != step or any(step not in kept for kept in self._actors.call("kept_steps")):
-            raise ShardsLost(f"the trainer's state after step {step} is gone with the lost workers")
+        if any(step not in kept for kept in self._actors.call("kept_steps")):
+            raise ShardsLost(gone)
         self._actors.call("load_kept", step)
         if turn == "trainer":
             with self.device.training():
@@ -126,8 +129,10 @@ class RayReplicas:
         self.slots: Sequence[int] = [slots] * actors.world
         self._under_way: list[deque[Any]] = [deque() for _ in self.slots]  # answers to come, in order
         self._timeout_s = actors.abort_timeout_s
+        self._num_stops = 0
 
     def send(self, replica: int, exchange: Exchange) -> None:
+        self._actors.doing = "generate"
         self._under_way[replica].append(self._actors.handles[replica].exchange.remote(exchange))
 
     def wait(self) -> Sequence[Report | Loss]:
@@ -135,10 +140,11 @@ class RayReplicas:
         return [self._take(heads[ref]) for ref in self._actors.wait(list(heads))]
 
     def stop(self, replicas: Sequence[int]) -> Sequence[Report | Loss]:
+        self._num_stops += 1
         for n in replicas:
             handle = self._actors.handles[n]
-            handle.halt.remote()
-            self._under_way[n].append(handle.stop.remote())
+            handle.halt.remote(self._num_stops)
+            self._under_way[n].append(handle.stop.remote(self._num_stops))
         deadline = time.monotonic() + self._timeout_s
         reports: list[Report | Loss] = []
         while waiting := {answers[0]: n for n, answers in enumerate(self._under_way) if answers}:

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,6 +65,13 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
     elif named is not None:
         notes.append(f"beginning at {named}")
     return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if begun else named)
+
+
+def next_life(run: RunDir) -> RunDir:
+    """The same directory, still locked, for a run that begins again in this process from its newest checkpoint (from
+    where it began, while it has none)."""
+    begun = bool(checkpoint.all_checkpoints(run.path / checkpoint.FOLDER))
+    return replace(run, note="", start_from=None if begun else run.start_from)
 
 
 def note_going_back(path: Path, to: Path) -> None:

@@ -127,6 +127,7 @@ def check_values(cfg: Config, command: str) -> None:
     check_sampling(cfg)
     check_deterministic(cfg)
     check_update(cfg.train, cfg.rollout)
+    check_cluster(cfg)
     if cfg.logging.trainer_logprobs and not cfg.logging.keep_rollouts:
         expected = "false without logging.keep_rollouts, whose files would hold them"
         raise ConfigError(explain("logging.trainer_logprobs", True, expected, "set logging.keep_rollouts=true"))

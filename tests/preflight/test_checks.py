@@ -215,10 +215,20 @@ def test_unknown_parts(cfg, key):
     fails(cfg, ConfigError, f"algo.{key}", **{f"algo__{key}": "nosuch"})
 
 
-def test_there_is_one_engine_and_one_kind_of_cluster(cfg):
+def test_there_is_one_engine(cfg):
     fails(cfg, ConfigError, "engine.kind", "one of vllm", engine__kind="simulated")
-    cfg.engine.kind = "vllm"
-    fails(cfg, ConfigError, "cluster.kind", "one of local", cluster__kind="ray")
+
+
+def test_what_a_cluster_cannot_be(cfg):
+    fails(cfg, ConfigError, "cluster.kind", "one of local, ray", cluster__kind="slurm")
+    cfg.cluster.kind = "local"
+    fails(cfg, ConfigError, "cluster.num_workers", "use cluster=ray", cluster__num_workers=2)
+    cfg.cluster.kind = "ray"
+    fails(cfg, ConfigError, "deterministic", "cluster=local", deterministic=True)
+    cfg.deterministic = False
+    fails(cfg, ConfigError, "cluster.hang_s", "heartbeat_s", cluster__hang_s=4.0)
+    cfg.cluster.hang_s = 60.0
+    fails(cfg, ConfigError, "rollout.max_in_flight", "over all engines", rollout__max_in_flight=1000)
 
 
 def test_context_and_responses(cfg):
