@@ -174,6 +174,11 @@ class RolloutConfig:
         2.0,
         "Groups that may be open or admitted in a step, over N; >= 1.0 and <= max_staleness + 1. 1.0 is synchronous.",
     )
+    adaptive_oversample: bool = opt(
+        False,
+        "Choose the ratio anew in each step, up to max_staleness + 1, from the measured lengths, so that all slots stay taken; "
+        "oversample is where it starts.",
+    )
     max_staleness: int = opt(4, "S: how many policy versions older than the trained one a token may be, >= 0.")
     on_stale: str = opt(
         "schedule",

@@ -22,6 +22,7 @@ COLORS = {
     "published": "#6f9bd1",
     "published, slots by group": "#b3cbe8",
     "ours": "#2f855a",
+    "ours, adaptive": "#68b38a",
 }
 
 

@@ -24,16 +24,17 @@ from rlpost.bench.engines import ForcedLengths, gpu_cost, simulated_engine
 from rlpost.bench.lengths import make_lengths
 from rlpost.bench.plot import write_plot
 from rlpost.bench.published import run_published
-from rlpost.bench.strategies import OURS, SATURATED, SYNCHRONOUS, Workload
+from rlpost.bench.strategies import ADAPTIVE, OURS, SATURATED, SYNCHRONOUS, Workload
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
 from rlpost.rollout.collect import CollectSettings
 from rlpost.rollout.engine import Engine, SamplingSettings
+from rlpost.rollout.oversampling import OversampleController
 from rlpost.rollout.replay import RunRecord, fit_cost
 from rlpost.types import Prompt
 
 PUBLISHED, PUBLISHED_BY_GROUP = "published", "published, slots by group"
-STRATEGIES = (SATURATED, SYNCHRONOUS, PUBLISHED, PUBLISHED_BY_GROUP, OURS)
+STRATEGIES = (SATURATED, SYNCHRONOUS, PUBLISHED, PUBLISHED_BY_GROUP, OURS, ADAPTIVE)
 PUBLISHED_OVERSAMPLE = 2.0  # the paper's
 PROMPT_TOKENS = 32  # of the simulated engine's prompts
 SIMULATED, VLLM = "simulated", "vllm"
@@ -202,9 +203,26 @@ def _run_one(strategy: str, engine: Engine, load: Workload, cfg: Config, plan: P
     if strategy in (PUBLISHED, PUBLISHED_BY_GROUP):
         hold = "sample" if strategy == PUBLISHED else "group"
         return list(run_published(engine, load, oversample=PUBLISHED_OVERSAMPLE, hold=hold, num_steps=num_steps))
-    oversample, max_staleness = (1.0, 0) if strategy == SYNCHRONOUS else (rollout.oversample, rollout.max_staleness)
+    if strategy == SYNCHRONOUS:
+        return list(strategies.run_collect(engine, load, oversample=1.0, max_staleness=0, num_steps=num_steps))
+    controller = None
+    if strategy == ADAPTIVE:
+        controller = OversampleController(
+            groups_per_step=rollout.groups_per_step,
+            samples_per_group=rollout.samples_per_group,
+            max_staleness=rollout.max_staleness,
+            slots=_slots(cfg),
+            start=rollout.oversample,
+        )
     return list(
-        strategies.run_collect(engine, load, oversample=oversample, max_staleness=max_staleness, num_steps=num_steps)
+        strategies.run_collect(
+            engine,
+            load,
+            oversample=rollout.oversample,
+            max_staleness=rollout.max_staleness,
+            num_steps=num_steps,
+            controller=controller,
+        )
     )
 
 

@@ -14,10 +14,11 @@ from rlpost.bench.account import StepAccount
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.engine import Engine, Iterations
+from rlpost.rollout.oversampling import OversampleController
 from rlpost.rollout.scoring import InlineScorer, Scorer
 from rlpost.types import Group, Prompt
 
-SYNCHRONOUS, SATURATED, OURS = "synchronous", "saturated", "ours"
+SYNCHRONOUS, SATURATED, OURS, ADAPTIVE = "synchronous", "saturated", "ours", "ours, adaptive"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +33,22 @@ class Workload:
 
 
 def run_collect(
-    engine: Engine, load: Workload, *, oversample: float, max_staleness: int, num_steps: int
+    engine: Engine,
+    load: Workload,
+    *,
+    oversample: float,
+    max_staleness: int,
+    num_steps: int,
+    controller: OversampleController | None = None,
 ) -> Iterator[StepAccount]:
     """Ours; with ``oversample=1.0`` and ``max_staleness=0`` synchronous."""
-    buffer = make_buffer(load, oversample=oversample, max_staleness=max_staleness)
+    buffer = RolloutBuffer(
+        groups_per_step=load.groups_per_step,
+        samples_per_group=load.samples_per_group,
+        oversample=oversample,
+        max_staleness=max_staleness,
+        controller=controller,
+    )
     prompts, scorer = load.prompts(), no_scores()
     for step in range(num_steps):
         load.publish()
@@ -122,15 +135,6 @@ def account_of(stats: RolloutStats, groups: list[Group], *, held: int) -> StepAc
         spans=tuple(s.version_span for s in samples),
         staleness=max((stats.step - s.policy_version for s in segments), default=0),
         work=stats.work,
-    )
-
-
-def make_buffer(load: Workload, *, oversample: float, max_staleness: int) -> RolloutBuffer:
-    return RolloutBuffer(
-        groups_per_step=load.groups_per_step,
-        samples_per_group=load.samples_per_group,
-        oversample=oversample,
-        max_staleness=max_staleness,
     )
 
 

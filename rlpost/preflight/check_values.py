@@ -140,6 +140,9 @@ def check_oversample(rollout: RolloutConfig) -> None:
     if got > most:
         do = f"lower it, or raise rollout.max_staleness (now {rollout.max_staleness})"
         raise ConfigError(explain("rollout.oversample", got, f"<= max_staleness + 1 = {most}", do))
+    if rollout.adaptive_oversample and rollout.max_staleness == 0:
+        do = "raise it, or set rollout.adaptive_oversample=false: nothing may outlive its step"
+        raise ConfigError(explain("rollout.max_staleness", 0, ">= 1 with rollout.adaptive_oversample", do))
     slots = rollout.max_in_flight
     if slots is not None and slots < 1:
         raise ConfigError(explain("rollout.max_in_flight", slots, ">= 1", "leave it unset to use engine.max_slots"))
