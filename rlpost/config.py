@@ -186,6 +186,11 @@ class RolloutConfig:
         "(first come, first trained; a group that grows too old starts again and its tokens are discarded, which selects "
         "against long responses).",
     )
+    admission: str = opt(
+        "first_complete",
+        "Which complete groups a step trains: first_complete (favours short responses within a step) or first_begun (only the "
+        "N begun first, whatever their lengths; the others are generated ahead, so keep more open).",
+    )
     max_in_flight: Optional[int] = opt(
         None, "Samples that decode at once, over all engines; None: engine.max_slots of each."
     )

@@ -81,6 +81,7 @@ class History:
             samples_per_group=rollout.samples_per_group,
             oversample=rollout.oversample,
             max_staleness=rollout.max_staleness,
+            admission=rollout.admission,
             controller=make_controller(cfg),
             prompt_tokens=prompt_tokens,
         )

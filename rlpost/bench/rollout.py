@@ -221,6 +221,7 @@ def _run_one(strategy: str, engine: Engine, load: Workload, cfg: Config, plan: P
             oversample=rollout.oversample,
             max_staleness=rollout.max_staleness,
             num_steps=num_steps,
+            admission=rollout.admission,
             controller=controller,
         )
     )
@@ -291,6 +292,7 @@ def _as_json(cfg: Config, plan: Plan, results: Sequence[Result]) -> dict[str, An
         "samples_per_group": rollout.samples_per_group,
         "max_response_tokens": rollout.max_response_tokens,
         "oversample": rollout.oversample,
+        "admission": rollout.admission,
         "max_staleness": rollout.max_staleness,
         "results": [asdict(result) for result in results],
     }

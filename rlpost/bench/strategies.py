@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rlpost.bench.account import StepAccount
+from rlpost.rollout.admission import FIRST_COMPLETE
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.engine import Engine, Iterations
@@ -39,6 +40,7 @@ def run_collect(
     oversample: float,
     max_staleness: int,
     num_steps: int,
+    admission: str = FIRST_COMPLETE,
     controller: OversampleController | None = None,
 ) -> Iterator[StepAccount]:
     """Ours; with ``oversample=1.0`` and ``max_staleness=0`` synchronous."""
@@ -47,6 +49,7 @@ def run_collect(
         samples_per_group=load.samples_per_group,
         oversample=oversample,
         max_staleness=max_staleness,
+        admission=admission,
         controller=controller,
     )
     prompts, scorer = load.prompts(), no_scores()

@@ -245,6 +245,7 @@ class RunState:
             max_staleness=rollout.max_staleness,
             restart_stale=rollout.on_stale == "restart",
             ledger=ledger,
+            admission=rollout.admission,
             controller=make_controller(self.cfg),
         )
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from rlpost.errors import RunError, explain
+from rlpost.rollout.admission import FIRST_BEGUN, FIRST_COMPLETE, assigned
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.open_groups import FINISHED, JUDGED, PAUSED, RUNNING, WAITING, OpenGroup, OpenSample
 from rlpost.rollout.oversampling import OversampleController
@@ -47,6 +48,7 @@ class RolloutBuffer:
         max_staleness: S, in policy versions.
         restart_stale: draw and admit without regard to age, and restart a group that has grown too old.
         ledger: where everything is written down; None keeps tokens in memory (simulations).
+        admission: which complete groups a step may take (``rollout.admission``).
         controller: chooses the limit on open groups anew in each step; None: ``oversample`` throughout.
     """
 
@@ -59,6 +61,7 @@ class RolloutBuffer:
         max_staleness: int,
         restart_stale: bool = False,
         ledger: Ledger | None = None,
+        admission: str = FIRST_COMPLETE,
         controller: OversampleController | None = None,
     ) -> None:
         self.groups_per_step = groups_per_step
@@ -67,6 +70,7 @@ class RolloutBuffer:
         self.max_staleness = max_staleness
         self.restart_stale = restart_stale
         self.ledger = ledger
+        self.admission = admission
         self.controller = controller
         self.open_limit_reason = ""  # the controller's, for the step under way
         self.step = 0
@@ -87,7 +91,10 @@ class RolloutBuffer:
         assert not self.admitted, "settle() must be called before the next step begins"
         self.step = step
         if self.controller is not None:
-            choice = self.controller.choose()
+            waiting = 0
+            if self.admission == FIRST_BEGUN:  # those that wait now, and as many again as the step trains
+                waiting = len(self._ready) - len(self.ready()) + self.groups_per_step
+            choice = self.controller.choose(waiting=waiting)
             self.max_open, self.open_limit_reason = choice.max_open, choice.reason
         self._startable = []
         for group in self.groups.values():
@@ -256,8 +263,14 @@ class RolloutBuffer:
     # ---- admission ------------------------------------------------------------------------------------------
 
     def ready(self) -> list[OpenGroup]:
-        """Complete groups in the order they are considered: earliest deadline first, then age."""
-        return sorted(self._ready.values(), key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
+        """Complete groups in the order they are considered: earliest deadline first, then age. With first_begun, only
+        those that are assigned to this step."""
+        ready: Iterable[OpenGroup] = self._ready.values()
+        if self.admission == FIRST_BEGUN and self._ready:
+            left = self.groups_per_step - len(self.admitted)
+            due = assigned(self.groups.values(), left, step=self.step, max_staleness=self.max_staleness)
+            ready = [g for g in ready if g.uid in due]
+        return sorted(ready, key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
 
     def try_admit(self, group: OpenGroup) -> bool:
         """Admit a ready group to this step's batch if the staleness rule allows it."""
@@ -456,7 +469,9 @@ class RolloutBuffer:
             self.ledger.record(table, group.order, sample.index, group.attempt, self.step + 1, *values)
 
     def _entry(self, group: OpenGroup) -> tuple[int, int, int, str]:
-        unfinished = sum(s.state in (WAITING, PAUSED, RUNNING) for s in group.samples)
+        unfinished = 0  # with first_begun nothing but the order begun counts
+        if self.admission == FIRST_COMPLETE:
+            unfinished = sum(s.state in (WAITING, PAUSED, RUNNING) for s in group.samples)
         return (group.deadline(self.step, self.max_staleness), unfinished, group.order, group.uid)
 
     def _offer(self, group: OpenGroup) -> None:

@@ -7,13 +7,14 @@ A group's samples start together, and its slots fall free one by one until the l
 
 groups under way. N more may be admitted in the step, so the limit on open and admitted groups is
 
-    limit = N + busy,    at least N, at most (S + 1) N                                                          (1)
+    limit = N + busy + waiting,    at most (S + 1) N                                                            (1)
 
-where the upper end is the staleness budget (rule 1 of ``rollout.staleness`` holds in any case). A rejected group makes
-room for exactly one, so the acceptance rate a does not enter the limit; it shortens how long a group is under way, in
-steps: ``lag = a x busy / N``. Where the lag is above S, groups would outlive the budget: the bound is kept by
-waiting, and slots stand empty whatever the limit is. Prompts are drawn only when a slot is free and no sample waits,
-so a limit that is too high costs nothing but younger work at a step's end.
+where *waiting* are groups that are complete, or will be in the step, and may not train in it (``rollout.admission``:
+first_begun), and the upper end is the staleness budget (rule 1 of ``rollout.staleness`` holds in any case). A rejected
+group makes room for exactly one, so the acceptance rate a does not enter the limit; it shortens how long a group is
+under way, in steps: ``lag = a x busy / N``. Where the lag is above S, groups would outlive the budget: the bound is
+kept by waiting, and slots stand empty whatever the limit is. Prompts are drawn only when a slot is free and no sample
+waits, so a limit that is too high costs nothing but younger work at a step's end.
 
 ``mean`` and ``longest`` are averages over groups, older steps fading by ``DECAY``. No clock is read, so a run that is
 repeated decides the same. ``rollout.buffer`` is the caller and keeps the state in the checkpoint.
@@ -71,18 +72,22 @@ class OversampleController:
         self._accepted = DECAY * self._accepted + sum(1 for lengths in trained if sum(lengths))
         self._dropped = []
 
-    def choose(self) -> Choice:
+    def choose(self, *, waiting: int = 0) -> Choice:
+        """For the step that begins. ``waiting``: groups expected to be complete without training in it; they hold no
+        slot."""
         n, budget = self.groups_per_step, (self.max_staleness + 1) * self.groups_per_step
         if not self._weight:
             return Choice(max_open=int(self.start * n), reason=f"nothing seen yet, so rollout.oversample={self.start}")
         mean, longest = self._mean / self._weight, self._longest / self._weight
         accepted = self._accepted / self._weight
         busy = self.slots * longest / (self.samples_per_group * mean)
-        limit = min(budget, n + math.ceil(busy))
+        limit = min(budget, n + math.ceil(busy) + waiting)
         reason = (
             f"{mean:.0f} tokens in the mean and {longest:.0f} in a group's longest keep {self.slots} slots busy with "
             f"{busy:.0f} groups under way; {accepted:.0%} accepted, so a group takes {accepted * busy / n:.1f} steps"
         )
+        if waiting:
+            reason += f"; {waiting} complete ones may wait for older ones"
         if limit == budget:
             reason += f"; held to the {budget} that max_staleness={self.max_staleness} allows"
         return Choice(max_open=limit, reason=reason)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.rollout.admission import FIRST_COMPLETE
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.engine import Iterations
@@ -105,6 +106,7 @@ def compare_with_synchronous(
     oversample: float,
     max_staleness: int,
     prompt_tokens: int,
+    admission: str = FIRST_COMPLETE,
     controller: OversampleController | None = None,
 ) -> Comparison:
     """Replay the run with its own strategy and with synchronous rollouts: same prompts, lengths, slots and costs.
@@ -121,6 +123,7 @@ def compare_with_synchronous(
             samples_per_group=samples_per_group,
             oversample=oversample,
             max_staleness=max_staleness,
+            admission=admission,
             controller=controller,
         )
         engine = SimulatedEngine(

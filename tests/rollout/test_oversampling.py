@@ -31,6 +31,27 @@ def test_the_limit_lies_between_a_step_and_the_staleness_budget():
     assert few.choose().max_open == 5  # half a group fills the slot
 
 
+def test_complete_groups_that_must_wait_hold_no_slot_and_leave_room_for_others():
+    choosing = controller()
+    choosing.step_done([[10, 30]] * 4)
+    assert choosing.choose(waiting=3).max_open == 4 + 12 + 3
+    assert choosing.choose(waiting=30).max_open == 5 * 4
+
+
+def test_in_the_order_begun_it_leaves_room_for_what_is_complete_too_early():
+    for admission, room in (("first_complete", 0), ("first_begun", 4)):
+        buffer, engine, scorer, settings = build(n=4, g=3, staleness=9, slots=24, admission=admission)
+        buffer.controller = controller(n=4, g=3, s=9, slots=24)
+        stream, most_blocked = prompts(), 0
+        for step in range(12):
+            choice = buffer.controller.choose()
+            collect(engine, buffer, stream, scorer, settings, step=step)
+            assert not step or buffer.max_open >= min(40, choice.max_open + room)
+            most_blocked = max(most_blocked, buffer.max_open - choice.max_open - room)
+            finish_step(buffer)
+        assert (most_blocked > 0) == (room > 0), "complete groups that wait were not counted"
+
+
 def test_averages_fade_and_dropped_groups_count_as_seen_but_not_accepted():
     choosing = controller()
     choosing.note_dropped([40, 40])
