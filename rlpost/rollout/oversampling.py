@@ -112,6 +112,6 @@ def make_controller(cfg: Config) -> OversampleController | None:
         groups_per_step=rollout.groups_per_step,
         samples_per_group=rollout.samples_per_group,
         max_staleness=rollout.max_staleness,
-        slots=min(rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots),
+        slots=cfg.max_in_flight,
         start=rollout.oversample,
     )
