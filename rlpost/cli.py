@@ -189,6 +189,24 @@ def run_timeline(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_bench(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rlpost.bench.rollout import Plan, run
+
+    cfg = _load_checked(arguments, "train")
+    plan = Plan(
+        engines=arguments.engines.split(","),
+        lengths=arguments.lengths.split(","),
+        steps=arguments.steps,
+        warm_up=arguments.warm_up,
+        repeats=arguments.repeats,
+        prefill_ratio=arguments.prefill_ratio,
+    )
+    run(cfg, plan, Path(arguments.out))
+    return 0
+
+
 def run_watch(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -307,6 +325,26 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard.add_argument("service", choices=["wandb"], help="where")
     dashboard.add_argument("run_dir", metavar="RUN_DIR", help="a run directory: its project and its group are shown")
     dashboard.add_argument("--entity", help="the W&B user or team; the account's own if not given")
+    bench = commands.add_parser(
+        "bench",
+        help="how near to the engine's saturated rate rollouts come",
+        description=BENCH,
+        epilog=OVERRIDES,
+        usage="rlpost bench rollout recipe=GROUP/NAME [key=value ...] [options]",
+        formatter_class=_raw,
+    )
+    bench.add_argument("what", choices=["rollout"], help="what is measured")
+    bench.add_argument("overrides", nargs="*", metavar="key=value", help="the recipe, then what differs from it")
+    bench.add_argument("--engines", default="simulated,vllm", metavar="A,B", help="default: simulated,vllm")
+    what = "lognormal, uniform, bimodal or recorded:RUN_DIR; default: the first three"
+    bench.add_argument("--lengths", default="lognormal,uniform,bimodal", metavar="A,B", help=what)
+    bench.add_argument("--steps", type=int, default=20, help="steps measured; default: 20")
+    bench.add_argument("--warm-up", type=int, default=3, help="steps before them; default: 3")
+    bench.add_argument("--repeats", type=int, default=3, help="default: 3, each with lengths of its own")
+    what = "simulated engine: tokens prefilled in the time of one decoded token, all slots taken; default: 50"
+    bench.add_argument("--prefill-ratio", type=float, default=50.0, metavar="R", help=what)
+    bench.add_argument("-o", dest="out", default="bench", metavar="FOLDER", help="where results go; default: bench")
+    bench.set_defaults(run=run_bench)
     add("recipes", run_recipes, "list the recipes", "The recipes that ship, one line each.", recipe=False)
     return parser
 
@@ -356,6 +394,16 @@ or from the one after --step steps. It needs no GPU, and the run may be going on
 examples:
   rlpost export runs/arithmetic my-model
   rlpost export runs/arithmetic my-model --step 20
+"""
+
+BENCH = """\
+Measures rollouts without training: the saturated engine, synchronous rollouts, APRIL's published scheduler and ours, on
+the same prompts, forced response lengths, slots (engine.max_slots) and cap (rollout.max_response_tokens). Prints a
+table; writes results.json and results.svg.
+
+examples:
+  rlpost bench rollout recipe=math/arithmetic --engines simulated
+  rlpost bench rollout recipe=math/arithmetic rollout.max_response_tokens=256 --lengths lognormal
 """
 
 BUFFER = """\

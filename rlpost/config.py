@@ -174,12 +174,22 @@ class RolloutConfig:
         2.0,
         "Groups that may be open or admitted in a step, over N; >= 1.0 and <= max_staleness + 1. 1.0 is synchronous.",
     )
+    adaptive_oversample: bool = opt(
+        False,
+        "Choose the ratio anew in each step, up to max_staleness + 1, from the measured lengths, so that all slots stay taken; "
+        "oversample is where it starts.",
+    )
     max_staleness: int = opt(4, "S: how many policy versions older than the trained one a token may be, >= 0.")
     on_stale: str = opt(
         "schedule",
         "How S is kept: schedule (what is due is generated and trained first; nothing is ever thrown away) or restart "
         "(first come, first trained; a group that grows too old starts again and its tokens are discarded, which selects "
         "against long responses).",
+    )
+    admission: str = opt(
+        "first_complete",
+        "Which complete groups a step trains: first_complete (favours short responses within a step) or first_begun (only the "
+        "N begun first, whatever their lengths; the others are generated ahead, so keep more open).",
     )
     max_in_flight: Optional[int] = opt(
         None, "Samples that decode at once, over all engines; None: engine.max_slots of each."

@@ -20,6 +20,7 @@ from rlpost.evaluate import EvalResult
 from rlpost.reporting.closing import ClosingFacts
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats
+from rlpost.rollout.oversampling import make_controller
 from rlpost.rollout.replay import Comparison, RunRecord, compare_with_synchronous
 
 
@@ -69,7 +70,8 @@ class History:
     ) -> Comparison | None:
         """The same rollouts without APRIL, simulated; None for a run that was synchronous or generated nothing."""
         rollout = cfg.rollout
-        if rollout.oversample <= 1.0 or not self.record.generate_s:
+        is_synchronous = rollout.oversample <= 1.0 and not rollout.adaptive_oversample
+        if is_synchronous or not self.record.generate_s:
             return None
         return compare_with_synchronous(
             self.record,
@@ -79,6 +81,8 @@ class History:
             samples_per_group=rollout.samples_per_group,
             oversample=rollout.oversample,
             max_staleness=rollout.max_staleness,
+            admission=rollout.admission,
+            controller=make_controller(cfg),
             prompt_tokens=prompt_tokens,
         )
 

@@ -127,6 +127,7 @@ class Trainer:
         self.status = StatusFile(run.path, steps=cfg.steps, say=progress.message)
         self.adviser = Adviser(facts_of(cfg, session.train_prompts.prompts, session.eval_prompts))
         self.warnings = WarningsFile(run.path)
+        self._told_open_limit = 0  # the adaptive limit on open groups that was last explained
 
     @property
     def step(self) -> int:
@@ -330,7 +331,7 @@ class Trainer:
                 admitted, wanted, running=running, open_groups=open_groups, left_s=self.progress.left_s()
             )
 
-        return collect(
+        stats = collect(
             self.worker.engine,
             self.buffer,
             self.prompts,
@@ -340,6 +341,11 @@ class Trainer:
             on_progress=on_progress,
             should_stop=lambda: self.stop.requested is not None or not self.worker.engine.max_slots,
         )
+        if self.buffer.max_open != self._told_open_limit and self.buffer.open_limit_reason:
+            self._told_open_limit = self.buffer.max_open
+            reason = self.buffer.open_limit_reason
+            self.progress.message(f"step {self.step + 1}: up to {self.buffer.max_open} groups open: {reason}")
+        return stats
 
     def _store(self) -> list[Group]:
         """The rollout, which is on disk before anything is made of it."""

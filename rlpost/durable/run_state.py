@@ -37,6 +37,7 @@ from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
 from rlpost.rollout.ledger_report import POINTER
+from rlpost.rollout.oversampling import make_controller
 from rlpost.rollout.prompts import PromptCursor
 from rlpost.train.layout import check_layout, describe
 from rlpost.train.policy import PolicyTrainer
@@ -244,6 +245,8 @@ class RunState:
             max_staleness=rollout.max_staleness,
             restart_stale=rollout.on_stale == "restart",
             ledger=ledger,
+            admission=rollout.admission,
+            controller=make_controller(self.cfg),
         )
 
     def _load(self, found: Found, recovery: Recovery) -> None:

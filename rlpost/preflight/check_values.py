@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "reward.on_failure": ("drop", "retry"),
     "engine.kind": ("vllm",),
     "rollout.on_stale": ("schedule", "restart"),
+    "rollout.admission": ("first_complete", "first_begun"),
     "train.schedule": ("constant", "linear", "cosine"),
     "cluster.kind": ("local", "ray"),
     "logging.wandb": ("auto", "online", "offline", "disabled"),
@@ -141,6 +142,12 @@ def check_oversample(rollout: RolloutConfig) -> None:
     if got > most:
         do = f"lower it, or raise rollout.max_staleness (now {rollout.max_staleness})"
         raise ConfigError(explain("rollout.oversample", got, f"<= max_staleness + 1 = {most}", do))
+    if rollout.adaptive_oversample and rollout.max_staleness == 0:
+        do = "raise it, or set rollout.adaptive_oversample=false: nothing may outlive its step"
+        raise ConfigError(explain("rollout.max_staleness", 0, ">= 1 with rollout.adaptive_oversample", do))
+    if rollout.admission == "first_begun" and rollout.on_stale == "restart":
+        do = "set rollout.on_stale=schedule: restarting what is late selects by length"
+        raise ConfigError(explain("rollout.on_stale", "restart", "schedule with admission=first_begun", do))
     slots = rollout.max_in_flight
     if slots is not None and slots < 1:
         raise ConfigError(explain("rollout.max_in_flight", slots, ">= 1", "leave it unset to use engine.max_slots"))

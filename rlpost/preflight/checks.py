@@ -309,9 +309,10 @@ def _describe_batch(cfg: Config) -> list[str]:
     prompts, size = rollout.groups_per_step, rollout.samples_per_group
     samples = prompts * size
     updates = train.optimizer_steps_per_rollout * train.epochs
-    opened = int(rollout.oversample * prompts)
+    opened = int((rollout.max_staleness + 1 if rollout.adaptive_oversample else rollout.oversample) * prompts)
     slots = cfg.max_in_flight
-    mode = "synchronous" if rollout.oversample == 1.0 else f"APRIL, tokens up to {rollout.max_staleness} versions old"
+    synchronous = rollout.oversample == 1.0 and not rollout.adaptive_oversample
+    mode = "synchronous" if synchronous else f"APRIL, tokens up to {rollout.max_staleness} versions old"
     return [
         f"{prompts} prompts x {size} samples = {samples:,} samples per step, at most "
         f"{samples * rollout.max_response_tokens:,} response tokens ({rollout.max_response_tokens:,} each)",

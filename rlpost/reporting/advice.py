@@ -46,7 +46,7 @@ class Facts:
 def facts_of(cfg: Config, train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> Facts:
     trained_on = {prompt.token_ids.tobytes() for prompt in train}
     return Facts(
-        april=cfg.rollout.oversample > 1.0,
+        april=cfg.rollout.oversample > 1.0 or cfg.rollout.adaptive_oversample,
         has_filter=cfg.algo.filter != "none",
         max_response_tokens=cfg.rollout.max_response_tokens,
         mismatch_stop=cfg.mismatch_stop,

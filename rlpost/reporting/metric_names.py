@@ -90,6 +90,7 @@ REGISTRY = (
     Metric("rollout/truncated_share", "share", "Samples trained that were cut at max_response_tokens.", "below 0.1"),
     Metric("rollout/empty_share", "share", "Samples trained with an empty response.", "0"),
     Metric("rollout/accepted_share", "share", "Groups admitted, of those judged (the rest were rejected by the filter)."),
+    Metric("rollout/open_limit", "groups", "Most groups open or admitted in the step: `rollout.oversample` x N, or what `rollout.adaptive_oversample` chose."),
     Metric("rollout/rejected_groups", "groups", "Groups the filter rejected."),
     Metric("rollout/rejected_groups/*", "groups", "The same, by reason."),
     Metric("rollout/launched_samples", "samples", "Samples started for the first time."),

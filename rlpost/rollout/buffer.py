@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from rlpost.errors import RunError, explain
+from rlpost.rollout.admission import FIRST_BEGUN, FIRST_COMPLETE, assigned
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.open_groups import FINISHED, JUDGED, PAUSED, RUNNING, WAITING, OpenGroup, OpenSample
+from rlpost.rollout.oversampling import OversampleController
 from rlpost.rollout.staleness import may_admit, may_draw
 from rlpost.types import Group, Prompt
 
@@ -46,6 +48,8 @@ class RolloutBuffer:
         max_staleness: S, in policy versions.
         restart_stale: draw and admit without regard to age, and restart a group that has grown too old.
         ledger: where everything is written down; None keeps tokens in memory (simulations).
+        admission: which complete groups a step may take (``rollout.admission``).
+        controller: chooses the limit on open groups anew in each step; None: ``oversample`` throughout.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class RolloutBuffer:
         max_staleness: int,
         restart_stale: bool = False,
         ledger: Ledger | None = None,
+        admission: str = FIRST_COMPLETE,
+        controller: OversampleController | None = None,
     ) -> None:
         self.groups_per_step = groups_per_step
         self.samples_per_group = samples_per_group
@@ -64,6 +70,9 @@ class RolloutBuffer:
         self.max_staleness = max_staleness
         self.restart_stale = restart_stale
         self.ledger = ledger
+        self.admission = admission
+        self.controller = controller
+        self.open_limit_reason = ""  # the controller's, for the step under way
         self.step = 0
         self.groups: dict[str, OpenGroup] = {}  # untrained and not admitted, by uid, in the order drawn
         self.admitted: list[OpenGroup] = []
@@ -81,6 +90,12 @@ class RolloutBuffer:
     def begin_step(self, step: int) -> None:
         assert not self.admitted, "settle() must be called before the next step begins"
         self.step = step
+        if self.controller is not None:
+            waiting = 0
+            if self.admission == FIRST_BEGUN:  # those that wait now, and as many again as the step trains
+                waiting = len(self._ready) - len(self.ready()) + self.groups_per_step
+            choice = self.controller.choose(waiting=waiting)
+            self.max_open, self.open_limit_reason = choice.max_open, choice.reason
         self._startable = []
         for group in self.groups.values():
             if self.restart_stale and self._is_late(group) and not any(s.state == FINISHED for s in group.samples):
@@ -113,6 +128,8 @@ class RolloutBuffer:
         The tokens of a sample without a reward are in no batch: they end as failed in a trained group, too.
         """
         failed = failed or {}
+        if self.controller is not None:
+            self.controller.step_done([[s.num_tokens for s in group.samples] for group in self.admitted])
         for group in self.admitted:
             self._end(group, f"failed[{failed[group.uid]}]" if group.uid in failed else "trained")
         self.admitted = []
@@ -246,8 +263,14 @@ class RolloutBuffer:
     # ---- admission ------------------------------------------------------------------------------------------
 
     def ready(self) -> list[OpenGroup]:
-        """Complete groups in the order they are considered: earliest deadline first, then age."""
-        return sorted(self._ready.values(), key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
+        """Complete groups in the order they are considered: earliest deadline first, then age. With first_begun, only
+        those that are assigned to this step."""
+        ready: Iterable[OpenGroup] = self._ready.values()
+        if self.admission == FIRST_BEGUN and self._ready:
+            left = self.groups_per_step - len(self.admitted)
+            due = assigned(self.groups.values(), left, step=self.step, max_staleness=self.max_staleness)
+            ready = [g for g in ready if g.uid in due]
+        return sorted(ready, key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
 
     def try_admit(self, group: OpenGroup) -> bool:
         """Admit a ready group to this step's batch if the staleness rule allows it."""
@@ -261,6 +284,8 @@ class RolloutBuffer:
     def drop(self, group: OpenGroup, end: str) -> None:
         """A ready group that will not train: ``end`` is rejected[filter] or failed[reason]."""
         self._leave(group)
+        if self.controller is not None:
+            self.controller.note_dropped([s.num_tokens for s in group.samples])
         self._end(group, end)
 
     # ---- the account ----------------------------------------------------------------------------------------
@@ -327,7 +352,10 @@ class RolloutBuffer:
         :meth:`release_admitted`."""
         assert not self.admitted and not any(s.state == RUNNING for g in self.groups.values() for s in g.samples)
         sizes = {name: getattr(self, name) for name in ("groups_per_step", "samples_per_group", "max_staleness")}
-        return {**sizes, "step": self.step, "under_way": under_way, "totals": self.totals()}
+        state = {**sizes, "step": self.step, "under_way": under_way, "totals": self.totals()}
+        if self.controller is not None:
+            state["controller"] = self.controller.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any], groups: Iterable[OpenGroup], *, rolled_back: int = 0) -> None:
         """Goes on where ``state`` was taken, with the ledger's open groups.
@@ -351,6 +379,8 @@ class RolloutBuffer:
         self.groups_ended = Counter(totals["groups_ended"])
         self.tokens_ended = Counter(totals["tokens_ended"])
         self.count_rolled_back(rolled_back)
+        if self.controller is not None and "controller" in state:  # absent where the ratio was fixed so far
+            self.controller.load_state_dict(state["controller"])
         self.groups = {g.uid: g for g in groups}
         self.admitted = []
         self._ready = {g.uid: g for g in self.groups.values() if g.state == "ready"}
@@ -439,7 +469,9 @@ class RolloutBuffer:
             self.ledger.record(table, group.order, sample.index, group.attempt, self.step + 1, *values)
 
     def _entry(self, group: OpenGroup) -> tuple[int, int, int, str]:
-        unfinished = sum(s.state in (WAITING, PAUSED, RUNNING) for s in group.samples)
+        unfinished = 0  # with first_begun nothing but the order begun counts
+        if self.admission == FIRST_COMPLETE:
+            unfinished = sum(s.state in (WAITING, PAUSED, RUNNING) for s in group.samples)
         return (group.deadline(self.step, self.max_staleness), unfinished, group.order, group.uid)
 
     def _offer(self, group: OpenGroup) -> None:

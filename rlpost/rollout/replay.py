@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.rollout.admission import FIRST_COMPLETE
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.engine import Iterations
+from rlpost.rollout.oversampling import OversampleController
 from rlpost.rollout.scoring import InlineScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Group, Prompt
@@ -104,21 +106,25 @@ def compare_with_synchronous(
     oversample: float,
     max_staleness: int,
     prompt_tokens: int,
+    admission: str = FIRST_COMPLETE,
+    controller: OversampleController | None = None,
 ) -> Comparison:
     """Replay the run with its own strategy and with synchronous rollouts: same prompts, lengths, slots and costs.
 
     ``open_lengths``: tokens so far of groups never finished, by draw number; they count as final lengths, which can
-    only understate the synchronous time.
+    only understate the synchronous time. ``controller``: a new one where the run's ratio was adaptive.
     """
     lengths = {**open_lengths, **record.lengths}
     cost = fit_cost(record)
 
-    def simulate(oversample: float, max_staleness: int) -> float:
+    def simulate(oversample: float, max_staleness: int, controller: OversampleController | None) -> float:
         buffer = RolloutBuffer(
             groups_per_step=groups_per_step,
             samples_per_group=samples_per_group,
             oversample=oversample,
             max_staleness=max_staleness,
+            admission=admission,
+            controller=controller,
         )
         engine = SimulatedEngine(
             max_slots=settings.max_in_flight,
@@ -128,11 +134,11 @@ def compare_with_synchronous(
         )
         return _simulated_seconds(engine, buffer, record, settings, prompt_tokens)
 
-    simulated_s = simulate(oversample, max_staleness)
+    simulated_s = simulate(oversample, max_staleness, controller)
     return Comparison(
         measured_s=record.generate_s,
         simulated_s=simulated_s,
-        synchronous_s=simulate(1.0, 0),
+        synchronous_s=simulate(1.0, 0, None),
         error=abs(simulated_s - record.generate_s) / record.generate_s,
     )
 

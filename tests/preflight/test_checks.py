@@ -125,6 +125,9 @@ def test_oversample_messages_in_the_house_form(cfg):
     cfg.rollout.oversample = 5.0
     check(cfg)
     fails(cfg, ConfigError, "max_staleness + 1 = 1", rollout__oversample=1.5, rollout__max_staleness=0)
+    cfg.rollout.oversample = 1.0
+    fails(cfg, ConfigError, "first_begun", rollout__admission="first_begun", rollout__on_stale="restart")
+    fails(cfg, ConfigError, ">= 1 with", rollout__adaptive_oversample=True, rollout__max_staleness=0)
 
 
 @pytest.mark.parametrize("key", sorted({**RANGES, **SFT_RANGES}))

@@ -37,6 +37,7 @@ def build(
     max_jump=None,
     restart_stale=False,
     ledger=None,
+    admission="first_complete",
 ):
     buffer = RolloutBuffer(
         groups_per_step=n,
@@ -45,6 +46,7 @@ def build(
         max_staleness=staleness,
         restart_stale=restart_stale,
         ledger=ledger,
+        admission=admission,
     )
     engine = SimulatedEngine(
         max_slots=slots, length_of=length_of, max_response_tokens=LIMIT, cost=COST, max_jump=max_jump

@@ -1,0 +1,117 @@
+"""How many groups to keep open: a ratio that follows the lengths, the filters and the staleness budget of the run.
+
+A group's samples start together, and its slots fall free one by one until the longest is done. So over its life of
+``longest`` tokens a group of G samples keeps ``G x mean / longest`` slots busy, and C slots are kept busy by
+
+    busy = C x longest / (G x mean)
+
+groups under way. N more may be admitted in the step, so the limit on open and admitted groups is
+
+    limit = N + busy + waiting,    at most (S + 1) N                                                            (1)
+
+where *waiting* are groups that are complete, or will be in the step, and may not train in it (``rollout.admission``:
+first_begun), and the upper end is the staleness budget (rule 1 of ``rollout.staleness`` holds in any case). A rejected
+group makes room for exactly one, so the acceptance rate a does not enter the limit; it shortens how long a group is
+under way, in steps: ``lag = a x busy / N``. Where the lag is above S, groups would outlive the budget: the bound is
+kept by waiting, and slots stand empty whatever the limit is. Prompts are drawn only when a slot is free and no sample
+waits, so a limit that is too high costs nothing but younger work at a step's end.
+
+``mean`` and ``longest`` are averages over groups, older steps fading by ``DECAY``. No clock is read, so a run that is
+repeated decides the same. ``rollout.buffer`` is the caller and keeps the state in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlpost.config import Config
+
+DECAY = 0.8  # of an average, per step: lengths drift with the policy over tens of steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A step's limit and why."""
+
+    max_open: int  # groups open or admitted
+    reason: str
+
+
+class OversampleController:
+    """Averages of what was seen so far, and the limit they lead to.
+
+    Args:
+        groups_per_step: N.
+        samples_per_group: G.
+        max_staleness: S, in policy versions.
+        slots: C, samples decoded together.
+        start: the ratio to N before anything was seen.
+    """
+
+    def __init__(
+        self, *, groups_per_step: int, samples_per_group: int, max_staleness: int, slots: int, start: float
+    ) -> None:
+        self.groups_per_step, self.samples_per_group = groups_per_step, samples_per_group
+        self.max_staleness, self.slots, self.start = max_staleness, slots, start
+        self._weight = self._mean = self._longest = self._accepted = 0.0  # decayed sums over groups
+        self._dropped: list[list[int]] = []  # in the step under way
+
+    def note_dropped(self, lengths: Sequence[int]) -> None:
+        """A complete group was rejected or failed; its response lengths, in tokens."""
+        self._dropped.append(list(lengths))
+
+    def step_done(self, trained: Sequence[Sequence[int]]) -> None:
+        """A step's last word: the response lengths of each admitted group, in tokens."""
+        groups = [lengths for lengths in (*trained, *self._dropped) if sum(lengths)]
+        self._weight = DECAY * self._weight + len(groups)
+        self._mean = DECAY * self._mean + sum(sum(lengths) / len(lengths) for lengths in groups)
+        self._longest = DECAY * self._longest + sum(max(lengths) for lengths in groups)
+        self._accepted = DECAY * self._accepted + sum(1 for lengths in trained if sum(lengths))
+        self._dropped = []
+
+    def choose(self, *, waiting: int = 0) -> Choice:
+        """For the step that begins. ``waiting``: groups expected to be complete without training in it; they hold no
+        slot."""
+        n, budget = self.groups_per_step, (self.max_staleness + 1) * self.groups_per_step
+        if not self._weight:
+            return Choice(max_open=int(self.start * n), reason=f"nothing seen yet, so rollout.oversample={self.start}")
+        mean, longest = self._mean / self._weight, self._longest / self._weight
+        accepted = self._accepted / self._weight
+        busy = self.slots * longest / (self.samples_per_group * mean)
+        limit = min(budget, n + math.ceil(busy) + waiting)
+        reason = (
+            f"{mean:.0f} tokens in the mean and {longest:.0f} in a group's longest keep {self.slots} slots busy with "
+            f"{busy:.0f} groups under way; {accepted:.0%} accepted, so a group takes {accepted * busy / n:.1f} steps"
+        )
+        if waiting:
+            reason += f"; {waiting} complete ones may wait for older ones"
+        if limit == budget:
+            reason += f"; held to the {budget} that max_staleness={self.max_staleness} allows"
+        return Choice(max_open=limit, reason=reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, f"_{name}") for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in _STATE:
+            setattr(self, f"_{name}", state[name])
+
+
+_STATE = ("weight", "mean", "longest", "accepted", "dropped")
+
+
+def make_controller(cfg: Config) -> OversampleController | None:
+    """None where the ratio is fixed."""
+    rollout = cfg.rollout
+    if not rollout.adaptive_oversample:
+        return None
+    return OversampleController(
+        groups_per_step=rollout.groups_per_step,
+        samples_per_group=rollout.samples_per_group,
+        max_staleness=rollout.max_staleness,
+        slots=cfg.max_in_flight,
+        start=rollout.oversample,
+    )

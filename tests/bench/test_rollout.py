@@ -1,0 +1,61 @@
+"""``rlpost bench rollout`` on the simulated engine: its bars, as ratios within one run."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from rlpost.bench.rollout import OURS, PUBLISHED, PUBLISHED_BY_GROUP, STRATEGIES, SYNCHRONOUS, Plan, run
+from rlpost.compose import load_config
+from rlpost.errors import ConfigError
+
+SMALL = ["rollout.groups_per_step=16", "rollout.samples_per_group=4", "engine.max_slots=16"]
+
+
+def bench(tmp_path, *overrides, **plan):
+    cfg = load_config(["recipe=math/arithmetic", "rollout.max_response_tokens=512", *overrides])
+    results = run(cfg, Plan(engines=["simulated"], **plan), tmp_path, say=lambda line: None)
+    return {(r.lengths, r.strategy): r for r in results}
+
+
+def test_april_comes_within_five_percent_of_the_saturated_engine(tmp_path):
+    lengths = ["lognormal", "uniform", "bimodal"]
+    results = bench(tmp_path, *SMALL, lengths=lengths, repeats=1)
+    for name in lengths:
+        ours, synchronous = results[name, OURS], results[name, SYNCHRONOUS]
+        assert ours.of_saturated[0] >= 0.95
+        if synchronous.of_saturated[0] <= 0.65:
+            assert ours.of_saturated[0] >= 1.44 * synchronous.of_saturated[0]
+        assert ours.figures[0].discarded_share == 0 and ours.figures[0].staleness_max <= 4
+        assert ours.of_saturated[0] >= 1.10 * results[name, PUBLISHED_BY_GROUP].of_saturated[0]
+    assert results["lognormal", SYNCHRONOUS].of_saturated[0] <= 0.65, "lengths without a tail prove nothing"
+
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert len(saved["results"]) == len(lengths) * len(STRATEGIES) and saved["slots"] == 16
+    bars = ElementTree.parse(tmp_path / "results.svg").getroot().findall("{http://www.w3.org/2000/svg}rect[@x]")
+    assert len(bars) == len(saved["results"])
+
+
+def test_dear_prefill_shows_as_the_time_of_replay(tmp_path):
+    cheap, dear = (
+        bench(tmp_path, *SMALL, lengths=["lognormal"], repeats=1, steps=8, prefill_ratio=ratio)["lognormal", PUBLISHED]
+        for ratio in (50.0, 2.0)
+    )
+    assert dear.figures[0].replayed_tokens == cheap.figures[0].replayed_tokens > 0
+    assert replay_s(dear) == pytest.approx(25 * replay_s(cheap), rel=1e-6)
+    assert dear.of_saturated[0] < cheap.of_saturated[0]
+
+
+def replay_s(result):
+    share, duration_s = result.replay_time_share[0], result.figures[0].duration_s
+    return duration_s * share / (1 + share)
+
+
+@pytest.mark.parametrize(
+    "plan, said", [({"engines": ["tpu"]}, "--engines"), ({"steps": 0}, "--steps"), ({"repeats": 0}, "--repeats")]
+)
+def test_an_impossible_plan_is_refused_before_anything_runs(tmp_path, plan, said):
+    cfg = load_config(["recipe=math/arithmetic"])
+    with pytest.raises(ConfigError, match=said):
+        run(cfg, Plan(**plan), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
