@@ -53,10 +53,11 @@ class Iterations:
     running: list[int] = field(default_factory=list)  # samples that held a slot
     prefill: list[int] = field(default_factory=list)  # prompt (and replayed) tokens computed
 
-    def add(self, step_s: float, running: int, prefill: int) -> None:
-        self.step_s.append(step_s)
-        self.running.append(running)
-        self.prefill.append(prefill)
+    def add(self, step_s: float, running: int, prefill: int, *, times: int = 1) -> None:
+        """``times`` equal iterations."""
+        self.step_s += [step_s] * times
+        self.running += [running] * times
+        self.prefill += [prefill] * times
 
     def extend(self, other: Iterations) -> None:
         self.step_s += other.step_s
