@@ -227,11 +227,10 @@ class Trainer:
         if cfg.cluster.kind == "ray":
             from rlpost.cluster.workers import start_cluster
 
-            self.worker: Workers = start_cluster(
-                settings, self.path, say=self.progress.message, beat=self.watchdog.beat
-            )
+            self.worker: Workers = start_cluster(settings, self.path, say=self.progress.message, beat=self._beat)
         else:
             self.worker = start_worker(settings)
+        self.status.workers = self.worker.describe
         return self.worker
 
     @property
@@ -574,6 +573,11 @@ class Trainer:
 
     def _evals_left(self) -> int:
         return sum(self._eval_is_due(step) for step in range(self.step, self.cfg.steps + 1))
+
+    def _beat(self) -> None:
+        """Called while workers are waited for."""
+        self.watchdog.beat()
+        self.status.tick()
 
     def _phase(self, name: str) -> None:
         self.watchdog.beat(name)

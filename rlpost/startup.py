@@ -115,6 +115,9 @@ class Workers(Protocol):
         Raises ShardsLost where the state is gone, WorkerLost where a worker is lost again.
         """
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Of each worker that is a process of its own: rank, host, pid, phase, silent_s (since it made progress)."""
+
     def close(self) -> None: ...
 
 
@@ -134,6 +137,9 @@ class Worker:
 
     def recover(self, step: int) -> None:
         raise AssertionError("a worker in this process cannot be lost")
+
+    def describe(self) -> list[dict[str, Any]]:
+        return []  # there is nobody but the run's own process
 
     def close(self) -> None:
         self.trainer.close()

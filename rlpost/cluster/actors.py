@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -297,9 +298,11 @@ class Actors:
     def log(self, rank: int) -> Path:
         return self._logs / f"worker-{rank}.log"
 
-    def pulses(self) -> dict[int, Pulse]:
-        """The last sign of life of each worker."""
-        return dict(self._pulses)
+    def describe(self) -> list[dict[str, Any]]:
+        """See ``startup.Workers``; as of each worker's last sign of life."""
+        pulses, unknown = dict(self._pulses), Pulse(phase="start", silent_s=0.0)
+        rows = [asdict(who) | asdict(pulses.get(who.rank, unknown)) for who in self.who]
+        return [row | {"phase": "lost"} if row["rank"] in self._lost else row for row in rows]
 
     def wait(self, refs: Sequence[Any], deadline: float = math.inf) -> list[Any]:
         """Those of ``refs`` that are there, at least one unless ``deadline`` (monotonic) passes; beats meanwhile."""

@@ -76,6 +76,9 @@ class ClusterWorkers:
             with self.device.training():
                 pass
 
+    def describe(self) -> list[dict[str, Any]]:
+        return self._actors.describe()
+
     def close(self) -> None:
         self._actors.close()
         self._cluster.close()

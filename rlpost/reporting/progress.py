@@ -27,6 +27,7 @@ PHASES = {
     "update": "updating the policy",
     "publish": "copying weights into the engine",
     "save": "saving a checkpoint",
+    "recover": "starting workers anew",
     "eval": "evaluating",
 }
 

@@ -29,6 +29,7 @@ class StatusFile:
         self._say = say
         self._broken = False
         self._progress_s = 0.0  # when progress was last written
+        self.workers: Callable[[], list[dict[str, Any]]] = list  # of a cluster: rank, host, pid, phase, silent_s
         self._facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "steps": steps}
         self._facts |= {"started_at": time.time(), "state": "running"}
 
@@ -48,6 +49,13 @@ class StatusFile:
         self._facts["left_s"] = left_s
         self._write()
 
+    def tick(self) -> None:
+        """Nothing new but the time, and what the workers are at."""
+        now = time.monotonic()
+        if "phase" in self._facts and now - self._progress_s >= INTERVAL_S:
+            self._progress_s = now
+            self._write()
+
     def end(self, state: str, reason: str = "") -> None:
         """The run ends by itself: finished, stopped (saved, on request) or failed. One that was refused before its
         first phase leaves what the life before it said."""
@@ -60,7 +68,8 @@ class StatusFile:
         if self._broken:
             return
         try:
-            self._partial.write_text(json.dumps(self._facts | {"written_at": time.time()}) + "\n")
+            facts = self._facts | {"written_at": time.time(), "workers": self.workers()}
+            self._partial.write_text(json.dumps(facts) + "\n")
             os.replace(self._partial, self._path)
         except OSError as error:
             self._broken = True

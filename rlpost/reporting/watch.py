@@ -26,6 +26,7 @@ from rlpost.reporting.status import read_status
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SILENT_S = 10.0  # a worker that made no progress for so long is said to
 BLOCKS = "▁▂▃▄▅▆▇█"
 EVERY_S = 1.0  # between two looks at the files
 BAR_WIDTH, LABEL_WIDTH = 24, 18
@@ -195,10 +196,16 @@ def _now(view: View) -> list[str]:
         what = "responses" if phase == "eval" else "groups"
         engine = f"  {status['running']} samples running, {status['open_groups']} groups open"
         lines.append(f"{_bar(done / wanted)} {done}/{wanted} {what}{'' if phase == 'eval' else engine}")
+    lines += [_worker(row) for row in status.get("workers", [])]
     left = status.get("left_s") or _left_s(view)
     ending = f"about {duration(left)} left" if left is not None else "time left: known after the first step"
     lines.append(f"{_bar(view.step / max(1, total))} {view.step}/{total} steps  {duration(seconds)} so far, {ending}")
     return lines
+
+
+def _worker(row: Mapping[str, Any]) -> str:
+    silent = f", no progress for {duration(row['silent_s'])}" if row["silent_s"] >= SILENT_S else ""
+    return f"worker {row['rank']} on {row['host']} (process {row['pid']}): {row['phase']}{silent}"
 
 
 def _left_s(view: View) -> float | None:

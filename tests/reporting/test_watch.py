@@ -65,6 +65,16 @@ def live(run: Path, monkeypatch: pytest.MonkeyPatch, **facts: object) -> View:
 # --- one frame -------------------------------------------------------------------------------------------------------
 
 
+def test_a_frame_of_a_cluster_shows_its_workers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = [
+        {"rank": 0, "host": "one", "pid": 11, "phase": "generate", "silent_s": 0.2},
+        {"rank": 1, "host": "two", "pid": 12, "phase": "update", "silent_s": 75.0},
+    ]
+    text = frame(live(run, monkeypatch, workers=workers))
+    assert "worker 0 on one (process 11): generate\n" in text
+    assert "worker 1 on two (process 12): update, no progress for 1 min 15 s" in text
+
+
 def test_a_frame_while_generating(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = frame(live(run, monkeypatch))
     assert "step 5 of 12: generating (7 s)" in text
