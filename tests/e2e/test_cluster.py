@@ -84,11 +84,20 @@ def run_and_strike(folder: Path, *arguments: str, strikes: list[tuple[str, int]]
     return output, assassin
 
 
-def left_behind() -> list[str]:
+def leftovers() -> set[str]:
     """What Ray and the workers leave where they are not cleaned up."""
-    found = [str(p) for p in [*Path("/dev/shm").glob("rlpost-shards-*"), *Path("/tmp").glob("rlpost-ray-*")]]
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return found + [line for line in listing.splitlines() if re.match(r"ray::|.*/raylet |.*/gcs_server ", line)]
+    found = {str(p) for p in [*Path("/dev/shm").glob("rlpost-shards-*"), *Path("/tmp").glob("rlpost-ray-*")]}
+    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return found | {
+        line for line in listing.splitlines() if re.search(r"^ *\d+ (ray::|\S*/raylet |\S*/gcs_server )", line)
+    }
+
+
+BEFORE = leftovers()  # another Ray on this machine is none of our business
+
+
+def left_behind() -> set[str]:
+    return leftovers() - BEFORE
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
