@@ -106,7 +106,8 @@ def evaluate(
         for delta in result.returned:  # its replica was lost: it is made again, with the same seed
             uid, _, index = delta.request_id.rpartition("/")
             queue.append((by_uid[uid], int(index)))
-            tokens.pop(delta.request_id, None), logprobs.pop(delta.request_id, None)
+            tokens.pop(delta.request_id, None)
+            logprobs.pop(delta.request_id, None)
         verdicts += scorer.poll()
         work.add_step(engine.now() - iteration_started, result)
         if on_progress is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.colocation import Publication, Turns, make_canary
+from rlpost.colocation import Publication, Turns
 from rlpost.compose import to_yaml
 from rlpost.config import Config
 from rlpost.durable import run_dir
@@ -43,7 +43,7 @@ from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
 from rlpost.session import Session, open_session
-from rlpost.startup import Workers, WorkerSettings, start_worker
+from rlpost.startup import Workers, start_worker
 from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, TrainBatch
 from rlpost.watchdog import Watchdog
@@ -208,22 +208,7 @@ class Trainer:
             max_failure_share=cfg.reward.max_failure_share,
             score_every=DETERMINISTIC_SCORE_EVERY if cfg.deterministic else 0,
         )
-        canary = make_canary(
-            [p.token_ids for p in session.train_prompts.prompts[:4]],
-            session.vocab_size,
-            max_tokens=session.max_model_len - 1,
-        )
-        settings = WorkerSettings(
-            cfg=cfg,
-            runtime=session.runtime,
-            model_folder=session.model_folder,
-            vocab_size=session.vocab_size,
-            num_params=session.num_params,
-            hidden_size=session.hidden_size,
-            needs_reference=self.algorithm.needs_reference,
-            max_model_len=session.max_model_len,
-            canary=canary,
-        )
+        settings = session.worker_settings(needs_reference=self.algorithm.needs_reference)
         if cfg.cluster.kind == "ray":
             from rlpost.cluster.workers import start_cluster
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlpost.colocation import make_canary
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
 from rlpost.locations import resolve_path
@@ -27,7 +28,7 @@ from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tok
 from rlpost.rollout.reward_workers import Calls, InlineCalls, RewardWorkers
 from rlpost.rollout.scoring import RewardScorer, make_decode
 from rlpost.rollout.verdict_cache import VerdictCache
-from rlpost.startup import Runtime, choose_runtime, write_environment
+from rlpost.startup import Runtime, WorkerSettings, choose_runtime, write_environment
 from rlpost.types import Prompt
 
 
@@ -63,6 +64,21 @@ class Session:
     @property
     def eval_response_tokens(self) -> int:
         return self.cfg.eval.max_response_tokens or self.cfg.rollout.max_response_tokens
+
+    def worker_settings(self, *, needs_reference: bool) -> WorkerSettings:
+        """What every worker is built from; the canary's sequences begin with training prompts."""
+        prompts = [p.token_ids for p in self.train_prompts.prompts[:4]]
+        return WorkerSettings(
+            cfg=self.cfg,
+            runtime=self.runtime,
+            model_folder=self.model_folder,
+            vocab_size=self.vocab_size,
+            num_params=self.num_params,
+            hidden_size=self.hidden_size,
+            needs_reference=needs_reference,
+            max_model_len=self.max_model_len,
+            canary=make_canary(prompts, self.vocab_size, max_tokens=self.max_model_len - 1),
+        )
 
     def open_verdict_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:
         """From here on keep verdicts of workers in ``reward.cache_dir``, else in the run's folder, if there is one."""

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from rlpost.colocation import make_canary
 from rlpost.errors import RunError
 from rlpost.session import open_session
-from rlpost.startup import WorkerSettings, start_worker
+from rlpost.startup import start_worker
 
 pytestmark = pytest.mark.own_process  # one vLLM engine
 
@@ -20,19 +19,7 @@ def session():
 
 @pytest.fixture(scope="module")
 def worker(session):
-    prompts = [p.token_ids for p in session.train_prompts.prompts[:4]]
-    settings = WorkerSettings(
-        cfg=session.cfg,
-        runtime=session.runtime,
-        model_folder=session.model_folder,
-        vocab_size=session.vocab_size,
-        num_params=session.num_params,
-        hidden_size=session.hidden_size,
-        needs_reference=False,
-        max_model_len=session.max_model_len,
-        canary=make_canary(prompts, session.vocab_size, max_tokens=session.max_model_len - 1),
-    )
-    worker = start_worker(settings)
+    worker = start_worker(session.worker_settings(needs_reference=False))
     yield worker
     worker.close()
 

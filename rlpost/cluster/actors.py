@@ -74,20 +74,20 @@ class RayCluster:
         self.is_private = cfg.address is None
         self._temp = Path(tempfile.mkdtemp(prefix="rlpost-ray-")) if self.is_private else None
         self._sweeper = _Sweeper([*sweep, *filter(None, [self._temp])])
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self.cpus, self.gpus = cpus, gpus
         try:
-            self._connect(cfg, cpus=cpus, gpus=gpus)
-            self.group = self._reserve(cfg, cpus=cpus, gpus=gpus)
+            self._connect(cfg)
+            self.group = self._reserve(cfg)
         except BaseException:
-            self.close()
+            self._disconnect()
             raise
 
-    def _connect(self, cfg: ClusterConfig, *, cpus: int, gpus: int) -> None:
+    def _connect(self, cfg: ClusterConfig) -> None:
         if self.is_private:
             ray.init(
                 address="local",
-                num_cpus=cpus * cfg.num_workers,
-                num_gpus=gpus * cfg.num_workers,
+                num_cpus=self.cpus * cfg.num_workers,
+                num_gpus=self.gpus * cfg.num_workers,
                 include_dashboard=False,
                 object_store_memory=cfg.object_store_bytes,
                 log_to_driver=False,
@@ -106,8 +106,8 @@ class RayCluster:
                 explain("cluster.address", f"{cfg.address} ({error})", "a running Ray cluster", do)
             ) from error
 
-    def _reserve(self, cfg: ClusterConfig, *, cpus: int, gpus: int) -> PlacementGroup:
-        bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    def _reserve(self, cfg: ClusterConfig) -> PlacementGroup:
+        bundle = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
         group = placement_group([bundle] * cfg.num_workers, strategy="PACK")
         if not group.wait(cfg.start_timeout_s if not self.is_private else 60):
             have = {name: ray.cluster_resources().get(name, 0) for name in bundle}
@@ -117,10 +117,12 @@ class RayCluster:
         return group
 
     def close(self) -> None:
-        if ray.is_initialized():
-            with contextlib.suppress(AttributeError, RayError):
-                remove_placement_group(self.group)
-            ray.shutdown()
+        with contextlib.suppress(RayError):
+            remove_placement_group(self.group)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        ray.shutdown()
         self._sweeper.sweep()
 
 
@@ -148,14 +150,12 @@ class Actors:
         *,
         shards: Path,
         logs: Path,
-        say: Callable[[str], None],
         beat: Callable[[], None],
     ) -> None:
         """``shards``: folder for kept states. ``logs``: folder for workers' output. ``beat``: called while waiting."""
         self._cluster, self._settings, self._cfg = cluster, settings, settings.cfg.cluster
-        self._shards, self._logs, self._say, self._beat = shards, logs, say, beat
+        self._shards, self._logs, self._beat = shards, logs, beat
         self.world = self._cfg.num_workers
-        self.abort_timeout_s = self._cfg.abort_timeout_s
         self.handles: list[Any] = []
         self.who: list[Introduction] = []
         self._nodes: list[str] = []
@@ -171,13 +171,11 @@ class Actors:
         """Fresh processes for all ranks. Raises WorkerLost where one dies, RunError where they take too long."""
         self._lost, self._pulses, self.doing = {}, {}, "start"
         self._logs.mkdir(parents=True, exist_ok=True)
-        cpus = _cpus(self._settings)
-        gpus = int(self._settings.runtime.device != "cpu")
         remote: Any = ray.remote(concurrency_groups={"health": 2})(_Actor)  # type: ignore[call-overload]
         self.handles = [
             remote.options(
-                num_cpus=cpus,
-                num_gpus=gpus,
+                num_cpus=self._cluster.cpus,
+                num_gpus=self._cluster.gpus,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._cluster.group, placement_group_bundle_index=rank
@@ -193,7 +191,7 @@ class Actors:
         self.call("start", host, port, timeout_s=self._cfg.start_timeout_s)
 
     def kill_all(self) -> None:
-        """End every worker's process, now; returns when none is left that this machine can see."""
+        """End every worker's process, now."""
         self._listening.set()
         if self._thread is not None:
             self._thread.join()
@@ -203,8 +201,7 @@ class Actors:
 
     def close(self) -> None:
         """Let the workers end in good order, those that can; the others are killed."""
-        alive = [rank for rank in range(len(self.handles)) if rank not in self._lost]
-        if alive and not self._lost:
+        if self.handles and not self._lost:
             with contextlib.suppress(WorkerLost, UserError):
                 self.call("clear_kept")
                 self.call("close", timeout_s=_CLOSE_S)
@@ -214,19 +211,18 @@ class Actors:
         with contextlib.suppress(RayError, ValueError):
             ray.kill(self.handles[rank], no_restart=True)
         if rank < len(self.who):
-            self._signal(rank, signal.SIGKILL)
+            self._kill_process(rank)
 
-    def _signal(self, rank: int, number: int) -> None:
-        """A signal to the process itself: Ray's own kill asks a process to end, which one that hangs cannot."""
+    def _kill_process(self, rank: int) -> None:
+        """SIGKILL: Ray's own kill asks a process to end, which one that hangs cannot."""
         who = self.who[rank]
         if who.host == socket.gethostname():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(who.pid, number)
+            _kill_here(who.pid)
             return
         where = NodeAffinitySchedulingStrategy(self._nodes[rank], soft=False)
-        send: Any = ray.remote(_send_signal)
+        kill: Any = ray.remote(_kill_here)
         with contextlib.suppress(RayError):
-            ray.get(send.options(num_cpus=0, scheduling_strategy=where).remote(who.pid, number), timeout=10)
+            ray.get(kill.options(num_cpus=0, scheduling_strategy=where).remote(who.pid), timeout=10)
 
     # ---- calls ----------------------------------------------------------------------------------------------
 
@@ -236,7 +232,7 @@ class Actors:
         *arguments: Any,
         per_rank: Sequence[Sequence[Any]] | None = None,
         only: Sequence[int] | None = None,
-        timeout_s: float | None = None,
+        timeout_s: float = math.inf,
     ) -> list[Any]:
         """The method's results by rank. ``per_rank``: arguments of each rank, in place of the same for all.
 
@@ -251,15 +247,13 @@ class Actors:
             own = per_rank[rank] if per_rank is not None else arguments
             refs[getattr(self.handles[rank], method).remote(*own)] = rank
         results: dict[int, Any] = {}
-        waiting = list(refs)
-        deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-        while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=_POLL_S)
-            self._beat()
-            for ref in ready:
-                results[refs[ref]] = self.result(refs[ref], ref)
-            if deadline is not None and waiting and time.monotonic() > deadline:
-                slow = ", ".join(self.name(refs[ref]) for ref in waiting)
+        deadline = time.monotonic() + timeout_s
+        while refs:
+            for ref in self.wait(list(refs), deadline):
+                rank = refs.pop(ref)
+                results[rank] = self.result(rank, ref)
+            if refs and time.monotonic() > deadline:
+                slow = ", ".join(map(self.name, refs.values()))
                 do = f"look at {self._logs}/worker-*.log"
                 raise RunError(
                     explain(f"cluster: {method}", f"no answer from {slow}", f"one within {timeout_s:g} s", do)
@@ -362,16 +356,13 @@ class Actors:
                     self.kill(rank, f"{reason}(cluster.hang_s={self._cfg.hang_s:g}) and was killed")
 
 
-def _send_signal(pid: int, number: int) -> None:
+def _kill_here(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _cpus(settings: WorkerSettings) -> int:
-    return settings.cfg.cluster.cpus_per_worker or settings.runtime.threads
+        os.kill(pid, signal.SIGKILL)
 
 
 def open_cluster(settings: WorkerSettings, *, shards: Path) -> RayCluster:
     """Connect to Ray, or start a private one, and reserve the room for the workers."""
-    gpus = int(settings.runtime.device != "cpu")
-    return RayCluster(settings.cfg.cluster, cpus=_cpus(settings), gpus=gpus, sweep=[shards])
+    cluster, runtime = settings.cfg.cluster, settings.runtime
+    cpus = cluster.cpus_per_worker or runtime.threads
+    return RayCluster(cluster, cpus=cpus, gpus=int(runtime.device != "cpu"), sweep=[shards])

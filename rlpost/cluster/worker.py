@@ -54,9 +54,9 @@ class ClusterWorker:
         log: file that takes what this process prints, if its folder can be seen from here.
     """
 
-    def __init__(self, rank: int, settings: WorkerSettings, kept: KeptShards, log: Path | None) -> None:
+    def __init__(self, rank: int, settings: WorkerSettings, kept: KeptShards, log: Path) -> None:
         cfg = settings.cfg
-        if log is not None and log.parent.is_dir():
+        if log.parent.is_dir():
             _print_to(log)
         self.rank, self.world, self._settings, self._kept = rank, cfg.cluster.num_workers, settings, kept
         self._halted = self._stopped = 0  # numbers of the last order to halt, and of the last stop made

@@ -85,8 +85,10 @@ class ClusterWorkers:
 
     def _renew(self) -> None:
         """What holds state of the workers' processes."""
-        transport = RayReplicas(self._actors, slots=self._settings.cfg.engine.max_slots)
-        self.engine = ReplicaEngine(transport, reserve_share=self._settings.cfg.cluster.reserve_share)
+        cfg = self._settings.cfg
+        slots, timeout_s = cfg.engine.max_slots, cfg.cluster.abort_timeout_s
+        transport = RayReplicas(self._actors, slots=slots, abort_timeout_s=timeout_s)
+        self.engine = ReplicaEngine(transport, reserve_share=cfg.cluster.reserve_share)
         self.device = ClusterDevice(self._actors, self.engine)
 
 
@@ -127,11 +129,11 @@ class ClusterDevice:
 class RayReplicas:
     """The transport of ``rollout.replicas`` over actors: every worker is a replica."""
 
-    def __init__(self, actors: Actors, *, slots: int) -> None:
+    def __init__(self, actors: Actors, *, slots: int, abort_timeout_s: float) -> None:
         self._actors = actors
         self.slots: Sequence[int] = [slots] * actors.world
         self._under_way: list[deque[Any]] = [deque() for _ in self.slots]  # answers to come, in order
-        self._timeout_s = actors.abort_timeout_s
+        self._timeout_s = abort_timeout_s
         self._num_stops = 0
 
     def send(self, replica: int, exchange: Exchange) -> None:
@@ -184,7 +186,7 @@ def start_cluster(
     shards = shards_folder(settings.cfg.cluster.shards_dir, run_dir)
     cluster = open_cluster(settings, shards=shards)
     try:
-        actors = Actors(cluster, settings, shards=shards, logs=run_dir / LOGS, say=say, beat=beat)
+        actors = Actors(cluster, settings, shards=shards, logs=run_dir / LOGS, beat=beat)
         workers = ClusterWorkers(cluster, actors, settings, say)
         try:
             workers.start()

@@ -231,12 +231,13 @@ class _Collection:
         if chosen:
             self.buffer.load_tokens(*zip(*chosen, strict=True))
             now = engine.now()
-            replicas = engine.submit([self.make_request(group, sample) for group, sample in chosen])
-            for (group, sample), replica in zip(chosen, replicas, strict=True):
+            requests = [self.make_request(group, sample) for group, sample in chosen]
+            replicas = engine.submit(requests)
+            for (group, sample), request, replica in zip(chosen, requests, replicas, strict=True):
                 is_new = sample.first_step == self.buffer.step and not sample.num_tokens
                 kind = "launched" if is_new else "resumed"
                 stay = Stay(group.uid, sample.index, now, sample.num_tokens, kind, replica)
-                self.running[f"{group.uid}/{sample.index}"] = stay
+                self.running[request.request_id] = stay
 
     def make_request(self, group: OpenGroup, sample: OpenSample) -> Request:
         parts = [group.prompt.token_ids, *(s.token_ids for s in sample.segments)]

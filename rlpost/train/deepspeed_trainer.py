@@ -229,7 +229,7 @@ class DeepSpeedTrainer:
         return logprobs, entropy
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(array, dtype=np.int64)).to(self._device, non_blocking=True)
+        return torch.from_numpy(np.require(array, np.int64, ["C", "W"])).to(self._device, non_blocking=True)
 
     # ---- weights and memory ----
 
