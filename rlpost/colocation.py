@@ -32,6 +32,7 @@ class Publication:
     duration_s: float  # all of it: canary, copy, fingerprint, and the device changing hands
     load_s: float
     fingerprint_s: float
+    canary_s: float  # both sides of it
     canary_max: float  # largest |trainer - engine| logprob over the canary, nats
 
 
@@ -79,7 +80,9 @@ class Device:
         """
         began = time.perf_counter()
         with self.training():
+            began_canary = time.perf_counter()
             expected = self._trainer.score(self._canary)
+            canary_s = time.perf_counter() - began_canary
             self._engine.wake(("weights",))  # the KV cache waits until the trainer's states are off the device
             started = time.perf_counter()
             num_bytes = 0
@@ -97,13 +100,16 @@ class Device:
         self._trainer.sleep()
         self._engine.wake()
         self._turn = "engine"
+        awake = time.perf_counter()
         canary_max = self._check_canary(expected)
+        canary_s += time.perf_counter() - awake
         return Publication(
             policy_version=policy_version,
             num_bytes=num_bytes,
             duration_s=time.perf_counter() - began,
             load_s=loaded - started,
             fingerprint_s=checked - loaded,
+            canary_s=canary_s,
             canary_max=canary_max,
         )
 

@@ -39,6 +39,7 @@ from rlpost.reporting.step_metrics import (
     update_metrics,
 )
 from rlpost.reporting.timeline import TimelineWriter
+from rlpost.reporting.waterfall import Stopwatch, of_publication, of_rollout, waterfall
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
@@ -127,6 +128,7 @@ class Trainer:
         self.status = StatusFile(run.path, steps=cfg.steps, say=progress.message)
         self.adviser = Adviser(facts_of(cfg, session.train_prompts.prompts, session.eval_prompts))
         self.warnings = WarningsFile(run.path)
+        self.watch = Stopwatch()
         self._told_open_limit = 0  # the adaptive limit on open groups that was last explained
 
     @property
@@ -226,7 +228,10 @@ class Trainer:
         """Generate with the weights just published, update, settle, save while the trainer holds the device."""
         started = time.perf_counter()
         times = {"publish": publication.duration_s}
+        self.watch.take()  # what lies before belongs to no step
         stats = self._timed(times, "generate", self._generate)
+        times["ledger"] = self.buffer.take_ledger_s()
+        generated = of_rollout(stats, times["ledger"]) | {"ledger": times["ledger"]}
         groups = self._store()
         if stats.stopped:
             self.history.add_stopped(stats)
@@ -236,9 +241,11 @@ class Trainer:
         with self.device.training():
             self.state.step += 1
             self._recoveries = 0
-            metrics = self._settle(groups, stats, update, publication)
-            times["ledger"] = self.buffer.take_ledger_s()
+            with self.watch.part("record"):
+                metrics = self._settle(groups, stats, update, publication)
+            times["ledger"] += self.buffer.take_ledger_s()
             times["step"] = publication.duration_s + time.perf_counter() - started
+            metrics |= waterfall(times["step"], of_publication(publication), generated, self.watch.take())
             metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
             self.metrics.log(self.step, metrics)
             self.progress.step_done(self.step, metrics)
@@ -275,7 +282,8 @@ class Trainer:
         self.progress.message(f"{lost}; workers are started anew")
         started = time.perf_counter()
         self._is_published = False
-        self.worker.recover(self.step)
+        with self.watch.part("recover"):
+            self.worker.recover(self.step)
         self.progress.message(f"workers are back after {time.perf_counter() - started:.0f} s, at step {self.step}")
 
     def _generate(self) -> RolloutStats:
@@ -296,10 +304,11 @@ class Trainer:
         losses = self.worker.losses()
         if losses:
             raise WorkerLost("; ".join(losses))
-        with self.device.training():
+        with self.watch.part("hand_over"), self.device.training(), self.watch.part("build_batch"):
             update = self._update(groups)
         self._is_published = False
-        self.worker.keep(self.step + 1)
+        with self.watch.part("keep_state"):
+            self.worker.keep(self.step + 1)
         return update
 
     # ---- the moves ------------------------------------------------------------------------------------------
@@ -334,8 +343,9 @@ class Trainer:
     def _store(self) -> list[Group]:
         """The rollout, which is on disk before anything is made of it."""
         self.timeline.phase("ledger", self.step + 1)
-        groups = self.buffer.rollout()
-        self.buffer.store()
+        with self.watch.part("ledger"):
+            groups = self.buffer.rollout()
+            self.buffer.store()
         return groups
 
     def _update(self, groups: Sequence[Group]) -> Update:
@@ -368,14 +378,16 @@ class Trainer:
         for _ in range(train.epochs):
             for batch in batches:
                 self.watchdog.beat()
-                results.append(trainer.update(batch, algorithm.objective))
+                with self.watch.part("train"):
+                    results.append(trainer.update(batch, algorithm.objective))
         failed = find_untrained(groups, train.optimizer_steps_per_rollout, results)
         return Update(advantages=advantages, old_logprobs=old_logprobs, batches=batches, results=results, failed=failed)
 
     def _with_logprobs(self, batch: TrainBatch, field: str) -> TrainBatch:
         """The batch scored by the policy as it is now (``old_logprobs``) or by the frozen reference."""
         self.watchdog.beat()
-        logprobs = self.worker.trainer.logprobs(batch.rows, reference=field == "ref_logprobs")
+        with self.watch.part(field):
+            logprobs = self.worker.trainer.logprobs(batch.rows, reference=field == "ref_logprobs")
         rows = [replace(row, **{field: values}) for row, values in zip(batch.rows, logprobs, strict=True)]
         return replace(batch, rows=tuple(rows))
 
@@ -391,7 +403,8 @@ class Trainer:
         """The step's account: ledger, record, metrics, rollout table; guards that stop the run."""
         drawn_steps = [g.drawn_step for g in self.buffer.admitted]
         lengths = {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted}
-        self.buffer.settle(update.failed)
+        with self.watch.part("ledger"):
+            self.buffer.settle(update.failed)
         self.buffer.check_conservation()
         for reason, count in Counter(update.failed.values()).items():
             self.progress.message(

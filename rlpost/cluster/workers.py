@@ -113,15 +113,13 @@ class ClusterDevice:
         yield
 
     def publish_weights(self, policy_version: int) -> Publication:
-        """Every rank publishes to the engine beside it. Times are the slowest worker's; bytes are one engine's."""
+        """Every rank publishes to the engine beside it. The parts' times are the slowest worker's."""
         started = time.perf_counter()
         publications: list[Publication] = self._actors.call("publish", policy_version)
         self.turn = "engine"
         return replace(
-            publications[0],
+            max(publications, key=lambda p: p.duration_s),
             duration_s=time.perf_counter() - started,
-            load_s=max(p.load_s for p in publications),
-            fingerprint_s=max(p.fingerprint_s for p in publications),
             canary_max=max(p.canary_max for p in publications),
         )
 

@@ -56,6 +56,12 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     ),
     "Where did the time go?": (
         ("phases of a step", ("time/generate", "time/update", "time/publish", "time/ledger"), "step"),
+        (
+            "generation",
+            ("waterfall/engine", "waterfall/idle", "waterfall/collect", "waterfall/wait_for_rewards"),
+            "step",
+        ),
+        ("update", ("waterfall/train", "waterfall/build_batch", "waterfall/old_logprobs"), "step"),
         ("evaluating and saving", ("time/eval", "time/save"), "step"),
     ),
 }

@@ -101,6 +101,7 @@ class RolloutStats:
     failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
     last_failure: str | None = None
     work: EngineWork = field(default_factory=EngineWork)
+    abort_s: float = 0.0  # of what was left in flight, where ``work`` does not hold it
     launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
     dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
     deferred_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples carried over
@@ -361,6 +362,8 @@ class _Collection:
         if last.iterations is not None:
             self.stats.work.add_step(self.engine.now() - started, last)
             self.stats.num_prefill += last.num_prefill_tokens
+        else:
+            self.stats.abort_s = self.engine.now() - started
         assert self.engine.num_in_flight == 0, "the engine kept requests after an abort"
         for stay in self.running.values():
             self.note_stay(stay, self.buffer.groups[stay.uid].samples[stay.index], "paused")

@@ -37,6 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_parts_of_a_step_explain_it(folder: Path) -> None:
+    for row in steps_of(folder / "runs" / "seed-0"):
+        parts = {name: seconds for name, seconds in row.items() if name.startswith("waterfall/")}
+        assert sum(parts.values()) == pytest.approx(row["time/step"])
+        assert min(parts.values()) >= 0 and parts["waterfall/other"] < 0.1 * row["time/step"], parts
+        assert parts["waterfall/engine"] > 0 and parts["waterfall/train"] > 0
+
+
 @pytest.mark.skipif(find() is None, reason="no browser here: apt-get install chromium")
 def test_the_pages_show_the_runs(folder: Path) -> None:
     run = folder / "runs" / "seed-0"
@@ -47,6 +55,8 @@ def test_the_pages_show_the_runs(folder: Path) -> None:
         browser.view(1440, 900)
         browser.open(run / "report.html")
         tiles = browser.run("document.querySelector('.tiles').textContent")
+        parts = browser.run("[...document.querySelectorAll('.parts tbody tr')].map(r => r.cells[0].textContent)")
+        assert {"engine", "train", "copy", "build batch", "other"} <= set(parts)
         assert f"{100 * accuracy[0]:.1f} %" in tiles and f"{100 * accuracy[-1]:.1f} %" in tiles
         assert "3 of 3" in tiles and f"{steps_of(run)[-1]['total/samples']:.0f} answers" in tiles
         answers = browser.run("[...document.querySelectorAll('.card .answer')].map(e => e.textContent)")

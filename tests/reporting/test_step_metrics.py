@@ -13,7 +13,13 @@ from rlpost.types import Group, Prompt, Sample, Segment, TrainBatch
 
 STEP = 3
 PUBLICATION = Publication(
-    policy_version=4, num_bytes=3_000_000_000, duration_s=2.5, load_s=1.5, fingerprint_s=0.5, canary_max=2e-5
+    policy_version=4,
+    num_bytes=3_000_000_000,
+    duration_s=2.5,
+    load_s=1.5,
+    fingerprint_s=0.5,
+    canary_s=0.25,
+    canary_max=2e-5,
 )
 
 

@@ -143,6 +143,15 @@ def test_numbers_and_running_samples_by_hand(browser: Chromium, page: Path) -> N
     assert browser.run(f"(b => [b.size, b[0].x.slice(0, 2), b[0].y.slice(0, 2)])({bars})") == [2, [1, 3], [2, 2]]
 
 
+def test_parts_of_a_step_are_means_over_its_steps(browser: Chromium, page: Path) -> None:
+    browser.open(page)
+    parts = "'waterfall/engine': [3, 4], 'waterfall/hand_over': [null, 1], 'waterfall/idle': [0]"
+    columns = f"{{'time/step': [4, 6], {parts}}}"
+    rows = f"[...partsOfSteps({columns}).querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    assert browser.run(rows) == [["engine", "3.5 s", "87.5 %", ""], ["hand over", "0.5 s", "12.5 %", ""]]
+    assert browser.run("partsOfSteps({'time/step': [4]})") is None, "a run recorded before there were parts"
+
+
 def test_filters_and_colours_of_the_answers(browser: Chromium, page: Path) -> None:
     browser.view(1440, 900)
     browser.open(page)

@@ -530,6 +530,34 @@ function waterfall(run, several) {
           el('b', {}, duration(sum(shown.map(line => line.y[i] || 0)))),
         ),
     }),
+    partsOfSteps(columns),
+  );
+}
+
+// The same seconds cut finer, mean over the steps: the parts of time/step in the order in which they happen.
+function partsOfSteps(columns) {
+  const means = Object.keys(columns)
+    .filter(name => name.startsWith('waterfall/'))
+    .map(name => [name.slice('waterfall/'.length).replaceAll('_', ' '), sum(numbers(columns[name]))])
+    .filter(([, seconds]) => seconds > 0);
+  const all = sum(means.map(([, seconds]) => seconds)),
+    num = numbers(columns['time/step'] || []).length,
+    longest = Math.max(...means.map(([, seconds]) => seconds));
+  if (!means.length || !num) return null;
+  return el(
+    'details',
+    { class: 'parts' },
+    el('summary', {}, 'Parts of a step, mean over all steps'),
+    table(
+      ['part', 'seconds', 'share', ''],
+      means.map(([name, seconds]) => [
+        name,
+        duration(seconds / num),
+        percent(seconds / all),
+        el('span', { class: 'part-bar', style: { width: `${(100 * seconds) / longest}%` } }),
+      ]),
+      { numeric: [1, 2] },
+    ),
   );
 }
 
