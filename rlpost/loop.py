@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from rlpost.config import Config
 from rlpost.durable import run_dir
 from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
 from rlpost.durable.stopping import Stopped, StopRequest
-from rlpost.errors import RunError, ShardsLost, WorkerLost, explain
+from rlpost.errors import ShardsLost
 from rlpost.evaluate import eval_sampling, evaluate
 from rlpost.history import History
+from rlpost.recovery import Recovery
 from rlpost.reporting import timeline
 from rlpost.reporting.advice import Adviser, WarningsFile, facts_of
 from rlpost.reporting.closing import closing_table
@@ -45,8 +46,8 @@ from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
 from rlpost.session import Session, open_session
 from rlpost.startup import Workers, start_worker
-from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, TrainBatch
+from rlpost.update import SKIPPED, Update, check_mismatch, find_untrained
 from rlpost.watchdog import Watchdog
 
 
@@ -76,22 +77,8 @@ def train(cfg: Config) -> dict[str, Any]:
             session.close()
 
 
+T = TypeVar("T")
 DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for verdicts at each one would stop generation for slow rewards
-SKIPPED = {
-    "nan_update": "had their update skipped, loss or gradient being NaN or infinite",
-    "nothing_to_train": "hold no token to train on",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Update:
-    """What a rollout was trained on, and what each optimizer step said."""
-
-    advantages: list[np.ndarray]  # f64[scored samples] per group
-    old_logprobs: list[list[np.ndarray | None]] | None  # f32[R] per scored sample, where the trainer computed them
-    batches: list[TrainBatch]
-    results: list[UpdateResult]  # epoch by epoch, one for each batch; none where there was no token to train on
-    failed: dict[str, str]  # uid -> why the group was trained by none of them
 
 
 class Trainer:
@@ -105,8 +92,6 @@ class Trainer:
         cfg = session.cfg
         self.cfg, self.session, self.path, self.progress, self.stop = cfg, session, run.path, progress, stop
         self._start_from, self._reached = run.start_from, reached
-        self._recoveries = 0  # since the last finished step
-        self._is_published = False  # whether the engines have the weights of this step
         self._introduce(run)
         session.open_verdict_cache(run.path, progress.message)
         self.watchdog = Watchdog(cfg.watchdog_s)
@@ -178,6 +163,8 @@ class Trainer:
         except Stopped as stopped:
             self.status.end("stopped", str(stopped))
             raise
+        except ShardsLost:
+            raise  # the run is not over: another life begins
         except Exception as error:
             self.status.end("failed", str(error))
             self.metrics.alert("the run failed", str(error))
@@ -218,11 +205,16 @@ class Trainer:
         else:
             self.worker = start_worker(settings)
         self.status.workers = self.worker.describe
+        limit, say = cfg.cluster.max_recoveries, self.progress.message
+        self.recovery = Recovery(self.worker, limit=limit, begin=self._phase, say=say, watch=self.watch)
         return self.worker
 
     @property
     def device(self) -> Turns:
         return self.worker.device
+
+    def _surviving(self, call: Callable[[], T]) -> T:
+        return self.recovery.surviving(self.step, call)
 
     def _one_step(self, publication: Publication) -> None:
         """Generate with the weights just published, update, settle, save while the trainer holds the device."""
@@ -240,7 +232,7 @@ class Trainer:
         update = self._timed(times, "update", lambda: self._surviving(lambda: self._train_on(groups)))
         with self.device.training():
             self.state.step += 1
-            self._recoveries = 0
+            self.recovery.step_done()
             with self.watch.part("record"):
                 metrics = self._settle(groups, stats, update, publication)
             times["ledger"] += self.buffer.take_ledger_s()
@@ -254,64 +246,18 @@ class Trainer:
                 self._surviving(self._save)
         self._leave_if_stopped()
 
-    # ---- workers that are lost ------------------------------------------------------------------------------
-
-    def _surviving(self, call: Callable[[], Any], lost: WorkerLost | None = None) -> Any:
-        """``call()``, again with fresh workers where some were lost in it; with ``lost``, they were before."""
-        while True:
-            try:
-                if lost is not None:
-                    self._recover(lost)
-                return call()
-            except WorkerLost as error:
-                lost = error
-
-    def _recover(self, lost: WorkerLost) -> None:
-        """All workers anew, in fresh processes, with the trainer's state of the last finished step.
-
-        Raises ShardsLost where that is gone, RunError where it happens too often in one step.
-        """
-        self._recoveries += 1
-        most = self.cfg.cluster.max_recoveries
-        if self._recoveries > most:
-            do = "look at the workers' logs (workers/ in the run's folder); the same command resumes"
-            raise RunError(
-                explain("workers lost within one step", f"{self._recoveries} times ({lost})", f"<= {most}", do)
-            )
-        self._phase("recover")
-        self.progress.message(f"{lost}; workers are started anew")
-        started = time.perf_counter()
-        self._is_published = False
-        with self.watch.part("recover"):
-            self.worker.recover(self.step)
-        self.progress.message(f"workers are back after {time.perf_counter() - started:.0f} s, at step {self.step}")
+    # ---- the moves ------------------------------------------------------------------------------------------
 
     def _generate(self) -> RolloutStats:
         """One rollout. Replicas that are lost in it are done without; where all are, it goes on with fresh ones."""
         while True:
-            if not self._is_published:
-                self._surviving(self._publish)
+            self._surviving(self._publish_if_needed)
             with self.device.generating():
                 stats = self._collect()
             if not stats.stopped or self.stop.requested is not None:
                 return stats
             self.history.add_stopped(stats)
             self._log_timeline(stats)
-            self._surviving(self._publish, WorkerLost("; ".join(self.worker.losses())))
-
-    def _train_on(self, groups: Sequence[Group]) -> Update:
-        """The update, whose outcome is then kept outside the workers."""
-        losses = self.worker.losses()
-        if losses:
-            raise WorkerLost("; ".join(losses))
-        with self.watch.part("hand_over"), self.device.training(), self.watch.part("build_batch"):
-            update = self._update(groups)
-        self._is_published = False
-        with self.watch.part("keep_state"):
-            self.worker.keep(self.step + 1)
-        return update
-
-    # ---- the moves ------------------------------------------------------------------------------------------
 
     def _collect(self) -> RolloutStats:
         self._phase("generate")
@@ -347,6 +293,15 @@ class Trainer:
             groups = self.buffer.rollout()
             self.buffer.store()
         return groups
+
+    def _train_on(self, groups: Sequence[Group]) -> Update:
+        """The update, whose outcome is then kept outside the workers."""
+        with self.watch.part("hand_over"), self.device.training(), self.watch.part("build_batch"):
+            update = self._update(groups)
+        self.recovery.is_published = False
+        with self.watch.part("keep_state"):
+            self.worker.keep(self.step + 1)
+        return update
 
     def _update(self, groups: Sequence[Group]) -> Update:
         """One pass over the rollout per epoch, one optimizer step per part."""
@@ -394,8 +349,12 @@ class Trainer:
     def _publish(self) -> Publication:
         self._phase("publish")
         publication = self.device.publish_weights(policy_version=self.step)
-        self._is_published = True
+        self.recovery.is_published = True
         return publication
+
+    def _publish_if_needed(self) -> None:
+        if not self.recovery.is_published:
+            self._publish()
 
     def _settle(
         self, groups: Sequence[Group], stats: RolloutStats, update: Update, publication: Publication
@@ -431,28 +390,14 @@ class Trainer:
         trained = [group.uid for group in groups if group.uid not in update.failed]
         failed = [(uid, f"failed[{reason}]") for uid, reason in update.failed.items()]
         self._log_timeline(stats, admitted=trained, failed=failed)
-        if update.results:  # the first optimizer step's: later ones may hold the update's own movement
-            self._guard_mismatch(update.results[0].metrics.get("mismatch/lag_0/abs_log_ratio"))
+        warning = check_mismatch(update.mismatch, stop=self.cfg.mismatch_stop, step=self.step)
+        if warning:
+            self.progress.message(warning)
         return metrics
-
-    def _guard_mismatch(self, mismatch: float | None) -> None:
-        stop = self.cfg.mismatch_stop
-        if mismatch is None or mismatch <= stop / 10:
-            return
-        line = explain(
-            f"step {self.step}: mean |old - rollout| logprob of current-version tokens",
-            f"{mismatch:.3g} nats",
-            f"below mismatch_stop / 10 = {stop / 10:g}",
-            "engine and trainer drift apart; check dtype and sampling settings",
-        )
-        if mismatch > stop:
-            raise RunError(line)
-        self.progress.message(f"warning: {line}")
 
     def _evaluate(self) -> None:
         cfg, session = self.cfg, self.session
-        if not self._is_published:
-            self._publish()
+        self._publish_if_needed()
         self._phase("eval")
         started = time.perf_counter()
 
@@ -608,18 +553,3 @@ class Trainer:
         result = call()
         times[name] = time.perf_counter() - started
         return result
-
-
-def find_untrained(groups: Sequence[Group], num_parts: int, results: Sequence[UpdateResult]) -> dict[str, str]:
-    """uid -> reason, of the groups whose part of the rollout no optimizer step was applied to."""
-    from rlpost.algos.batch import split_parts
-
-    failed = {group.uid: "nothing_to_train" for group in groups}
-    parts = split_parts(groups, num_parts)
-    for number, part in enumerate(parts):
-        applied = any(result.applied for result in results[number :: len(parts)])
-        for uid in {groups[g].uid for g, _ in part}:
-            failed[uid] = "nan_update"
-            if applied:
-                del failed[uid]
-    return failed

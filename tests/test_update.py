@@ -1,10 +1,12 @@
-"""The loop's own arithmetic: which groups an update really trained."""
+"""Which groups an update really trained."""
 
 import numpy as np
+import pytest
 
-from rlpost.loop import find_untrained
+from rlpost.errors import RunError
 from rlpost.train.policy import UpdateResult
 from rlpost.types import Group, Prompt, Sample, Segment
+from rlpost.update import check_mismatch, find_untrained
 
 
 def group(uid, *, tokens=3, reward=1.0):
@@ -33,3 +35,11 @@ def test_a_group_without_a_token_to_train_is_named_so():
     groups = [group("a"), group("b", tokens=0), group("c", reward=None)]
     assert find_untrained(groups, 1, results(True)) == {"b": "nothing_to_train", "c": "nothing_to_train"}
     assert find_untrained(groups[1:], 1, []) == {"b": "nothing_to_train", "c": "nothing_to_train"}
+
+
+def test_engine_and_trainer_that_drift_apart_are_warned_of_and_then_stop_the_run():
+    assert check_mismatch(None, stop=0.5, step=3) == check_mismatch(0.05, stop=0.5, step=3) == ""
+    assert "warning: step 3" in check_mismatch(0.051, stop=0.5, step=3)
+    assert check_mismatch(0.5, stop=0.5, step=3).startswith("warning")
+    with pytest.raises(RunError, match="drift apart"):
+        check_mismatch(0.51, stop=0.5, step=3)
