@@ -44,6 +44,8 @@ def test_every_row_has_one_rank_and_no_rank_much_more_than_its_share(
     costs = [row_cost(r, hidden) for r in rows]
     loads = [sum(costs[i] for i in part) for part in parts]
     assert max(loads) <= sum(costs) / world + max(costs, default=0.0) + 1e-6
+    assert all(parts) or max(map(len, parts)) <= 1, "a rank is idle only where there are fewer rows than ranks"
+    assert parts == split_rows(rows, world, hidden), "every rank that works it out comes to the same"
 
 
 def test_logprobs_come_back_in_the_order_of_the_rows() -> None:

@@ -1,4 +1,7 @@
-"""One of two ranks, started by test_two_ranks.py as a process of its own: RANK, then the folder with its orders."""
+"""One of two ranks, started by test_two_ranks.py as a process of its own: PROGRAM, RANK, the folder with its orders.
+
+Rows are divided by ``cluster.ranks``, as in a run on a cluster: every rank makes the same calls of a ``RankedTrainer``.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 WORLD = 2
+STAGES = (1, 2, 3)
 
 
-def main(rank: int, folder: Path) -> None:
+def main(program: str, rank: int, folder: Path) -> None:
     os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank))
     import torch
     import torch.distributed as dist
@@ -21,16 +26,27 @@ def main(rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), WORLD)
     store.set_timeout(timedelta(minutes=3))
     init_process_group(rank, WORLD, store, "cpu")
-    results = {stage: run_stage(rank, folder, stage) for stage in (1, 2, 3)}
-    torch.save(results, folder / f"results-{rank}.pt")
+    run = {"parity": five_updates, "durable": updates_and_files}[program]
+    torch.save({stage: run(rank, folder, stage) for stage in STAGES}, folder / f"results-{rank}.pt")
     dist.destroy_process_group()
 
 
-def run_stage(rank: int, folder: Path, stage: int) -> dict:
-    """Three updates with unequal rows, one that is NaN on rank 1 alone, a checkpoint, one more update twice."""
+def five_updates(rank: int, folder: Path, stage: int) -> dict[str, Any]:
+    from tests.train import parity
+
+    cfg = parity.config(stage)
+    trainer = build(rank, folder, cfg)
+    result = parity.train(trainer, cfg, parity.Spmd(trainer), world=WORLD)
+    trainer.close()
+    return result
+
+
+def updates_and_files(rank: int, folder: Path, stage: int) -> dict[str, Any]:
+    """Three updates of five rows, one that is NaN on rank 1 alone, a checkpoint, one more update twice."""
     import torch
 
-    from tests.train import cases
+    from rlpost.cluster.ranks import RankedTrainer
+    from tests.train import cases, parity
 
     def objective(logprobs, entropy, row, batch):  # type: ignore[no-untyped-def]
         loss, metrics = cases.objective(logprobs, entropy, row, batch)
@@ -40,25 +56,33 @@ def run_stage(rank: int, folder: Path, stage: int) -> dict:
         loss, metrics = cases.objective(logprobs, entropy, row, batch)
         return (loss + math.nan if rank == 1 else loss), metrics
 
-    trainer = build(rank, folder, stage)
-    applied = [trainer.update(share(rank, step), objective) for step in range(3)]
-    weights = cases.weights_of(trainer)
-    skipped = trainer.update(share(rank, 3), broken_on_rank_1)
-    unchanged = cases.largest_difference(cases.weights_of(trainer), weights) == 0.0
-    # Rank 0 asks for four rows, rank 1 for one: the passes must still be equally many.
-    batch = share(rank, 5)
-    logprobs, reference = trainer.logprobs(batch.rows), trainer.logprobs(batch.rows, reference=True)
-    scores = trainer.score([s["token_ids"] for s in cases.sequences(9, 4 if rank == 0 else 1)])
+    def batch_of(step: int):  # type: ignore[no-untyped-def]
+        return cases.packed_batch(step, count=10, per_row=2)
+
+    def ranked(trainer: Any) -> RankedTrainer:
+        return RankedTrainer(parity.Spmd(trainer), world=WORLD, hidden_size=parity.HIDDEN_SIZE)
+
+    first = build(rank, folder, cases.config(stage))
+    trainer = ranked(first)
+    applied = [trainer.update(batch_of(step), objective) for step in range(3)]
+    weights = cases.weights_of(first)
+    skipped = trainer.update(batch_of(3), broken_on_rank_1)
+    unchanged = cases.largest_difference(cases.weights_of(first), weights) == 0.0
+    rows = batch_of(5).rows
+    logprobs, reference = trainer.logprobs(rows), trainer.logprobs(rows, reference=True)
+    # Rank 0 asks for four sequences, rank 1 for one: the passes must still be equally many.
+    scores = first.score([s["token_ids"] for s in cases.sequences(9, 4 if rank == 0 else 1)])
     trainer.save(folder / f"checkpoint-{stage}")
     trainer.save_config(folder / f"config-{stage}")
     trainer.export(folder / f"export-{stage}")
-    last = trainer.update(share(rank, 5), objective)
-    resumed = build(rank, folder, stage)
+    last = trainer.update(batch_of(5), objective)
+    second = build(rank, folder, cases.config(stage))
+    resumed = ranked(second)
     resumed.load(folder / f"checkpoint-{stage}")
-    again = resumed.update(share(rank, 5), objective)
-    identical = last == again and cases.largest_difference(cases.weights_of(trainer), cases.weights_of(resumed)) == 0.0
-    trainer.close()
-    resumed.close()
+    again = resumed.update(batch_of(5), objective)
+    identical = last == again and cases.largest_difference(cases.weights_of(first), cases.weights_of(second)) == 0.0
+    first.close()
+    second.close()
     return {
         "losses": [r.loss for r in applied],
         "grad_norms": [r.grad_norm for r in applied],
@@ -72,12 +96,11 @@ def run_stage(rank: int, folder: Path, stage: int) -> dict:
     }
 
 
-def build(rank: int, folder: Path, stage: int):  # type: ignore[no-untyped-def]
+def build(rank: int, folder: Path, cfg: Any):  # type: ignore[no-untyped-def]
     from rlpost.train.deepspeed_trainer import build_trainer
-    from tests.train import cases
 
     return build_trainer(
-        cases.config(stage),
+        cfg,
         model_folder=folder / "model",
         device="cpu",
         total_optimizer_steps=10,
@@ -87,15 +110,5 @@ def build(rank: int, folder: Path, stage: int):  # type: ignore[no-untyped-def]
     )
 
 
-def share(rank: int, step: int):  # type: ignore[no-untyped-def]
-    """Of five rows rank 0 takes four and rank 1 the last, with the denominators of the whole."""
-    from dataclasses import replace
-
-    from tests.train import cases
-
-    batch = cases.packed_batch(step, count=10, per_row=2)
-    return replace(batch, rows=batch.rows[:4] if rank == 0 else batch.rows[4:])
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""Two ranks with unequal numbers of rows train as one plain PyTorch loop does, at every ZeRO stage (gloo, no ports)."""
+"""Two ranks (gloo, no ports) whose rows ``cluster.ranks`` divides train as one rank does, at every ZeRO stage."""
 
 import os
 import subprocess
@@ -10,23 +10,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlpost.cluster.ranks import split_rows
 from rlpost.train.saved_weights import write_model
-from tests.train import cases
+from tests.train import cases, parity
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.slow
 
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """Both ranks' results, and the folder they worked in."""
-    folder = tmp_path_factory.mktemp("ranks")
+def run_ranks(folder, program):
+    """Both ranks' results."""
     cases.save_model(folder / "model", tied=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, str(ROOT / "tests" / "train" / "rank_program.py")]
+    command = [sys.executable, str(ROOT / "tests" / "train" / "rank_program.py"), program]
     processes = [
-        subprocess.Popen([*program, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     try:
@@ -35,9 +32,63 @@ def ranks(tmp_path_factory):
         for process in processes:
             process.kill()
     assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)[-4000:]
-    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)], folder
+    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+# ---- two ranks and one, on the same groups ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return run_ranks(tmp_path_factory.mktemp("parity"), "parity")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def both(request, build, two_ranks):
+    """(what one rank came to, what each of two did), at one ZeRO stage."""
+    cfg = parity.config(request.param)
+    trainer = build(request.param)
+    one = parity.train(trainer, cfg, parity.Spmd(trainer), world=1)
+    return one, [rank[request.param] for rank in two_ranks]
+
+
+def test_the_divisions_are_the_hard_ones():
+    cfg = parity.config(1)
+    parts = [split_rows(parity.batch_of(step, cfg).rows, 2, parity.HIDDEN_SIZE) for step in range(5)]
+    assert [] in parts[2], "a rank without any row"
+    assert len({len(part) for part in parts[0]}) == 2, "unequal numbers of rows"
+    assert parts[4] != split_rows(parity.batch_of(4, cfg).rows, 2, 0), "attention decides"
+
+
+def test_two_ranks_come_to_the_losses_gradients_and_parameters_of_one(both):
+    one, two = both
+    for rank in two:
+        np.testing.assert_allclose(rank["losses"], one["losses"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(rank["grad_norms"], one["grad_norms"], rtol=1e-5)
+        for ours, reference in zip(rank["gradients"], one["gradients"], strict=True):
+            assert np.linalg.norm(ours - reference) < 1e-5 * np.linalg.norm(reference)
+        np.testing.assert_allclose(rank["weights"], one["weights"], rtol=0, atol=5e-5)
+        np.testing.assert_allclose(rank["logprobs"], one["logprobs"], atol=3e-5)
+
+
+def test_metrics_are_those_of_the_whole_batch_whatever_the_number_of_ranks(both):
+    one, (first, second) = both
+    assert first["metrics"] == second["metrics"], "every rank knows the whole"
+    for ours, reference in zip(first["metrics"], one["metrics"], strict=True):
+        assert ours == pytest.approx(reference, rel=1e-4, abs=1e-6)
+
+
+# ---- two ranks and plain PyTorch; files ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Both ranks' results, and the folder they worked in."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return run_ranks(folder, "durable"), folder
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_ranks_equal_one_plain_loop(ranks, stage):
     (first, second), folder = ranks[0], ranks[1]
@@ -58,14 +109,16 @@ def test_two_ranks_equal_one_plain_loop(ranks, stage):
     assert cases.largest_difference(dict(made.named_parameters()), first[stage]["weights"]) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_nan_on_one_rank_is_skipped_by_both_and_resuming_is_identical(ranks, stage):
     for rank in ranks[0]:
         assert rank[stage]["nan_skipped"] and rank[stage]["resumed_identical"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_each_rank_gets_its_own_logprobs(ranks, stage):
+def test_logprobs_of_all_ranks_come_back_in_the_order_of_the_rows(ranks, stage):
     (first, second), folder = ranks[0], ranks[1]
     plain = cases.PlainLoop(folder / "model")
     samples = cases.sequences(5, 10)
@@ -76,6 +129,6 @@ def test_each_rank_gets_its_own_logprobs(ranks, stage):
         with torch.no_grad():
             expected = [cases.reference_logprobs(plain.model, s["token_ids"], 0.8)[0].numpy() for s in samples]
         masked = [np.concatenate([[0.0], e]) * s["loss_mask"] for e, s in zip(expected, samples, strict=True)]
-        np.testing.assert_allclose(np.concatenate(first[stage][key]), np.concatenate(masked[:8]), atol=3e-5)
-        np.testing.assert_allclose(np.concatenate(second[stage][key]), np.concatenate(masked[8:]), atol=3e-5)
+        for rank in (first, second):
+            np.testing.assert_allclose(np.concatenate(rank[stage][key]), np.concatenate(masked), atol=3e-5)
     assert [len(rank[stage]["scores"]) for rank in (first, second)] == [4, 1]
