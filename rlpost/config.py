@@ -192,7 +192,9 @@ class RolloutConfig:
         "N begun first, whatever their lengths; the others are generated ahead, so keep more open).",
     )
     max_in_flight: Optional[int] = opt(
-        None, "Samples that decode at once, over all engines; None: engine.max_slots of each."
+        None,
+        "Samples that decode at once, over all engines; None: engine.max_slots of each or, with one worker, as many of them "
+        "as the KV cache holds (of full length at first, then of the lengths seen).",
     )
     max_response_tokens: int = opt(1024, "Longest response, counted over all segments of a sample.")
     temperature: float = opt(1.0, "Sampling temperature, > 0; the trainer divides its logits by the same number.")
@@ -206,7 +208,9 @@ class EngineConfig:
     kind: str = opt("vllm", "vllm: the only engine that generates text today.")
     max_slots: int = opt(64, "Most samples decoded together (vLLM's max_num_seqs).")
     kv_cache_bytes: Optional[int] = opt(
-        None, "KV cache per device; None: what max_slots responses of full length need, at most half the free memory."
+        None,
+        "KV cache per device; None: what max_slots responses of full length need, at most half the free memory. Fewer samples "
+        "run at once where it does not hold max_slots of them.",
     )
     enforce_eager: Optional[bool] = opt(None, "Skip compilation and CUDA graphs; None: True on a CPU, False on a GPU.")
     prefix_caching: bool = opt(True, "Reuse the KV of shared prompts within one policy version.")

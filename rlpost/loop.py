@@ -43,7 +43,9 @@ from rlpost.reporting.timeline import TimelineWriter
 from rlpost.reporting.waterfall import Stopwatch, of_publication, of_rollout, waterfall
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
+from rlpost.rollout.kv_room import samples_that_fit
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
+from rlpost.rollout.remaining import LengthEstimate
 from rlpost.session import Session, open_session
 from rlpost.startup import Workers, start_worker
 from rlpost.types import Group, TrainBatch
@@ -259,8 +261,29 @@ class Trainer:
             self.history.add_stopped(stats)
             self._log_timeline(stats)
 
+    def _fit_to_kv(self) -> None:
+        """As many samples in flight as the KV cache holds, where the configuration leaves that open."""
+        capacity = self.worker.engine.kv_capacity
+        if capacity is None or self.cfg.rollout.max_in_flight is not None:
+            return
+        lengths = LengthEstimate(
+            self.history.record.recent_lengths(),
+            self.buffer.ages(),
+            cap=self.cfg.rollout.max_response_tokens,
+        )
+        room = samples_that_fit(
+            capacity, lengths, prompt_tokens=self.session.prompt_tokens, max_model_len=self.session.max_model_len
+        )
+        slots = min(room.samples, self.cfg.max_in_flight)
+        if slots != self.collect_settings.max_in_flight:
+            self.collect_settings = replace(self.collect_settings, max_in_flight=slots)
+            if self.buffer.controller is not None:
+                self.buffer.controller.slots = slots
+            self.progress.message(f"step {self.step + 1}: {slots} samples in flight: {room.reason}")
+
     def _collect(self) -> RolloutStats:
         self._phase("generate")
+        self._fit_to_kv()
         wanted = self.cfg.rollout.groups_per_step
 
         def on_progress(admitted: int, running: int, open_groups: int) -> None:
@@ -485,9 +508,9 @@ class Trainer:
             asdict(self.cfg), step=self.step, evaluations=self.history.evaluations, totals=self.history.totals
         )
         (model / "README.md").write_text(card, encoding="utf-8")
-        prompts = self.session.train_prompts.prompts[:1000]
-        prompt_tokens = round(float(np.mean([len(p.token_ids) for p in prompts])))
-        comparison = self.history.compare(self.cfg, self.collect_settings, self.buffer, prompt_tokens)
+        comparison = self.history.compare(
+            self.cfg, self.collect_settings, self.buffer, round(self.session.prompt_tokens)
+        )
         if comparison is not None:
             replay = {
                 "error": comparison.error,

@@ -65,6 +65,12 @@ class Session:
     def eval_response_tokens(self) -> int:
         return self.cfg.eval.max_response_tokens or self.cfg.rollout.max_response_tokens
 
+    @property
+    def prompt_tokens(self) -> float:
+        """Of a training prompt in the mean; the first thousand tell."""
+        prompts = self.train_prompts.prompts[:1000]
+        return sum(len(p.token_ids) for p in prompts) / len(prompts)
+
     def worker_settings(self, *, needs_reference: bool) -> WorkerSettings:
         """What every worker is built from; the canary's sequences begin with training prompts."""
         prompts = [p.token_ids for p in self.train_prompts.prompts[:4]]

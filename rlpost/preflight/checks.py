@@ -335,7 +335,8 @@ def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtyp
         return
     stage = f"ZeRO stage {cfg.train.zero_stage}, one device, an estimate"
     size = "" if total is None else f" of {format_bytes(total)}"
-    report.sections.append((f"Memory per device: {device}{size}, {dtype}, {stage}", _describe_plan(plan)))
+    lines = [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, dtype, plan)]
+    report.sections.append((f"Memory per device: {device}{size}, {dtype}, {stage}", lines))
     if total is None or plan.peak_bytes <= total:
         return
     report.warnings.append(
@@ -346,14 +347,13 @@ def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtyp
         plan = _plan_device(cfg, files.shape, context, "cuda", dtype, ASSUMED_GPU_BYTES)
         assert plan is not None
         title = f"Memory per device: a GPU of {format_bytes(ASSUMED_GPU_BYTES)} (assumed), {dtype}, {stage}"
-        report.sections.append((title, _describe_plan(plan)))
+        report.sections.append((title, [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, dtype, plan)]))
 
 
 def _plan_device(
     cfg: Config, shape: Mapping[str, Any], context: int | None, device: str, dtype: str, total: int | None
 ) -> MemoryPlan | None:
-    sequence = (cfg.data.max_prompt_tokens or 0) + cfg.rollout.max_response_tokens
-    sequence = context if context is not None and cfg.data.max_prompt_tokens is None else sequence
+    sequence = _longest_sequence(cfg, context)
     # As the engine does: room for max_slots sequences of full length, but at most half of the memory.
     wanted = kv_bytes(shape, num_tokens=cfg.engine.max_slots * sequence, dtype=dtype)
     bounded = wanted if total is None else min(wanted, total // 2)
@@ -372,6 +372,27 @@ def _plan_device(
         row_tokens=max(cfg.train.row_tokens(device), sequence),
         chunk_tokens=cfg.train.logprob_chunk_tokens,
     )
+
+
+def _longest_sequence(cfg: Config, context: int | None) -> int:
+    """Tokens of prompt and response."""
+    if context is not None and cfg.data.max_prompt_tokens is None:
+        return context
+    return (cfg.data.max_prompt_tokens or 0) + cfg.rollout.max_response_tokens
+
+
+def _describe_kv(cfg: Config, shape: Mapping[str, Any], context: int | None, dtype: str, plan: MemoryPlan) -> str:
+    """What the planned KV cache means for the number of samples in flight."""
+    cache = next(item.num_bytes for item in plan.items if item.name == "KV cache")
+    sequence = _longest_sequence(cfg, context)
+    fit = cache // kv_bytes(shape, num_tokens=sequence, dtype=dtype)
+    wanted = cfg.rollout.max_in_flight or cfg.engine.max_slots
+    line = f"the KV cache holds {fit:,} samples of {sequence:,} tokens"
+    if fit >= wanted:
+        return f"{line}: all {wanted} in flight"
+    if cfg.rollout.max_in_flight is not None or cfg.num_engines > 1:
+        return f"{line}; of {wanted} in flight vLLM interrupts some when it is full"
+    return f"{line}: so many are in flight at first, then as many as hold with the lengths seen, up to {wanted}"
 
 
 def _describe_plan(plan: MemoryPlan) -> list[str]:

@@ -97,7 +97,10 @@ REGISTRY = (
     Metric("rollout/launched_samples", "samples", "Samples started for the first time."),
     Metric("rollout/resumed_samples", "samples", "Carried samples taken up again."),
     Metric("rollout/engine_steps", "steps", "Engine steps of the rollout."),
-    Metric("rollout/running_mean", "samples", "Samples in the engine, mean over time.", "near max_in_flight"),
+    Metric("rollout/running_mean", "samples", "Samples in the engine, mean over time.", "near slots"),
+    Metric("rollout/slots", "samples", "Samples that may be in the engine at once: `rollout.max_in_flight`, or what its KV cache holds, at most `engine.max_slots`."),
+    Metric("rollout/kv_usage_max", "share", "Largest share of the KV cache that was taken.", "below 1"),
+    Metric("rollout/preemptions", "samples", "Samples that vLLM interrupted as the KV cache was full; their tokens are computed again.", "near 0"),
     Metric("rollout/own_share", "share", "Share of the rollout spent in rlpost's own code, outside the engine.", "below 0.1"),
     # loss
     Metric("loss/policy", "", "The policy loss as reduced; its size means little, its sign less.", "finite"),

@@ -340,10 +340,13 @@ class RolloutBuffer:
         if here != there:
             raise LedgerError(f"step {self.step}: (groups, tokens) held are {here} in memory, {there} in the ledger")
 
+    def ages(self) -> list[int]:
+        """Tokens so far of every response that is to go on."""
+        return [s.num_tokens for g in self.groups.values() for s in g.samples if not s.finish_reason]
+
     def longest_unfinished(self) -> int:
         """Tokens so far of the longest response that is to go on."""
-        samples = [s for g in self.groups.values() for s in g.samples if not s.finish_reason]
-        return max((s.num_tokens for s in samples), default=0)
+        return max(self.ages(), default=0)
 
     # ---- durable state --------------------------------------------------------------------------------------
 

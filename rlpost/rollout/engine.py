@@ -52,6 +52,8 @@ class Iterations:
     step_s: list[float] = field(default_factory=list)  # wall time of the whole iteration, the caller's code included
     running: list[int] = field(default_factory=list)  # samples that held a slot
     prefill: list[int] = field(default_factory=list)  # prompt (and replayed) tokens computed
+    num_preempted: int = 0  # samples interrupted because the KV cache was full, over all iterations
+    kv_usage_max: float = 0.0  # largest share of the KV cache that was taken
 
     def add(self, step_s: float, running: int, prefill: int, *, times: int = 1) -> None:
         """``times`` equal iterations."""
@@ -59,10 +61,18 @@ class Iterations:
         self.running += [running] * times
         self.prefill += [prefill] * times
 
+    def add_engine_step(self, step_s: float, result: EngineStep) -> None:
+        """One iteration of one engine, which took ``step_s`` with the caller's code."""
+        self.add(step_s, result.num_running, result.num_prefill_tokens)
+        self.num_preempted += result.num_preempted
+        self.kv_usage_max = max(self.kv_usage_max, result.kv_usage)
+
     def extend(self, other: Iterations) -> None:
         self.step_s += other.step_s
         self.running += other.running
         self.prefill += other.prefill
+        self.num_preempted += other.num_preempted
+        self.kv_usage_max = max(self.kv_usage_max, other.kv_usage_max)
 
     def slot_seconds(self) -> float:
         """Sum of iteration time x samples running."""
@@ -78,6 +88,8 @@ class EngineStep:
     num_running: int  # samples that held a slot during the step
     num_prefill_tokens: int  # prompt (and replayed) tokens computed, prefix-cache hits left out
     iterations: Iterations | None = None  # of replicas, since the last step; None: this step was one iteration
+    num_preempted: int = 0  # samples interrupted because the KV cache was full; they go on by themselves
+    kv_usage: float = 0.0  # share of the KV cache that is taken; 0 where it is not known
     returned: Sequence[Delta] = ()  # of samples that are in flight no longer though unfinished: their replica was lost
 
 
@@ -91,11 +103,19 @@ class EngineWork(Iterations):
     def add_step(self, wall_s: float, result: EngineStep) -> None:
         """One turn of the loop, which took ``wall_s`` with everything in it."""
         if result.iterations is None:
-            self.add(wall_s, result.num_running, result.num_prefill_tokens)
+            self.add_engine_step(wall_s, result)
         else:
             self.extend(result.iterations)
         self.wall_s += wall_s
         self.own_s += max(0.0, wall_s - result.duration_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KVCapacity:
+    """What an engine's KV cache holds."""
+
+    tokens: int
+    block_tokens: int  # a sample takes whole blocks
 
 
 WAKE_TAGS = ("weights", "kv_cache")
@@ -106,6 +126,7 @@ class Engine(Protocol):
     """One engine, or many replicas behind one face (``rollout.replicas``)."""
 
     max_slots: int  # samples decoded together, over all replicas
+    kv_capacity: KVCapacity | None  # None where it sets no limit, or several engines have their own
     reserve: int  # requests it holds beyond that, so that a freed slot does not wait for the caller; 0 with one engine
 
     def submit(self, requests: Sequence[Request]) -> Sequence[int]:

@@ -23,6 +23,8 @@ from rlpost.rollout.scoring import InlineScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Group, Prompt
 
+RECENT_GROUPS = 256  # lengths drift with the policy over tens of steps
+
 
 @dataclass(slots=True)
 class RunRecord:
@@ -55,6 +57,10 @@ class RunRecord:
             features = np.stack([np.ones(len(work.step_s)), work.running, work.prefill], axis=1)
             self.moments += features.T @ features
             self.targets += features.T @ np.asarray(work.step_s)
+
+    def recent_lengths(self) -> list[list[int]]:
+        """Response lengths of the RECENT_GROUPS groups that ended last."""
+        return list(itertools.islice(reversed(self.lengths.values()), RECENT_GROUPS))
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from rlpost.errors import WorkerLost
-from rlpost.rollout.engine import NOTHING, Delta, Engine, EngineStep, Iterations, Request
+from rlpost.rollout.engine import NOTHING, Delta, Engine, EngineStep, Iterations, KVCapacity, Request
 
 IN_FLIGHT = 2  # exchanges under way to a replica
 HUNGRY_SHARE = 0.1  # of an exchange's time: with free slots and nothing queued a replica answers after so much
@@ -112,7 +112,7 @@ class ReplicaLoop:
             result = self._engine.step()
             ended += self._receive(result.deltas)
             now = self._engine.now()
-            iterations.add(now - before, result.num_running, result.num_prefill_tokens)
+            iterations.add_engine_step(now - before, result)
             before = now
             hungry = not self._queue and self._engine.num_in_flight < self._engine.max_slots
             if now - started >= self._exchange_s * (HUNGRY_SHARE if hungry else 1.0):
@@ -185,6 +185,7 @@ class ReplicaEngine:
 
     def __init__(self, replicas: Replicas, *, reserve_share: float = 0.25) -> None:
         self._transport = replicas
+        self.kv_capacity: KVCapacity | None = None
         self._replicas = [_Replica(slots, int(np.ceil(slots * reserve_share))) for slots in replicas.slots]
         self._replica_of: dict[str, int] = {}
         self._roomiest = [(-r.room, n) for n, r in enumerate(self._replicas)]  # heap with stale entries

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.rollout.engine import NOTHING, WAKE_TAGS, Delta, EngineStep, Request
+from rlpost.rollout.engine import NOTHING, WAKE_TAGS, Delta, EngineStep, KVCapacity, Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +57,7 @@ class SimulatedEngine:
     ) -> None:
         self.max_slots = max_slots
         self.reserve = 0
+        self.kv_capacity: KVCapacity | None = None
         self._length_of = length_of
         self._limit = max_response_tokens
         self._cost = cost

@@ -29,7 +29,7 @@ import numpy as np
 
 from rlpost.config import Config
 from rlpost.errors import ModelError, RunError, explain
-from rlpost.rollout.engine import NOTHING, WAKE_TAGS, Delta, EngineStep, Request, SamplingSettings
+from rlpost.rollout.engine import NOTHING, WAKE_TAGS, Delta, EngineStep, KVCapacity, Request, SamplingSettings
 from rlpost.rollout.kv_cache import (
     bounded_kv_bytes,
     free_bytes,
@@ -137,6 +137,10 @@ class VLLMEngine:
         self._weights = EngineWeights(model, tied=bool(shape.get("tie_word_embeddings", False)))
         self._core: Any = self._engine.engine_core.engine_core
         self._work = _ScheduledWork(self._core.scheduler)
+        self._cache: Any = self._core.scheduler.kv_cache_manager
+        num_blocks = self._cache.block_pool.num_gpu_blocks - 1  # vLLM keeps one for itself
+        block_tokens = int(self._core.scheduler.block_size)
+        self.kv_capacity: KVCapacity | None = KVCapacity(tokens=num_blocks * block_tokens, block_tokens=block_tokens)
 
     # ---- generation
 
@@ -170,6 +174,8 @@ class VLLMEngine:
             duration_s=time.perf_counter() - start,
             num_running=self._work.num_running,
             num_prefill_tokens=self._work.num_prefill_tokens,
+            num_preempted=self._work.num_preempted,
+            kv_usage=self._cache.usage,
         )
 
     def abort_all(self) -> EngineStep:
@@ -270,7 +276,7 @@ class VLLMEngine:
             return
         self._live.clear()
         self._engine.engine_core.shutdown()
-        self._llm = self._engine = self._core = self._weights = self._work = None  # type: ignore[assignment]
+        self._llm = self._engine = self._core = self._weights = self._work = self._cache = None  # type: ignore[assignment]
         gc.collect()
 
     # ---- guards
@@ -379,6 +385,7 @@ class _ScheduledWork:
     def __init__(self, scheduler: Any) -> None:
         self.num_running = 0
         self.num_prefill_tokens = 0
+        self.num_preempted = 0
         schedule = scheduler.schedule
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -389,7 +396,7 @@ class _ScheduledWork:
         scheduler.schedule = counted
 
     def clear(self) -> None:
-        self.num_running = self.num_prefill_tokens = 0
+        self.num_running = self.num_prefill_tokens = self.num_preempted = 0
 
     def add(self, output: Any) -> None:
         """A known request with one token decodes; all else is prompt: new, the rest of a chunked one, or replayed."""
@@ -397,6 +404,7 @@ class _ScheduledWork:
         decoding = sum(1 for request_id in output.scheduled_cached_reqs.req_ids if tokens.get(request_id) == 1)
         self.num_running = max(self.num_running, len(tokens))
         self.num_prefill_tokens += output.total_num_scheduled_tokens - decoding
+        self.num_preempted += len(output.preempted_req_ids or ())
 
 
 # ---- before the engine starts

@@ -402,6 +402,18 @@ def test_the_kv_cache_is_planned_as_the_engine_sizes_it(cfg):
     assert {item.name: item.num_bytes for item in plan.items}["KV cache"] == 5
 
 
+def test_the_plan_says_how_many_samples_the_kv_cache_holds(cfg, monkeypatch):
+    """One token is 256 bytes; a prompt may have 32 tokens and a response 32."""
+    monkeypatch.setattr(checks, "_device_bytes", lambda device: 1 << 40)
+    assert "holds 64 samples of 64 tokens: all 64 in flight" in str(check(cfg))
+    cfg.engine.kv_cache_bytes = 10 * 64 * 256 + 100
+    assert "10 samples of 64 tokens: so many are in flight at first, then as many" in str(check(cfg))
+    cfg.rollout.max_in_flight = 10
+    assert "10 samples of 64 tokens: all 10 in flight" in str(check(cfg))
+    cfg.rollout.max_in_flight = 11
+    assert "10 samples of 64 tokens; of 11 in flight vLLM interrupts some" in str(check(cfg))
+
+
 def test_units():
     assert [format_bytes(n) for n in (0, 1023, 1024, 1536, 200 << 20, 1.5 * 2**40)] == [
         "0 B",

@@ -21,7 +21,7 @@ import pytest
 from rlpost.config import Config
 from rlpost.errors import ModelError, RunError
 from rlpost.rollout import kv_cache, vllm_engine
-from rlpost.rollout.engine import Delta, EngineStep, Request, SamplingSettings
+from rlpost.rollout.engine import Delta, EngineStep, EngineWork, Request, SamplingSettings
 from tests.rollout.conftest import EOS, KV_SEQUENCES, MAX_MODEL_LEN, MAX_SLOTS, MODEL, VOCABULARY
 
 pytestmark = pytest.mark.own_process
@@ -311,18 +311,22 @@ def test_score_and_rollout_agree(engine: Any) -> None:
 def test_a_request_that_lost_its_kv_is_computed_again_and_loses_no_token(engine: Any, old_model: Any) -> None:
     """Eight times 2.1 blocks; with too little KV (see the settings at the end) vLLM preempts and replays."""
     requests = [a_request(f"r{i}", tokens(120, seed=i), new=150, seed=i) for i in range(MAX_SLOTS)]
-    harvest, prefill = Harvest(), 0
+    harvest, work = Harvest(), EngineWork()
     engine.submit(requests)
     while engine.num_in_flight:
         step = engine.step()
         harvest.add(step.deltas)
-        prefill += step.num_prefill_tokens
+        work.add_step(step.duration_s, step)
     for r in requests:
         expected = reference_logprobs(old_model, r.token_ids, harvest.token_ids[r.request_id], r.sampling)
         assert len(expected) == 150
         np.testing.assert_allclose(harvest.logprobs[r.request_id], expected, atol=1e-4)
-    replayed = prefill - MAX_SLOTS * 120
-    assert replayed > 0 if KV_SEQUENCES < MAX_SLOTS else replayed == 0
+    replayed = sum(work.prefill) - MAX_SLOTS * 120
+    assert engine.kv_capacity.tokens == KV_SEQUENCES * 3 * BLOCK and engine.kv_capacity.block_tokens == BLOCK
+    if KV_SEQUENCES < MAX_SLOTS:
+        assert replayed >= 240 and work.num_preempted >= 2 and work.kv_usage_max == 1.0
+    else:
+        assert replayed == work.num_preempted == 0 and work.kv_usage_max == 1.0
 
 
 # ---- refusals
