@@ -2,7 +2,7 @@
 
 A worker has one device and one trainer rank. An engine spans ``engine.tensor_parallel`` workers with consecutive ranks,
 as vLLM divides a world into tensor parallel groups; the lowest leads and is the one that the controller talks to.
-No engine has a port of its own: all groups meet at the store of the trainer's ranks, on a free port of rank 0's machine.
+No engine has a port of its own: all groups meet at the store of the trainer's ranks, on a free port where rank 0 is.
 """
 
 from __future__ import annotations

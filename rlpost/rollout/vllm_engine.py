@@ -85,8 +85,8 @@ class VLLMEngine:
     ) -> None:
         """``max_model_len``: prompt + response, tokens. ``neighbours``: engines that share the free memory.
 
-        ``tensor_parallel``: this process is one of so many with consecutive ranks in the process group, which must exist;
-        each has one engine, and all do the same (``rollout.lockstep``).
+        ``tensor_parallel``: this process is one of so many with consecutive ranks in the process group, which must
+        exist; each has one engine, and all do the same (``rollout.lockstep``).
 
         Raises RunError or ModelError before vLLM is imported where version, environment, folder or memory do not fit.
         The process's random states, ``LOCAL_WORLD_SIZE`` and ``torch.set_num_threads`` are as before when it returns;
@@ -397,7 +397,7 @@ def _sampling_params(sampling: SamplingSettings, max_new_tokens: int, seed: int)
 
 
 class _ScheduledWork:
-    """Counts what vLLM's scheduler hands to the model, and asks before it is computed, by listening to ``Scheduler.schedule``.
+    """Counts what vLLM's scheduler hands to the model, and asks before it is computed: listens to ``schedule``.
 
     vLLM's public statistics give prefix hits per finished prompt but not the slots of a step, nor prompts computed
     again after a preemption.

@@ -5,8 +5,8 @@ through the model's own ``load_weights``; reading goes through the layout built 
 share no code, so reading back what was written is a check and not a tautology.
 
 Dense decoders of the Qwen2, Qwen3 and Llama type, unquantised. Where an engine spans devices (tensor parallelism), each
-member holds its part of most tensors; whole tensors are published to every member, which takes its part. Never runs the model, never
-touches the prefix cache (the engine does, after a publication). Called by ``rollout.vllm_engine`` only.
+member holds its part of most tensors; whole tensors are published to every member, which takes its part. Never runs
+the model, never touches the prefix cache (the engine does, after a publication). Called by ``rollout.vllm_engine``.
 """
 
 from __future__ import annotations
