@@ -191,9 +191,7 @@ class VLLMEngine:
 
     def abort_all(self) -> EngineStep:
         """Always empty here: every step hands over all it sampled, so an abort has nothing left to give."""
-        for request_id in sorted(
-            self._live
-        ):  # given several, vLLM frees their KV in an order that each process has anew
+        for request_id in sorted(self._live):  # of several, vLLM frees the KV in an order that differs by process
             self._engine.abort_request([request_id])
         self._live.clear()
         self._drain()
