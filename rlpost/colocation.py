@@ -114,11 +114,11 @@ class Device:
         )
 
     def _check_fingerprint(self) -> None:
-        """Compares storage bits, so that NaN equals NaN and -0.0 differs from 0.0."""
+        """Compares storage bits, so that NaN equals NaN and -0.0 differs from 0.0; of an engine's member, its part."""
         for bucket in self._trainer.iter_weights(BUCKET_BYTES):
             for name, published in bucket:
                 held = self._engine.read_weight(name)
-                if not _same_bits(published.to(held.dtype), held):
+                if not _same_bits(self._engine.part_of_weight(name, published).to(held.dtype), held):
                     raise RunError(
                         explain(
                             f"weight publication: {name}",

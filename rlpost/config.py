@@ -207,6 +207,11 @@ class RolloutConfig:
 class EngineConfig:
     kind: str = opt("vllm", "vllm: the only engine that generates text today.")
     max_slots: int = opt(64, "Most samples decoded together (vLLM's max_num_seqs).")
+    tensor_parallel: int = opt(
+        1,
+        "Devices, each a worker's, that one engine spans; a power of two that divides cluster.num_workers. For models whose "
+        "weights or KV do not fit on one; otherwise more engines are faster.",
+    )
     kv_cache_bytes: Optional[int] = opt(
         None,
         "KV cache per device; None: what max_slots responses of full length need, at most half the free memory. Fewer samples "
@@ -386,7 +391,8 @@ class Config:
 
     @property
     def num_engines(self) -> int:
-        return self.cluster.num_workers
+        """Each spans ``engine.tensor_parallel`` workers."""
+        return self.cluster.num_workers // self.engine.tensor_parallel
 
 
 def walk_fields(schema: type = Config, prefix: str = "") -> list[tuple[str, Any, str]]:

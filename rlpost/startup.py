@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from rlpost.cluster.mapping import EngineMap
 from rlpost.colocation import CANARY_THRESHOLD, Device, Turns
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
@@ -180,11 +181,29 @@ def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, sto
         store=store,
     )
     trainer.sleep()
-    from rlpost.rollout.vllm_engine import build_engine
-
-    engine = build_engine(
-        cfg, model_folder=settings.model_folder, device=runtime.device, max_model_len=settings.max_model_len
-    )
+    engine = _start_engine(settings, rank)
     threshold = cfg.canary_threshold or CANARY_THRESHOLD[runtime.dtype]
     device = Device(engine, trainer, canary=settings.canary, threshold=threshold)
     return Worker(engine=engine, trainer=trainer, device=device)
+
+
+def _start_engine(settings: WorkerSettings, rank: int) -> DeviceEngine:
+    """This worker's engine, or its member of one; all workers call it at the same time."""
+    from rlpost.rollout.vllm_engine import build_engine
+
+    cfg = settings.cfg
+    engine = build_engine(
+        cfg,
+        model_folder=settings.model_folder,
+        device=settings.runtime.device,
+        max_model_len=settings.max_model_len,
+        tensor_parallel=cfg.engine.tensor_parallel,
+    )
+    if cfg.engine.tensor_parallel == 1:
+        return engine
+    from rlpost.rollout.lockstep import LockstepEngine
+    from rlpost.rollout.member_group import form_groups
+
+    member = LockstepEngine(engine, form_groups(EngineMap.of(cfg).groups, rank))
+    engine.watch_batches(member.agree_on_batch)
+    return member

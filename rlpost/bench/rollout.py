@@ -274,8 +274,9 @@ def _check(cfg: Config, plan: Plan) -> None:
     for option, value, least in (("--steps", plan.steps, 1), ("--warm-up", plan.warm_up, 1)):
         if value < least:
             raise ConfigError(explain(option, value, f">= {least}", "raise it"))
-    if cfg.num_engines > 1:
-        raise ConfigError(explain("cluster.num_workers", cfg.num_engines, "1", "the benchmark runs on one engine"))
+    if cfg.cluster.num_workers > 1:
+        do = "the benchmark runs on one engine, in this process"
+        raise ConfigError(explain("cluster.num_workers", cfg.cluster.num_workers, "1", do))
     if plan.repeats < 1 or plan.prefill_ratio <= 0:
         raise ConfigError("--repeats must be >= 1 and --prefill-ratio > 0")
     if _slots(cfg) < cfg.rollout.samples_per_group:

@@ -31,6 +31,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlpost.cluster.mapping import EngineMap, Placement, place
 from rlpost.cluster.shards import KeptShards
 from rlpost.cluster.worker import ClusterWorker, Introduction, Pulse
 from rlpost.config import ClusterConfig
@@ -66,7 +67,7 @@ class _Actor(ClusterWorker):
 class RayCluster:
     """The connection to Ray and the room for the workers. ``close()`` gives everything back."""
 
-    def __init__(self, cfg: ClusterConfig, *, cpus: int, gpus: int, sweep: Sequence[Path]) -> None:
+    def __init__(self, cfg: ClusterConfig, engines: EngineMap, *, cpus: int, gpus: int, sweep: Sequence[Path]) -> None:
         """cpus, gpus: of one worker. ``sweep``: folders removed with this process, however it ends.
 
         Raises RunError where Ray cannot be reached or has no room for the workers.
@@ -77,7 +78,7 @@ class RayCluster:
         self.cpus, self.gpus = cpus, gpus
         try:
             self._connect(cfg)
-            self.group = self._reserve(cfg)
+            self.group, self.placement = self._reserve(cfg, engines)
         except BaseException:
             self._disconnect()
             raise
@@ -106,15 +107,16 @@ class RayCluster:
                 explain("cluster.address", f"{cfg.address} ({error})", "a running Ray cluster", do)
             ) from error
 
-    def _reserve(self, cfg: ClusterConfig) -> PlacementGroup:
+    def _reserve(self, cfg: ClusterConfig, engines: EngineMap) -> tuple[PlacementGroup, Placement]:
         bundle = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
-        group = placement_group([bundle] * cfg.num_workers, strategy="PACK")
+        placement = place(engines, bundle, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        group = placement_group(placement.bundles, strategy="PACK")
         if not group.wait(cfg.start_timeout_s if not self.is_private else 60):
             have = {name: ray.cluster_resources().get(name, 0) for name in bundle}
             remove_placement_group(group)
             do = "lower cluster.num_workers or cluster.cpus_per_worker, or add machines"
             raise RunError(explain("cluster: room for the workers", have, f"{cfg.num_workers} times {bundle}", do))
-        return group
+        return group, placement
 
     def close(self) -> None:
         with contextlib.suppress(RayError):
@@ -178,7 +180,7 @@ class Actors:
                 num_gpus=self._cluster.gpus,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._cluster.group, placement_group_bundle_index=rank
+                    self._cluster.group, placement_group_bundle_index=self._cluster.placement.bundle_of(rank)
                 ),
             ).remote(rank, self._settings, KeptShards(self._shards, rank), self._logs / f"worker-{rank}.log")
             for rank in range(self.world)
@@ -365,4 +367,5 @@ def open_cluster(settings: WorkerSettings, *, shards: Path) -> RayCluster:
     """Connect to Ray, or start a private one, and reserve the room for the workers."""
     cluster, runtime = settings.cfg.cluster, settings.runtime
     cpus = cluster.cpus_per_worker or runtime.threads
-    return RayCluster(cluster, cpus=cpus, gpus=int(runtime.device != "cpu"), sweep=[shards])
+    engines = EngineMap.of(settings.cfg)
+    return RayCluster(cluster, engines, cpus=cpus, gpus=int(runtime.device != "cpu"), sweep=[shards])

@@ -18,8 +18,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rlpost.cluster.mapping import EngineMap
 from rlpost.cluster.shards import KeptShards
 from rlpost.colocation import Publication
+from rlpost.rollout.lockstep import LockstepEngine
 from rlpost.rollout.replicas import Exchange, ReplicaLoop, Report
 from rlpost.startup import Worker, WorkerSettings, start_worker, write_environment
 from rlpost.train.policy import Objective, UpdateResult
@@ -65,6 +67,7 @@ class ClusterWorker:
         self._store: Any = None
         self._worker: Worker
         self._replica: ReplicaLoop
+        self._lockstep: LockstepEngine | None = None  # where an engine spans workers
         write_environment(settings.runtime, vocab_size=settings.vocab_size, rank=rank, world=self.world)
 
     # ---- start and end --------------------------------------------------------------------------------------
@@ -89,9 +92,10 @@ class ClusterWorker:
             timeout = timedelta(seconds=cluster.start_timeout_s)
             store = self._store or TCPStore(host, port, is_master=False, timeout=timeout)
             self._worker = start_worker(self._settings, rank=self.rank, world=self.world, store=store)
-            self._replica = ReplicaLoop(
-                self._worker.engine, replica=self.rank, exchange_s=cluster.exchange_s, halted=self._is_halted
-            )
+            engine = self._worker.engine
+            self._lockstep = engine if isinstance(engine, LockstepEngine) else None
+            replica = EngineMap.of(self._settings.cfg).engine_of(self.rank)
+            self._replica = ReplicaLoop(engine, replica=replica, exchange_s=cluster.exchange_s, halted=self._is_halted)
 
     def close(self) -> None:
         with self._phase("close"):
@@ -113,14 +117,20 @@ class ClusterWorker:
     # ---- generation -----------------------------------------------------------------------------------------
 
     def exchange(self, exchange: Exchange) -> Report:
-        with self._phase("generate"):
+        with self._phase("generate"), self._leading():
             return self._replica.run(exchange)
 
     def stop(self, number: int) -> Report:
-        with self._phase("stop"):
+        with self._phase("stop"), self._leading():
             report = self._replica.stop()
             self._stopped = number
             return report
+
+    def follow(self) -> None:
+        """What the leader of this worker's engine does in one exchange, or in one stop."""
+        assert self._lockstep is not None, "this worker's engine has no other members"
+        with self._phase("generate"):
+            self._lockstep.follow(self._watchdog.beat)
 
     # ---- whose turn -----------------------------------------------------------------------------------------
 
@@ -188,6 +198,12 @@ class ClusterWorker:
         yield
         self._watchdog.beat(f"waiting after {name}")
         self._watchdog.rest()
+
+    @contextmanager
+    def _leading(self) -> Iterator[None]:
+        yield
+        if self._lockstep is not None:
+            self._lockstep.end()
 
     def _is_halted(self) -> bool:
         self._watchdog.beat()

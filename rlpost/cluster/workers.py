@@ -7,6 +7,7 @@ the state that the old ones had left outside. The loop decides when.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.cluster.actors import Actors, RayCluster, open_cluster
+from rlpost.cluster.mapping import EngineMap
 from rlpost.cluster.ranks import RankedTrainer
 from rlpost.cluster.shards import shards_folder
 from rlpost.colocation import Publication
@@ -87,7 +89,7 @@ class ClusterWorkers:
         """What holds state of the workers' processes."""
         cfg = self._settings.cfg
         slots, timeout_s = cfg.engine.max_slots, cfg.cluster.abort_timeout_s
-        transport = RayReplicas(self._actors, slots=slots, abort_timeout_s=timeout_s)
+        transport = RayReplicas(self._actors, EngineMap.of(cfg), slots=slots, abort_timeout_s=timeout_s)
         self.engine = ReplicaEngine(transport, reserve_share=cfg.cluster.reserve_share)
         self.device = ClusterDevice(self._actors, self.engine)
 
@@ -125,55 +127,87 @@ class ClusterDevice:
 
 
 class RayReplicas:
-    """The transport of ``rollout.replicas`` over actors: every worker is a replica."""
+    """The transport of ``rollout.replicas`` over actors: every engine is a replica.
 
-    def __init__(self, actors: Actors, *, slots: int, abort_timeout_s: float) -> None:
-        self._actors = actors
-        self.slots: Sequence[int] = [slots] * actors.world
-        self._under_way: list[deque[Any]] = [deque() for _ in self.slots]  # answers to come, in order
+    An engine's leader takes the exchange and answers; its other members are told to follow, call by call. An engine
+    that loses a member is lost, and what is left of it is ended at once: it may wait for the others for ever.
+    """
+
+    def __init__(self, actors: Actors, engines: EngineMap, *, slots: int, abort_timeout_s: float) -> None:
+        self._actors, self._engines = actors, engines
+        self.slots: Sequence[int] = [slots] * engines.num_engines
+        self._under_way: list[deque[Any]] = [deque() for _ in self.slots]  # the leaders' answers to come, in order
+        self._following: dict[Any, int] = {}  # calls to other members: rank
         self._timeout_s = abort_timeout_s
         self._num_stops = 0
 
     def send(self, replica: int, exchange: Exchange) -> None:
         self._actors.doing = "generate"
-        self._under_way[replica].append(self._actors.handles[replica].exchange.remote(exchange))
+        handle = self._actors.handles[self._engines.leader(replica)]
+        self._under_way[replica].append(handle.exchange.remote(exchange))
+        self._let_follow(replica)
 
     def wait(self) -> Sequence[Report | Loss]:
-        heads = {answers[0]: n for n, answers in enumerate(self._under_way) if answers}
-        return [self._take(heads[ref]) for ref in self._actors.wait(list(heads))]
+        reports: list[Report | Loss] = []
+        while not reports:
+            reports = self._hear()
+        return reports
 
     def stop(self, replicas: Sequence[int]) -> Sequence[Report | Loss]:
         self._num_stops += 1
         for n in replicas:
-            handle = self._actors.handles[n]
+            handle = self._actors.handles[self._engines.leader(n)]
             handle.halt.remote(self._num_stops)
             self._under_way[n].append(handle.stop.remote(self._num_stops))
+            self._let_follow(n)
         deadline = time.monotonic() + self._timeout_s
         reports: list[Report | Loss] = []
-        while waiting := {answers[0]: n for n, answers in enumerate(self._under_way) if answers}:
-            for ref in self._actors.wait(list(waiting), deadline):
-                reports.append(self._take(waiting[ref]))
+        while any(self._under_way):
+            reports += self._hear(deadline)
             if time.monotonic() > deadline:
-                for n in {n for n, answers in enumerate(self._under_way) if answers}:
-                    reason = f"{self._actors.name(n)} did not end its requests within {self._timeout_s:g} s"
-                    self._actors.kill(n, f"{reason} (cluster.abort_timeout_s) and was killed")
+                for n in [n for n, answers in enumerate(self._under_way) if answers]:
+                    leader = self._engines.leader(n)
+                    reason = f"{self._actors.name(leader)} did not end its requests within {self._timeout_s:g} s"
+                    self._actors.kill(leader, f"{reason} (cluster.abort_timeout_s) and was killed")
                     reports.append(self._lose(n))
         return reports
 
     def now(self) -> float:
         return time.perf_counter()
 
-    def _take(self, n: int) -> Report | Loss:
-        ref = self._under_way[n].popleft()
-        try:
-            report: Report = self._actors.result(n, ref)
-            return report
-        except WorkerLost:
-            return self._lose(n)
+    def _let_follow(self, n: int) -> None:
+        for rank in self._engines.members(n)[1:]:
+            self._following[self._actors.handles[rank].follow.remote()] = rank
+
+    def _hear(self, deadline: float = math.inf) -> list[Report | Loss]:
+        """What has come in, which may be nothing but calls of members that followed to their end."""
+        heads = {answers[0]: n for n, answers in enumerate(self._under_way) if answers}
+        reports: list[Report | Loss] = []
+        for ref in self._actors.wait([*heads, *self._following], deadline):
+            n = heads[ref] if ref in heads else self._engines.engine_of(self._following[ref])
+            rank = self._following.pop(ref, self._engines.leader(n))
+            if ref in heads and not self._under_way[n]:
+                continue  # its engine was lost meanwhile
+            try:
+                answer = self._actors.result(rank, ref)
+            except WorkerLost:
+                reports.append(self._lose(n))
+                continue
+            if ref in heads:
+                self._under_way[n].popleft()
+                reports.append(answer)
+        return reports
 
     def _lose(self, n: int) -> Loss:
         self._under_way[n].clear()
-        return Loss(replica=n, reason=self._actors.lose(n))
+        members = self._engines.members(n)
+        if not any(rank in self._actors.lost for rank in members):
+            self._actors.lose(members[0])
+        reason = "; ".join(self._actors.lost[rank] for rank in members if rank in self._actors.lost)
+        for rank in members:
+            if rank not in self._actors.lost:
+                self._actors.kill(rank, f"{self._actors.name(rank)} was ended: its engine is lost with another member")
+        return Loss(replica=n, reason=reason)
 
 
 def start_cluster(

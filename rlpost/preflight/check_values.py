@@ -13,7 +13,7 @@ from typing import Any
 from rlpost.algos.table import check_algo
 from rlpost.config import Config, RolloutConfig, TrainConfig
 from rlpost.errors import ConfigError, ModelError, explain
-from rlpost.preflight.memory_plan import head_size, kv_bytes
+from rlpost.preflight.memory_plan import head_size, kv_bytes, kv_heads
 from rlpost.rewards.selection import CALLS, STYLES, list_functions
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -62,6 +62,7 @@ RANGES: dict[str, tuple[float, bool, float | None]] = {
     "rollout.top_p": (0, False, 1),
     "rollout.top_k": (0, True, None),
     "engine.max_slots": (1, True, None),
+    "engine.tensor_parallel": (1, True, None),
     "engine.kv_cache_bytes": (1, True, None),
     "train.optimizer_steps_per_rollout": (1, True, None),
     "train.epochs": (1, True, None),
@@ -109,6 +110,8 @@ SFT_RANGES: dict[str, tuple[float, bool, float | None]] = {
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on a CPU has no others
 
+VOCABULARY_PADDING = 64  # rows, vLLM's
+
 GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")  # zero for a group of one
 
 
@@ -124,6 +127,7 @@ def check_values(cfg: Config, command: str) -> None:
     _check_ranges(cfg, RANGES)
     list_functions(cfg.reward)
     check_algo(cfg.algo)
+    check_tensor_parallel(cfg)
     check_groups(cfg)
     check_sampling(cfg)
     check_deterministic(cfg)
@@ -178,6 +182,34 @@ def check_cluster(cfg: Config) -> None:
         expected = f"> 2 x cluster.heartbeat_s = {2 * cluster.heartbeat_s:g}"
         do = "a worker must be asked more than once before it counts as hanging"
         raise ConfigError(explain("cluster.hang_s", cluster.hang_s, expected, do))
+
+
+def check_tensor_parallel(cfg: Config) -> None:
+    """Raises ConfigError for engines that the workers cannot make up."""
+    members, workers = cfg.engine.tensor_parallel, cfg.cluster.num_workers
+    if members > 1 and cfg.cluster.kind == "local":
+        do = f"use cluster=ray cluster.num_workers={members}: every device of an engine is a worker"
+        raise ConfigError(explain("engine.tensor_parallel", members, "1 with cluster=local", do))
+    if members & (members - 1) or members > VOCABULARY_PADDING:
+        expected = f"a power of two, at most {VOCABULARY_PADDING}"
+        do = "choose one: vLLM pads the vocabulary to a multiple of 64 rows and divides these evenly"
+        raise ConfigError(explain("engine.tensor_parallel", members, expected, do))
+    if workers % members:
+        do = "an engine spans engine.tensor_parallel workers; change one of the two"
+        raise ConfigError(explain("cluster.num_workers", workers, f"a multiple of {members}", do))
+
+
+def check_divisible(cfg: Config, shape: Mapping[str, Any], *, origin: str) -> None:
+    """Raises ConfigError where a model's heads or MLP cannot be divided over the devices of an engine."""
+    members, heads = cfg.engine.tensor_parallel, kv_heads(shape)
+    do = f"lower it, or use another model than {origin}"
+    for key in ("num_attention_heads", "intermediate_size"):
+        if int(shape[key]) % members:
+            expected = f"a divisor of {key} = {shape[key]}"
+            raise ConfigError(explain("engine.tensor_parallel", members, expected, do))
+    if heads % members and members % heads:
+        expected = f"a divisor or a multiple of num_key_value_heads = {heads}"
+        raise ConfigError(explain("engine.tensor_parallel", members, expected, do))
 
 
 def check_groups(cfg: Config) -> None:
@@ -242,13 +274,15 @@ def check_shape_fits(cfg: Config, shape: Mapping[str, Any], *, origin: str, devi
         do = "use another model, or a GPU"
         expected = f"one that vLLM's CPU attention has: {', '.join(map(str, CPU_HEAD_SIZES))}"
         raise ModelError(explain(f"{origin}: attention head size", head_size(shape), expected, do))
+    check_divisible(cfg, shape, origin=origin)
     vocabulary = int(shape["vocab_size"])
     foreign = [token for token in cfg.rollout.stop_token_ids if not 0 <= token < vocabulary]
     if foreign:
         expected = f"token ids from 0 to {vocabulary - 1}, the model's vocabulary"
         raise ConfigError(explain("rollout.stop_token_ids", foreign, expected, "leave them out"))
     given = cfg.engine.kv_cache_bytes
-    needed = kv_bytes(shape, num_tokens=cfg.rollout.max_response_tokens + 1, dtype=dtype)
+    tokens, members = cfg.rollout.max_response_tokens + 1, cfg.engine.tensor_parallel
+    needed = kv_bytes(shape, num_tokens=tokens, dtype=dtype, tensor_parallel=members)
     if given is not None and given < needed:
         do = "raise it, or leave it unset"
         raise ConfigError(explain("engine.kv_cache_bytes", given, f">= {needed}, one prompt and response", do))

@@ -355,7 +355,8 @@ def _plan_device(
 ) -> MemoryPlan | None:
     sequence = _longest_sequence(cfg, context)
     # As the engine does: room for max_slots sequences of full length, but at most half of the memory.
-    wanted = kv_bytes(shape, num_tokens=cfg.engine.max_slots * sequence, dtype=dtype)
+    members = cfg.engine.tensor_parallel
+    wanted = kv_bytes(shape, num_tokens=cfg.engine.max_slots * sequence, dtype=dtype, tensor_parallel=members)
     bounded = wanted if total is None else min(wanted, total // 2)
     return plan_memory(
         shape,
@@ -371,6 +372,7 @@ def _plan_device(
         kv_cache_bytes=cfg.engine.kv_cache_bytes or bounded,
         row_tokens=max(cfg.train.row_tokens(device), sequence),
         chunk_tokens=cfg.train.logprob_chunk_tokens,
+        tensor_parallel=members,
     )
 
 

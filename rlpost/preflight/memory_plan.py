@@ -86,9 +86,13 @@ def head_size(shape: Mapping[str, Any]) -> int:
     return int(shape.get("head_dim") or int(shape["hidden_size"]) // int(shape["num_attention_heads"]))
 
 
-def kv_bytes(shape: Mapping[str, Any], *, num_tokens: int, dtype: str) -> int:
-    """KV cache of ``num_tokens`` tokens: key and value x layers x KV heads x head size."""
-    return 2 * int(shape["num_hidden_layers"]) * kv_heads(shape) * head_size(shape) * BYTES[dtype] * num_tokens
+def kv_bytes(shape: Mapping[str, Any], *, num_tokens: int, dtype: str, tensor_parallel: int = 1) -> int:
+    """KV cache of ``num_tokens`` tokens on each device: key and value x layers x its KV heads x head size.
+
+    An engine's ``tensor_parallel`` devices divide the KV heads; where these are fewer, each has a copy of one.
+    """
+    heads = max(1, kv_heads(shape) // tensor_parallel)
+    return 2 * int(shape["num_hidden_layers"]) * heads * head_size(shape) * BYTES[dtype] * num_tokens
 
 
 def activation_bytes(shape: Mapping[str, Any], *, row_tokens: int, dtype: str, checkpointing: bool) -> int:
@@ -126,6 +130,7 @@ def plan_memory(
     kv_cache_bytes: int,
     row_tokens: int,
     chunk_tokens: int,
+    tensor_parallel: int = 1,
 ) -> MemoryPlan | None:
     """The plan of one device; None for a model_type outside DENSE_TYPES.
 
@@ -133,6 +138,7 @@ def plan_memory(
         dtype, device: resolved, "float32" or "bfloat16", "cpu" or "cuda".
         reference: whether a frozen reference is held (KL coefficient above 0).
         row_tokens: the longest packed row.
+        tensor_parallel: devices of one engine, which divide its weights.
     """
     if shape.get("model_type", "qwen3") not in DENSE_TYPES:
         return None
@@ -168,7 +174,7 @@ def plan_memory(
         state("Adam's two moments", parameters * 8 // share[1], offload_optimizer),
         only_training("activations of one row", activations),
         only_training("logits of one chunk, head gradient", logits_bytes(shape, chunk_tokens=chunk_tokens)),
-        engine("engine weights", parameters * width),
+        engine("engine weights", parameters * width // tensor_parallel),
         engine("KV cache", kv_cache_bytes),
     ]
     if reference:

@@ -158,6 +158,9 @@ class DeviceEngine(Engine, Protocol):
     def read_weight(self, name: str) -> Any:
         """The tensor the engine computes with for this HF name (a slice of a fused weight), for the fingerprint."""
 
+    def part_of_weight(self, name: str, tensor: Any) -> Any:
+        """Of a whole HF tensor, what ``read_weight`` must equal: all of it, or the part of one member of an engine."""
+
     def sleep(self) -> None:
         """Give the device's memory back; nothing may be in flight."""
 

@@ -12,11 +12,14 @@ _KV_BLOCK_TOKENS = 128  # vLLM's block on a CPU; a multiple of the GPU's 16
 _MAX_KV_SHARE = 0.5  # of the memory that is free when the engine starts, unless kv_cache_bytes says otherwise
 
 
-def kv_bytes_needed(shape: Mapping[str, Any], *, max_slots: int, max_model_len: int, dtype: str) -> int:
-    """Bytes so that ``max_slots`` sequences of ``max_model_len`` tokens, in whole blocks, never preempt one another."""
+def kv_bytes_needed(
+    shape: Mapping[str, Any], *, max_slots: int, max_model_len: int, dtype: str, tensor_parallel: int = 1
+) -> int:
+    """Bytes on each device so that ``max_slots`` sequences of ``max_model_len`` tokens, in whole blocks, never preempt
+    one another."""
     blocks = -(-max_model_len // _KV_BLOCK_TOKENS)
     num_tokens = (max_slots * blocks + 1) * _KV_BLOCK_TOKENS  # vLLM keeps one block for itself
-    return kv_bytes(shape, num_tokens=num_tokens, dtype=dtype)
+    return kv_bytes(shape, num_tokens=num_tokens, dtype=dtype, tensor_parallel=tensor_parallel)
 
 
 def bounded_kv_bytes(needed: int, one_sequence: int, free: int) -> int:
@@ -34,9 +37,13 @@ def bounded_kv_bytes(needed: int, one_sequence: int, free: int) -> int:
     return min(needed, limit)
 
 
-def require_one_sequence(given: int, shape: Mapping[str, Any], *, max_model_len: int, dtype: str) -> None:
+def require_one_sequence(
+    given: int, shape: Mapping[str, Any], *, max_model_len: int, dtype: str, tensor_parallel: int = 1
+) -> None:
     """Raises RunError for a KV cache that does not hold one sequence of ``max_model_len`` tokens; vLLM needs one."""
-    needed = kv_bytes_needed(shape, max_slots=1, max_model_len=max_model_len, dtype=dtype)
+    needed = kv_bytes_needed(
+        shape, max_slots=1, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
+    )
     if given < needed:
         do = "raise it, leave it unset, or lower rollout.max_response_tokens"
         raise RunError(explain("engine.kv_cache_bytes", given, f">= {needed}, one sequence of {max_model_len}", do))

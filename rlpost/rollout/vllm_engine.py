@@ -20,7 +20,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,13 @@ from rlpost.rollout.kv_cache import (
 SUPPORTED_VLLM = (">=0.28", "<0.33")
 
 
-def build_engine(cfg: Config, *, model_folder: str, device: str, max_model_len: int) -> VLLMEngine:
-    """The engine the config asks for. ``device`` is resolved ("cpu" or "cuda"); ``max_model_len`` in tokens."""
+def build_engine(
+    cfg: Config, *, model_folder: str, device: str, max_model_len: int, tensor_parallel: int = 1
+) -> VLLMEngine:
+    """The engine the config asks for. ``device`` is resolved ("cpu" or "cuda"); ``max_model_len`` in tokens.
+
+    ``tensor_parallel``: processes that share the engine, this one included; they all build it at the same time.
+    """
     return VLLMEngine(
         model_folder,
         max_slots=cfg.engine.max_slots,
@@ -55,6 +60,7 @@ def build_engine(cfg: Config, *, model_folder: str, device: str, max_model_len: 
         prefix_caching=cfg.engine.prefix_caching,
         load_format=cfg.engine.load_format,
         neighbours=cfg.cluster.num_workers if device == "cpu" else 1,
+        tensor_parallel=tensor_parallel,
     )
 
 
@@ -75,8 +81,12 @@ class VLLMEngine:
         prefix_caching: bool = True,
         load_format: str = "auto",
         neighbours: int = 1,
+        tensor_parallel: int = 1,
     ) -> None:
         """``max_model_len``: prompt + response, tokens. ``neighbours``: engines that share the free memory.
+
+        ``tensor_parallel``: this process is one of so many with consecutive ranks in the process group, which must
+        exist; each has one engine, and all do the same (``rollout.lockstep``).
 
         Raises RunError or ModelError before vLLM is imported where version, environment, folder or memory do not fit.
         The process's random states, ``LOCAL_WORLD_SIZE`` and ``torch.set_num_threads`` are as before when it returns;
@@ -86,10 +96,14 @@ class VLLMEngine:
         require_environment()
         shape = read_shape(model_folder)
         if kv_cache_bytes is None:
-            needed = kv_bytes_needed(shape, max_slots=max_slots, max_model_len=max_model_len, dtype=dtype)
+            needed = kv_bytes_needed(
+                shape, max_slots=max_slots, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
+            )
             kv_cache_bytes = bounded_kv_bytes(needed, needed // max_slots, free_bytes(device) // neighbours)
         else:
-            require_one_sequence(kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype)
+            require_one_sequence(
+                kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
+            )
         on_cpu = device == "cpu"
         self.max_slots = max_slots
         self.reserve = 0
@@ -117,6 +131,9 @@ class VLLMEngine:
             "generation_config": "vllm",  # the folder's own sampling defaults must not creep in
             "use_tqdm_on_load": False,
         }
+        if tensor_parallel > 1:  # one engine per process of the group, each with its part of every layer
+            arguments["tensor_parallel_size"] = tensor_parallel
+            arguments["distributed_executor_backend"] = "external_launcher"
         if on_cpu:
             # A seeded request with a chunked prompt dies in vLLM's CPU sampler: "CPU Generator does not use offset".
             arguments["enable_chunked_prefill"] = False
@@ -127,7 +144,7 @@ class VLLMEngine:
         with _process_state_kept():
             from vllm import LLM
 
-            with _weights_left_unpacked() if on_cpu else contextlib.nullcontext():
+            with _weights_left_unpacked() if on_cpu else contextlib.nullcontext(), _no_shared_memory(on_cpu):
                 self._llm: Any = LLM(**arguments)
             self._engine: Any = self._llm.llm_engine
             model = self._llm.apply_model(lambda m: m)[0]
@@ -180,7 +197,8 @@ class VLLMEngine:
 
     def abort_all(self) -> EngineStep:
         """Always empty here: every step hands over all it sampled, so an abort has nothing left to give."""
-        self._engine.abort_request(sorted(self._live))
+        for request_id in sorted(self._live):  # of several, vLLM frees the KV in an order that differs by process
+            self._engine.abort_request([request_id])
         self._live.clear()
         self._drain()
         return NOTHING
@@ -191,6 +209,10 @@ class VLLMEngine:
 
     def now(self) -> float:
         return time.perf_counter()
+
+    def watch_batches(self, agree: Callable[[np.ndarray], None]) -> None:
+        """``agree`` is called with the tokens of each sample, i64[samples], of every batch before it is computed."""
+        self._work.agree = agree
 
     # ---- scoring
 
@@ -250,6 +272,9 @@ class VLLMEngine:
 
     def read_weight(self, name: str) -> Any:
         return self._weights.read(name)
+
+    def part_of_weight(self, name: str, tensor: Any) -> Any:
+        return self._weights.part_of(name, tensor)
 
     # ---- the device's memory
 
@@ -376,7 +401,7 @@ def _sampling_params(sampling: SamplingSettings, max_new_tokens: int, seed: int)
 
 
 class _ScheduledWork:
-    """Counts what vLLM's scheduler hands to the model, by listening to ``Scheduler.schedule``.
+    """Counts what vLLM's scheduler hands to the model, and asks before it is computed: listens to ``schedule``.
 
     vLLM's public statistics give prefix hits per finished prompt but not the slots of a step, nor prompts computed
     again after a preemption.
@@ -386,11 +411,14 @@ class _ScheduledWork:
         self.num_running = 0
         self.num_prefill_tokens = 0
         self.num_preempted = 0
+        self.agree: Callable[[np.ndarray], None] | None = None
         schedule = scheduler.schedule
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             output = schedule(*args, **kwargs)
             self.add(output)
+            if self.agree is not None:
+                self.agree(np.array(list(output.num_scheduled_tokens.values()), np.int64))
             return output
 
         scheduler.schedule = counted
@@ -531,3 +559,20 @@ def _weights_left_unpacked() -> Iterator[None]:
         yield
     finally:
         utils.dispatch_cpu_unquantized_gemm = pack
+
+
+@contextlib.contextmanager
+def _no_shared_memory(on_cpu: bool) -> Iterator[None]:
+    """On a CPU members of an engine add their parts by gloo: vLLM's own way is a file in /dev/shm named after the ranks
+    alone, which two runs on one machine would share, and in which the survivors of a killed member wait for ever."""
+    if not on_cpu:
+        yield
+        return
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    shared = CpuCommunicator._all_group_ranks_share_shm_group_name
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
+    try:
+        yield
+    finally:
+        CpuCommunicator._all_group_ranks_share_shm_group_name = shared

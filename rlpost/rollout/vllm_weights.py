@@ -4,13 +4,14 @@ vLLM fuses q, k and v into ``qkv_proj``, gate and up into ``gate_up_proj``, and 
 through the model's own ``load_weights``; reading goes through the layout built here from the modules' sizes. The two
 share no code, so reading back what was written is a check and not a tautology.
 
-Dense decoders of the Qwen2, Qwen3 and Llama type, unquantised, tensor parallel size 1. Never runs the model, never
-touches the prefix cache (the engine does, after a publication). Called by ``rollout.vllm_engine`` only.
+Dense decoders of the Qwen2, Qwen3 and Llama type, unquantised. Where an engine spans devices (tensor parallelism), each
+member holds its part of most tensors; whole tensors are published to every member, which takes its part. Never runs
+the model, never touches the prefix cache (the engine does, after a publication). Called by ``rollout.vllm_engine``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +20,26 @@ from rlpost.errors import ModelError, explain
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an HF tensor lives: rows ``start:stop`` of one parameter of one module."""
+    """Where an HF tensor lives: rows ``start:stop`` of one parameter of one module hold it, or a part of it.
+
+    A member of an engine that spans devices holds along ``dim`` what begins at ``offset``; everything else is whole.
+    """
 
     module: Any  # torch.nn.Module
     parameter: str
     start: int
     stop: int
+    whole: tuple[int, ...]  # shape of the HF tensor
+    dim: int = 0
+    offset: int = 0
 
     def tensor(self) -> Any:
         """A view, looked up anew each time (a module may have been given another parameter meanwhile)."""
         return getattr(self.module, self.parameter)[self.start : self.stop]
+
+    def part_of(self, tensor: Any) -> Any:
+        """Of a tensor of shape ``whole``, what belongs here: a view."""
+        return tensor.narrow(self.dim, self.offset, self.tensor().shape[self.dim])
 
 
 def hf_layout(model: Any) -> dict[str, Place]:
@@ -39,27 +50,46 @@ def hf_layout(model: Any) -> dict[str, Place]:
         parent, _, leaf = path.rpartition(".")
         for name, parameter in module.named_parameters(recurse=False):
             if leaf in fused:
-                for part, start, stop in _parts(path, module, parameter, fused[leaf]):
-                    layout[f"{parent}.{part}.{name}"] = Place(module, name, start, stop)
-            else:  # an embedding is padded to a multiple of 64 rows; org_vocab_size is what the checkpoint has
-                rows = getattr(module, "org_vocab_size", parameter.shape[0])
-                layout[f"{path}.{name}"] = Place(module, name, 0, rows)
+                for part, place in _fused_places(path, module, name, parameter, fused[leaf]):
+                    layout[f"{parent}.{part}.{name}"] = place
+            else:
+                layout[f"{path}.{name}"] = _place(module, name, parameter)
     return layout
 
 
-def _parts(path: str, module: Any, parameter: Any, names: Sequence[str]) -> list[tuple[str, int, int]]:
-    sizes = list(getattr(module, "output_sizes", ()))
-    if len(sizes) != len(names) or sum(sizes) != parameter.shape[0]:
+def _place(module: Any, name: str, parameter: Any) -> Place:
+    shape = tuple(parameter.shape)
+    vocabulary = getattr(module, "org_vocab_size", None)
+    if vocabulary is not None:  # its rows are padded to a multiple of 64; org_vocab_size is what the checkpoint has
+        held = module.shard_indices
+        first, last = held.org_vocab_start_index, held.org_vocab_end_index
+        return Place(module, name, 0, last - first, (vocabulary, *shape[1:]), 0, first)
+    columns = getattr(module, "input_size_per_partition", None)
+    if len(shape) == 2 and columns is not None and columns < module.input_size:  # each member has some input columns
+        return Place(module, name, 0, shape[0], (shape[0], module.input_size), 1, module.tp_rank * columns)
+    return Place(module, name, 0, shape[0], shape)
+
+
+def _fused_places(
+    path: str, module: Any, name: str, parameter: Any, parts: Sequence[str]
+) -> Iterator[tuple[str, Place]]:
+    """Each part's rows here. Members have rows of every part; key and value heads fewer than members are repeated."""
+    sizes = list(getattr(module, "output_partition_sizes", ()))
+    if len(sizes) != len(parts) or sum(sizes) != parameter.shape[0]:
         raise ModelError(
             explain(
                 f"fused weight {path}",
                 {"rows": parameter.shape[0], "parts": sizes},
-                f"one size for each of {list(names)} adding up to the rows",
+                f"one size for each of {list(parts)} adding up to the rows",
                 "use a dense Qwen2, Qwen3 or Llama model without quantisation",
             )
         )
-    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [(name, stop - size, stop) for name, size, stop in zip(names, sizes, stops, strict=True)]
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        copies = getattr(module, "num_kv_head_replicas", 1) if part in ("k_proj", "v_proj") else 1
+        whole = (size * module.tp_size // copies, *parameter.shape[1:])
+        yield part, Place(module, name, start, start + size, whole, 0, module.tp_rank // copies * size)
+        start += size
 
 
 class EngineWeights:
@@ -83,6 +113,10 @@ class EngineWeights:
         """The rows the engine computes with for this HF name: a view in the engine's dtype, on its device."""
         return self._place(name).tensor()
 
+    def part_of(self, name: str, tensor: Any) -> Any:
+        """Of a whole HF tensor, what :meth:`read` must equal: all of it unless the engine spans devices."""
+        return self._place(name).part_of(tensor)
+
     def load(self, bucket: Sequence[tuple[str, Any]]) -> list[str]:
         """Copy HF-named tensors in place; returns the names written. The tensors may be reused afterwards.
 
@@ -98,17 +132,17 @@ class EngineWeights:
         return [name for name, _ in tensors]
 
     def _fitting(self, name: str, tensor: Any) -> Any:
-        here = self._place(name).tensor()
-        if tuple(here.shape) != tuple(tensor.shape):
+        place = self._place(name)
+        if place.whole != tuple(tensor.shape):
             raise ModelError(
                 explain(
                     f"shape of {name}",
                     tuple(tensor.shape),
-                    f"{tuple(here.shape)}, as the engine has it",
+                    f"{place.whole}, as the engine has it",
                     "start the engine from the folder the trainer's model came from",
                 )
             )
-        return tensor.to(here.dtype)  # vLLM would convert too, with a warning for each tensor
+        return tensor.to(place.tensor().dtype)  # vLLM would convert too, with a warning for each tensor
 
     def _place(self, name: str) -> Place:
         try:
@@ -142,7 +176,7 @@ class EngineWeights:
 def _require_unpacked(layout: Mapping[str, Place]) -> None:
     """A packed linear layer has an empty weight and would go on computing with its packed copy."""
     for name, place in layout.items():
-        if not place.tensor().numel():
+        if not getattr(place.module, place.parameter).numel():
             raise ModelError(
                 explain(
                     f"engine weight {name}",

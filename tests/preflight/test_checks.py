@@ -14,7 +14,7 @@ from rlpost.compose import list_recipes, load_config
 from rlpost.config import Config, walk_fields
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, UserError
 from rlpost.preflight import checks
-from rlpost.preflight.check_values import CHOICES, RANGES, SFT_RANGES, check_values
+from rlpost.preflight.check_values import CHOICES, RANGES, SFT_RANGES, check_divisible, check_values
 from rlpost.preflight.checks import check, format_bytes
 
 SHAPE = {
@@ -232,6 +232,33 @@ def test_what_a_cluster_cannot_be(cfg):
     fails(cfg, ConfigError, "cluster.hang_s", "heartbeat_s", cluster__hang_s=4.0)
     cfg.cluster.hang_s = 60.0
     fails(cfg, ConfigError, "rollout.max_in_flight", "over all engines", rollout__max_in_flight=1000)
+
+
+def test_what_an_engine_of_several_devices_cannot_be(cfg):
+    fails(cfg, ConfigError, "engine.tensor_parallel", "use cluster=ray", engine__tensor_parallel=2)
+    cfg.cluster.kind, cfg.cluster.num_workers = "ray", 6
+    fails(cfg, ConfigError, "engine.tensor_parallel", "a power of two", engine__tensor_parallel=3)
+    fails(cfg, ConfigError, "cluster.num_workers", "a multiple of 4", engine__tensor_parallel=4)
+    fails(cfg, ConfigError, "num_attention_heads = 2", cluster__num_workers=8)
+    cfg.engine.tensor_parallel = 2  # one KV head at both devices
+    check(cfg, "train")
+    assert cfg.num_engines == 4 and cfg.max_in_flight == 4 * cfg.engine.max_slots
+    fails(cfg, ConfigError, "rollout.max_in_flight", f"= {4 * cfg.engine.max_slots}", rollout__max_in_flight=1000)
+
+
+@pytest.mark.parametrize(
+    ("key_value_heads", "members", "fits"), [(8, 2, True), (2, 8, True), (1, 4, True), (6, 4, False), (3, 8, False)]
+)
+def test_key_value_heads_are_divided_or_repeated_evenly(cfg, key_value_heads, members, fits):
+    cfg.engine.tensor_parallel = members
+    shape = {**SHAPE, "num_attention_heads": 24, "num_key_value_heads": key_value_heads}
+    if fits:
+        check_divisible(cfg, shape, origin="m")
+    else:
+        with pytest.raises(ConfigError, match=f"num_key_value_heads = {key_value_heads}"):
+            check_divisible(cfg, shape, origin="m")
+    with pytest.raises(ConfigError, match="intermediate_size = 15"):
+        check_divisible(cfg, {**shape, "num_key_value_heads": 8, "intermediate_size": 15}, origin="m")
 
 
 def test_context_and_responses(cfg):

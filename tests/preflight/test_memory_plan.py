@@ -60,6 +60,9 @@ def test_counts_of_published_models(option, published):
 
 def test_kv_and_logits_by_hand():
     assert kv_bytes(TINY, num_tokens=5, dtype="bfloat16") == 2 * 2 * 1 * 4 * 2 * 5  # k+v, layers, heads, size, bytes
+    four = {**TINY, "num_key_value_heads": 4}
+    for devices, heads in ((1, 4), (2, 2), (4, 1), (8, 1)):  # each device has at least one head
+        assert kv_bytes(four, num_tokens=5, dtype="bfloat16", tensor_parallel=devices) == 2 * 2 * heads * 4 * 2 * 5
     assert logits_bytes(TINY, chunk_tokens=3) == 4 * (10 * 3 * 2 + 10 * 8)
 
 
