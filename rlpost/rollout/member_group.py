@@ -17,7 +17,7 @@ class GlooMembers:
     def __init__(self, ranks: Sequence[int], rank: int, group: object) -> None:
         """``ranks``: of the engine's members in the world, in order. ``rank``: this process's in the world."""
         self.rank = ranks.index(rank)
-        self.names = [f"worker {r}" for r in ranks]
+        self.names: Sequence[str] = [f"worker {r}" for r in ranks]
         self._leader, self._group = ranks[0], group
 
     def gather(self, row: np.ndarray) -> np.ndarray:
