@@ -82,7 +82,7 @@ class RayCluster:
         """
         self.is_private = cfg.address is None
         self._temp = Path(tempfile.mkdtemp(prefix="rlpost-ray-")) if self.is_private else None
-        self._sweeper = Sweeper([*sweep, *filter(None, [self._temp])])
+        self._sweeper = Sweeper(sweep, private=self._temp)
         self.cpus, self.gpus = cpus, gpus
         try:
             self._connect(cfg)

@@ -8,6 +8,7 @@ it, since what they leave outside is there for the case that they die. Called by
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,13 +19,23 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # The inner shell is no child of this process: Ray ends a process's children with it. A worker that outlives a killed
-# controller for a moment may write again, hence three times.
+# controller for a moment may write again, hence three times. Some processes of a private Ray whose controller was killed
+# stay for a minute or more (its agents try to reach it); they are known by what they have open in its folder.
 _WAIT_AND_REMOVE = """
 exec 3<&0
 {
     read -r word
     if [ "$word" = now ]; then rm -rf -- "$@"; exit; fi
-    for seconds in 1 4 15; do sleep $seconds; rm -rf -- "$@"; done
+    for seconds in 1 4 15; do
+        sleep $seconds
+        if [ -n "$PRIVATE" ]; then
+            for open in $(find /proc/[0-9]*/fd -lname "$PRIVATE/*" 2>/dev/null); do
+                open=${open#/proc/}
+                kill -9 "${open%%/*}" 2>/dev/null
+            done
+        fi
+        rm -rf -- "$@"
+    done
 } <&3 &
 """
 _READY_S = 60.0
@@ -33,10 +44,16 @@ _READY_S = 60.0
 class Sweeper:
     """Removes folders when :meth:`sweep` is called or this process ends, also where it is killed."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        command = ["sh", "-c", _WAIT_AND_REMOVE, "sh", *map(str, folders)]
+    def __init__(self, folders: Sequence[Path], *, private: Path | None = None) -> None:
+        """``private``: one more folder; where this process is killed, whoever has a file open in it is killed, too."""
+        command = ["sh", "-c", _WAIT_AND_REMOVE, "sh", *map(str, [*folders, *filter(None, [private])])]
         self._shell = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd="/"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, "PRIVATE": str(private or "")},
         )
 
     def sweep(self) -> None:
