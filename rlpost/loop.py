@@ -60,7 +60,7 @@ def train(cfg: Config) -> dict[str, Any]:
     last checkpoint, as a killed one would.
     """
     run: run_dir.RunDir | None = None
-    reached = 0
+    reached = fruitless = 0
     while True:
         session = open_session(cfg)
         try:
@@ -72,7 +72,10 @@ def train(cfg: Config) -> dict[str, Any]:
                     return trainer.run()
         except ShardsLost as lost:
             assert run is not None
-            reached = trainer.step
+            fruitless = fruitless + 1 if trainer.step <= reached else 0
+            if fruitless > cfg.cluster.max_recoveries:
+                raise
+            reached = max(reached, trainer.step)
             print(f"{lost}; the run goes back to its last checkpoint", flush=True)
             run = run_dir.next_life(run)
         finally:
@@ -217,6 +220,15 @@ class Trainer:
 
     def _surviving(self, call: Callable[[], T]) -> T:
         return self.recovery.surviving(self.step, call)
+
+    def _on_trainer(self, call: Callable[[], T]) -> T:
+        """``call()`` while the trainer has the device, whatever happens to workers."""
+
+        def call_with_the_device() -> T:
+            with self.device.training():
+                return call()
+
+        return self._surviving(call_with_the_device)
 
     def _one_step(self, publication: Publication) -> None:
         """Generate with the weights just published, update, settle, save while the trainer holds the device."""
@@ -468,8 +480,7 @@ class Trainer:
     def _resume(self, found: Found | None) -> None:
         """The trainer goes on from the checkpoint too; the log forgets what came after it."""
         if found is not None:
-            with self.device.training():
-                self.state.load_trainer(found, self.worker.trainer)
+            self._on_trainer(lambda: self.state.load_trainer(found, self.worker.trainer))
             self.progress.message(f"resumed after step {self.step} from {found.path}")
         else:
             self.state.load_trainer(None, self.worker.trainer)
@@ -491,8 +502,7 @@ class Trainer:
         if self.cfg.checkpoint.every < 0:
             self.progress.message("nothing is saved: checkpoint.every=-1")
         elif under_way or not self.state.is_saved:
-            with self.device.training():
-                path = self._save(under_way=under_way)
+            path = self._on_trainer(lambda: self._save(under_way=under_way))
             self.stop.note_saved()
             self.progress.message(f"saved {path}; the same command goes on from there")
         self.stop.raise_if_requested()
@@ -502,7 +512,7 @@ class Trainer:
     def _close_run(self) -> dict[str, Any]:
         self._phase("save")
         model = self.path / "model"
-        self._surviving(lambda: self._export(model))
+        self._on_trainer(lambda: self.worker.trainer.export(model))
         self.session.tokenizer.save_pretrained(str(model))
         card = model_card(
             asdict(self.cfg), step=self.step, evaluations=self.history.evaluations, totals=self.history.totals
@@ -525,10 +535,6 @@ class Trainer:
         self.progress.close()
         print(closing_table(facts), flush=True)
         return summary
-
-    def _export(self, folder: Path) -> None:
-        with self.device.training():
-            self.worker.trainer.export(folder)
 
     # ---- small things ---------------------------------------------------------------------------------------
 

@@ -1,4 +1,6 @@
-"""Ray: the workers as actors, their placement, calls to all of them, signs of life, their end. Owns every use of Ray.
+"""Ray: the workers as actors, their placement, calls to all of them, signs of life, their end.
+
+Owns every use of Ray, but for the actors that clean up (``cluster.sweeping``).
 
 An actor is a :class:`~rlpost.cluster.worker.ClusterWorker` with one GPU, or some CPUs, in one placement group. Nothing
 here knows what the calls mean. A worker that dies, or that gives no sign of life for ``cluster.hang_s`` and is killed
@@ -17,7 +19,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -33,6 +34,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from rlpost.cluster.mapping import EngineMap, Placement, place
 from rlpost.cluster.shards import KeptShards
+from rlpost.cluster.sweeping import Keepers, Sweeper
 from rlpost.cluster.worker import ClusterWorker, Introduction, Pulse
 from rlpost.config import ClusterConfig
 from rlpost.errors import RunError, UserError, WorkerLost, explain
@@ -42,6 +44,13 @@ _POLL_S = 0.5  # how long one wait for answers lasts before the caller's beat
 _BLAME_S = 15.0  # after a rank's collective call failed: how long its peer's death may take to be known
 _CONNECT_S = 10.0
 _CLOSE_S = 20.0  # a worker that takes longer to end is killed
+_PHASES = {  # of a worker's methods that are not called as their phase
+    **dict.fromkeys(("introduce", "node", "address", "open_store", "clear_kept", "can_keep"), "start"),
+    **dict.fromkeys(("begin_training", "logprobs"), "update"),
+    **dict.fromkeys(("drop_kept", "kept_steps"), "keep"),
+    **dict.fromkeys(("export", "save_config"), "save"),
+    **dict.fromkeys(("load_kept",), "load"),
+}
 
 
 class _Actor(ClusterWorker):
@@ -74,7 +83,7 @@ class RayCluster:
         """
         self.is_private = cfg.address is None
         self._temp = Path(tempfile.mkdtemp(prefix="rlpost-ray-")) if self.is_private else None
-        self._sweeper = _Sweeper([*sweep, *filter(None, [self._temp])])
+        self._sweeper = Sweeper(sweep, private=self._temp)
         self.cpus, self.gpus = cpus, gpus
         try:
             self._connect(cfg)
@@ -128,20 +137,6 @@ class RayCluster:
         self._sweeper.sweep()
 
 
-class _Sweeper:
-    """Removes folders when this process ends, also where it is killed: a shell waits for the end of a pipe."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = [str(f) for f in folders]
-        command = ["sh", "-c", 'cat >/dev/null; sleep 1; rm -rf -- "$@"', "sh", *self._folders]
-        self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd="/")
-
-    def sweep(self) -> None:
-        assert self._shell.stdin is not None
-        self._shell.stdin.close()
-        self._shell.wait()
-
-
 class Actors:
     """All workers of a run. Calls are made by one thread; a second one listens to their pulse."""
 
@@ -153,8 +148,13 @@ class Actors:
         shards: Path,
         logs: Path,
         beat: Callable[[], None],
+        actor: type[_Actor] = _Actor,
     ) -> None:
-        """``shards``: folder for kept states. ``logs``: folder for workers' output. ``beat``: called while waiting."""
+        """``shards``: folder for kept states. ``logs``: folder for workers' output. ``beat``: called while waiting.
+
+        ``actor``: what a worker is an instance of.
+        """
+        self._actor, self._keepers = actor, Keepers([shards])
         self._cluster, self._settings, self._cfg = cluster, settings, settings.cfg.cluster
         self._shards, self._logs, self._beat = shards, logs, beat
         self.world = self._cfg.num_workers
@@ -173,7 +173,7 @@ class Actors:
         """Fresh processes for all ranks. Raises WorkerLost where one dies, RunError where they take too long."""
         self._lost, self._pulses, self.doing = {}, {}, "start"
         self._logs.mkdir(parents=True, exist_ok=True)
-        remote: Any = ray.remote(concurrency_groups={"health": 2})(_Actor)  # type: ignore[call-overload]
+        remote: Any = ray.remote(concurrency_groups={"health": 2})(self._actor)  # type: ignore[call-overload]
         self.handles = [
             remote.options(
                 num_cpus=self._cluster.cpus,
@@ -187,6 +187,7 @@ class Actors:
         ]
         self.who = self.call("introduce", timeout_s=self._cfg.start_timeout_s)
         self._nodes = self.call("node")
+        self._keepers.cover(self._nodes)
         self._listen()
         host = self.call("address", only=[0])[0] if len(set(self._nodes)) > 1 else "127.0.0.1"
         port = self.call("open_store", host, only=[0])[0]
@@ -208,6 +209,7 @@ class Actors:
                 self.call("clear_kept")
                 self.call("close", timeout_s=_CLOSE_S)
         self.kill_all()
+        self._keepers.sweep()
 
     def _kill(self, rank: int) -> None:
         with contextlib.suppress(RayError, ValueError):
@@ -280,8 +282,13 @@ class Actors:
     def lose(self, rank: int) -> str:
         """Note that a worker is lost; returns what happened to it."""
         if rank not in self._lost:
-            self._lost[rank] = f"{self.name(rank)} died in phase {self.doing!r} (its output: {self.log(rank)})"
+            self._lost[rank] = f"{self.name(rank)} died in phase {self.phase!r} (its output: {self.log(rank)})"
         return self._lost[rank]
+
+    @property
+    def phase(self) -> str:
+        """What the workers are at, or were last: all of them do the same."""
+        return _PHASES.get(self.doing, self.doing)
 
     @property
     def lost(self) -> dict[int, str]:
@@ -353,8 +360,7 @@ class Actors:
                     continue  # it is dead: the call that waits for it says so
                 silent_s = time.monotonic() - heard_s[rank]
                 if silent_s > self._cfg.hang_s and not ended.is_set():
-                    phase = self._pulses[rank].phase if rank in self._pulses else "start"
-                    reason = f"{self.name(rank)} gave no sign of life for {silent_s:.0f} s in phase {phase!r} "
+                    reason = f"{self.name(rank)} gave no sign of life for {silent_s:.0f} s in phase {self.phase!r} "
                     self.kill(rank, f"{reason}(cluster.hang_s={self._cfg.hang_s:g}) and was killed")
 
 

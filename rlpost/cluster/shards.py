@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,12 @@ _WRITTEN = "written-by-rank"
 
 
 def shards_folder(shards_dir: str, run_dir: Path) -> Path:
-    """A run's folder, the same in each of its lives."""
+    """A folder for one life of a run: what is removed late for one that was killed is not the next one's.
+
+    The name up to the last dash is the same in all lives of the run.
+    """
     name = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
-    return Path(shards_dir) / f"{PREFIX}-{os.getuid()}-{name}"
+    return Path(shards_dir) / f"{PREFIX}-{os.getuid()}-{name}-{secrets.token_hex(4)}"
 
 
 class KeptShards:
@@ -61,7 +65,9 @@ class KeptShards:
         return sorted(s for s in self._all() if (self.folder(s) / f"{_WRITTEN}-{self.rank}").exists())
 
     def clear(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Remove what is left on this machine of any life of the run."""
+        for life in self.root.parent.glob(self.root.name.rpartition("-")[0] + "-*"):
+            shutil.rmtree(life, ignore_errors=True)
 
     def _all(self) -> list[int]:
         return [int(p.name.removeprefix("step-")) for p in self.root.glob("step-*")]

@@ -42,10 +42,20 @@ class ClusterWorkers:
         self.engine: ReplicaEngine
 
     def start(self) -> None:
-        self._actors.start()
-        self._actors.call("clear_kept")
-        if self._keeps and not all(self._actors.call("can_keep")):
-            cluster = self._settings.cfg.cluster
+        """Raises WorkerLost where workers are lost in it more often than ``cluster.max_recoveries`` says."""
+        cluster = self._settings.cfg.cluster
+        for left in reversed(range(cluster.max_recoveries + 1)):
+            try:
+                self._actors.start()
+                self._actors.call("clear_kept")
+                can_keep = all(self._actors.call("can_keep"))
+                break
+            except WorkerLost as lost:
+                if not left:
+                    raise
+                self._say(f"{lost}; workers are started anew")
+                self._actors.kill_all()
+        if self._keeps and not can_keep:
             self._say(
                 f"{cluster.shards_dir} has no room for the trainer's state (cluster.keep_shards): a lost worker will "
                 "send the run back to its last checkpoint"

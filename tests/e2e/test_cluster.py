@@ -1,163 +1,99 @@
 """A run on two Ray workers, with real Ray, vLLM and DeepSpeed: it trains, survives losses of each kind, leaves nothing.
 
 One run takes three losses, one of each kind: a worker killed while it generates, one killed in the update, and one that
-hangs. Then a worker is killed where no state was kept outside, and the run goes back to its checkpoint.
+hangs. Another loses its controller, goes on by the same command, then loses a worker where no state was kept outside,
+and goes back to its checkpoint. The long form kills at random, fifty times.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import random
 import re
 import signal
-import subprocess
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.program import SMALL, command, rlpost, rollouts_of, steps_of
+from tests.e2e.account import assert_nothing_lost
+from tests.e2e.cluster import CLUSTER, RUN, Place, eventually, run_and_strike, strike_at_random
+from tests.e2e.program import rlpost
 
-RUN = Path("runs/arithmetic")
-CLUSTER = ["train", "recipe=math/arithmetic", "cluster=ray", "cluster.heartbeat_s=0.5", "cluster.hang_s=8", *SMALL]
-
-
-def status_of(folder: Path) -> dict:
-    try:
-        return json.loads((folder / RUN / "status.json").read_text())
-    except (OSError, ValueError):  # not there yet, or being written
-        return {}
+PROMPTS = 18  # a run goes through them more than once
+DATA = [f"data.train.limit={PROMPTS}", "eval.every=4"]
+GONE_S = 40.0  # after a controller's SIGKILL: the last sweep comes after 20 s
 
 
-def workers_below(pid: int) -> list[int]:
-    """Worker processes of the Ray that process ``pid`` started."""
-    children: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                names[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:  # it ended meanwhile
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, below = [], [pid]
-    while below:
-        for child in children.get(below.pop(), []):
-            below.append(child)
-            if names[child].startswith("ray::_Actor"):
-                found.append(child)
-    return sorted(found)
+@pytest.fixture
+def place(tmp_path: Path):
+    with Place(tmp_path) as place:
+        yield place
 
 
-class Assassin:
-    """Strikes one worker whenever the run is in the given phase, once for each (phase, signal), in this order."""
-
-    def __init__(self, folder: Path, process: subprocess.Popen, strikes: list[tuple[str, int]]) -> None:
-        self.folder, self.process, self.strikes = folder, process, list(strikes)
-        self.struck: list[tuple[str, int]] = []
-        threading.Thread(target=self._hunt, daemon=True).start()
-
-    def _hunt(self) -> None:
-        last_step = 0
-        while self.strikes and self.process.poll() is None:
-            phase, number = self.strikes[0]
-            status = status_of(self.folder)
-            if status.get("phase") == phase and status.get("step", 0) > last_step:
-                workers = workers_below(self.process.pid)
-                if len(workers) == 2:
-                    os.kill(workers[len(self.struck) % 2], number)
-                    last_step = status["step"]
-                    self.struck.append(self.strikes.pop(0))
-            time.sleep(0.005)
+def check_account(place: Place, steps: int, run: Path = RUN) -> None:
+    """Every step trained once, whole groups, no draw skipped, no sample twice, and a ledger that adds up."""
+    assert_nothing_lost(place.folder / run, steps=steps, samples=16, prompts=PROMPTS, eval_every=4)
+    assert "trained" in rlpost("buffer", str(run), cwd=place.folder)
 
 
-def run_and_strike(folder: Path, *arguments: str, strikes: list[tuple[str, int]]) -> tuple[str, Assassin]:
-    process = subprocess.Popen(
-        command(*CLUSTER, *arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assassin = Assassin(folder, process, strikes)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    return output, assassin
+def check_nothing_is_left(place: Place, seconds: float = 15.0, run: Path = RUN) -> None:
+    assert eventually(lambda: not place.traces(run), seconds), place.traces(run)
 
 
-def leftovers() -> set[str]:
-    """What Ray and the workers leave where they are not cleaned up."""
-    found = {str(p) for p in [*Path("/dev/shm").glob("rlpost-shards-*"), *Path("/tmp").glob("rlpost-ray-*")]}
-    listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return found | {
-        line for line in listing.splitlines() if re.search(r"^ *\d+ (ray::|\S*/raylet |\S*/gcs_server )", line)
-    }
-
-
-BEFORE = leftovers()  # another Ray on this machine is none of our business
-
-
-def left_behind() -> set[str]:
-    return leftovers() - BEFORE
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return condition()
-
-
-def check_account(folder: Path, steps: int) -> None:
-    """Every step trained once, whole groups, no sample twice, and a ledger that adds up."""
-    trained = rollouts_of(folder / RUN)
-    assert sorted(trained) == list(range(1, steps + 1))
-    keys = [(row["uid"], row["index"]) for rows in trained.values() for row in rows]
-    assert len(keys) == len(set(keys)) == 16 * steps
-    assert [int(row["step"]) for row in steps_of(folder / RUN)] == list(range(1, steps + 1))
-    assert "trained" in rlpost("buffer", str(RUN), cwd=folder)
-
-
-def test_a_run_survives_a_death_in_generation_one_in_the_update_and_a_hang(tmp_path: Path) -> None:
+def test_a_run_survives_a_death_in_generation_one_in_the_update_and_a_hang(place: Place) -> None:
     strikes = [("generate", signal.SIGKILL), ("update", signal.SIGKILL), ("generate", signal.SIGSTOP)]
-    output, assassin = run_and_strike(tmp_path, "steps=8", strikes=strikes)
+    output, assassin = run_and_strike(place, "steps=8", *DATA, strikes=strikes)
     assert assassin.struck == strikes, output
     assert output.count("workers are started anew") == 3, output
     assert "died in phase 'update'" in output and re.search("no sign of life for .* s in phase|did not end its", output)
     assert "goes back to its last checkpoint" not in output, "the state was kept: no finished step is made again"
-    check_account(tmp_path, 8)
-    assert eventually(lambda: not left_behind()), left_behind()
+    check_account(place, 8)
+    check_nothing_is_left(place)
 
 
-def test_without_a_kept_state_the_run_goes_back_to_its_checkpoint_and_says_what_that_costs(tmp_path: Path) -> None:
-    output, assassin = run_and_strike(
-        tmp_path,
-        "steps=4",
-        "checkpoint.every=2",
-        "cluster.keep_shards=false",
-        strikes=[("update", signal.SIGKILL)],
-    )
-    assert assassin.struck, output
+def test_a_killed_controller_is_resumed_and_without_a_kept_state_the_run_goes_back_to_its_checkpoint(
+    place: Place,
+) -> None:
+    run = ["steps=4", "checkpoint.every=2", "cluster.keep_shards=false", *DATA]
+    process = place.start(*run)
+    reached = eventually(lambda: (s := place.status()).get("step", 0) >= 2 and s["phase"] == "generate", 120)
+    process.kill()
+    assert reached, process.communicate()[0]
+    check_nothing_is_left(place, GONE_S)
+    output, assassin = run_and_strike(place, *run, strikes=[("update", signal.SIGKILL)])
+    assert assassin.struck and "resumed after step 2" in output, output
     assert "goes back to its last checkpoint" in output, output
-    check_account(tmp_path, 4)
-    assert eventually(lambda: not left_behind()), left_behind()
+    check_account(place, 4)
+    check_nothing_is_left(place)
 
 
-def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(*CLUSTER, "steps=1000"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def test_ctrl_c_saves_and_leaves_nothing_behind(place: Place) -> None:
+    process = place.start("steps=1000")
     try:
-        assert eventually(lambda: status_of(tmp_path).get("step", 0) >= 1, 120)
+        assert eventually(lambda: place.status().get("step", 0) >= 1, 120)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, output
     assert "the same command goes on from there" in output
-    assert eventually(lambda: not left_behind()), left_behind()
+    check_nothing_is_left(place)
 
 
 @pytest.mark.parametrize("setting", ["cluster.address=127.0.0.1:1"])
 def test_a_cluster_that_is_not_there_is_a_clear_error(tmp_path: Path, setting: str) -> None:
     output = rlpost(*CLUSTER, setting, cwd=tmp_path, expect=3)
     assert "cluster.address" in output and "ray start --head" in output
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("number, steps", [(50, 40)])
+def test_killed_at_random_instants_it_ends_with_a_correct_ledger(place: Place, number: int, steps: int) -> None:
+    """Workers in any phase, the controller now and then, which the same command resumes."""
+    seed = random.randrange(1 << 30)
+    settings = [f"steps={steps}", "checkpoint.every=3", "cluster.max_recoveries=1000", "cluster.hang_s=60", *DATA]
+    runs, blows = strike_at_random(place, number, seed, settings)
+    print(f"seed {seed}, {len(runs)} runs: {', '.join(blows)}")
+    for name in runs:
+        check_account(place, steps, Path("runs") / name)
+        check_nothing_is_left(place, GONE_S, Path("runs") / name)

@@ -12,8 +12,10 @@ import sqlite3
 import pyarrow.parquet as parquet
 import pytest
 
+from . import account
+from .account import LEDGER_TABLES, ledger_rows
 from .lives import KILLED, Nursery, Place
-from .program import SMALL, read_metrics, rollouts_of, steps_of
+from .program import SMALL, rollouts_of
 
 STEPS, GROUPS, SAMPLES, PROMPTS = 12, 4, 4, 18
 RUN = [
@@ -80,7 +82,6 @@ IN_CI = [
     "rolling back",
     "before the last word",
 ]
-LEDGER_TABLES = ("draws", "prompts", "steps", "launches", "segments", "finishes", "verdicts", "restarts", "ends")
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +96,6 @@ def whole(nursery):
     life = nursery.live(*RUN, *SAME, "name=whole")
     assert life.status == 0, life.output
     return nursery.folder / "runs/whole"
-
-
-def ledger_rows(run):
-    db = sqlite3.connect(run / "ledger.sqlite")
-    rows = {table: sorted(db.execute(f"SELECT * FROM {table}"), key=repr) for table in LEDGER_TABLES}
-    db.close()
-    return rows
 
 
 def assert_the_same_run(run, whole):
@@ -125,22 +119,8 @@ def assert_the_same_bits(run, whole):
     assert both and [r for r in ours["prompts"] if r[0] in both] == [r for r in theirs["prompts"] if r[0] in both]
 
 
-def assert_nothing_lost(run, steps=STEPS):
-    """Each draw of an epoch is trained at most once, in whole groups; what is drawn and not trained is still open."""
-    trained = [(row["uid"], row["index"]) for rows in rollouts_of(run).values() for row in rows]
-    assert len(trained) == len(set(trained)) == steps * GROUPS * SAMPLES, "a sample is missing or was trained twice"
-    rows = ledger_rows(run)
-    drawn = {draw: uid for draw, _, uid, _ in rows["draws"]}
-    places = [f"{n // PROMPTS}:{n % PROMPTS}" for n in range(len(drawn))]
-    assert sorted(drawn.values()) == sorted(places), "a prompt was skipped or drawn twice"
-    ended = {draw for draw, *_ in rows["ends"]}
-    assert {drawn[draw] for draw in ended} == {uid for uid, _ in trained}
-    summary = json.loads((run / "finished.json").read_text())
-    tokens = {id_: num for id_, draw, _, _, _, _, num, _, _ in rows["segments"] if draw in ended}
-    assert sum(tokens.values()) == summary["tokens"]["trained"], "a token was lost or is there twice"
-    assert [row["step"] for row in steps_of(run)] == list(range(1, steps + 1))
-    evaluated = [row["step"] for row in read_metrics(run) if "eval/accuracy" in row]
-    assert evaluated == list(range(0, steps + 1, 4)), "an evaluation is missing or was logged twice"
+def assert_nothing_lost(run):
+    account.assert_nothing_lost(run, steps=STEPS, samples=GROUPS * SAMPLES, prompts=PROMPTS, eval_every=4)
 
 
 def die_of(nursery, name, places):
