@@ -126,3 +126,19 @@ def test_staleness_holds_though_kept_samples_run_before_what_is_due(tmp_path, ad
         _, groups = run.step(step)
         assert len(groups) == 4
         assert all(step - p.policy_version <= 2 for g in groups for s in g.samples for p in s.segments)
+
+
+def test_samples_that_the_engine_ended_between_two_steps_replay_and_are_clean_again(tmp_path):
+    """As an evaluation does. They had gone on with old keys and values before."""
+    run, kinds, ends = Run(tmp_path, slots=24, oversample=4.0), {}, set()
+    for step in range(40):
+        if step % 5 == 0:
+            run.engine.abort_all()
+        stats, groups = run.step(step)
+        spans = stats.spans
+        kinds |= dict(zip(zip(spans.uid, spans.index, spans.policy_version, strict=True), spans.kind, strict=True))
+        for (uid, index), segments in marks(groups).items():
+            stays = [kinds[uid, index, version] for version, _ in segments]
+            assert [mixed for _, mixed in segments] == [kind == "kept" for kind in stays]
+            ends.add(tuple(stays))
+    assert any("kept" in stays and "resumed" in stays[stays.index("kept") :] for stays in ends), ends
