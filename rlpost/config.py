@@ -196,6 +196,11 @@ class RolloutConfig:
         "Samples that decode at once, over all engines; None: engine.max_slots of each or, with one worker, as many of them "
         "as the KV cache holds (of full length at first, then of the lengths seen).",
     )
+    keep_kv: bool = opt(
+        False,
+        "Carried-over samples go on with the KV cache of older weights and replay nothing; their new tokens are marked mixed_kv "
+        "and their mismatch is reported apart. On a GPU engine and trainer then share the memory all the time.",
+    )
     max_response_tokens: int = opt(1024, "Longest response, counted over all segments of a sample.")
     temperature: float = opt(1.0, "Sampling temperature, > 0; the trainer divides its logits by the same number.")
     top_p: float = opt(1.0, "Nucleus sampling; 1.0: off. Refused in training while a correction is on.")

@@ -200,6 +200,7 @@ class Trainer:
             max_filtered_groups=cfg.algo.max_filtered_groups,
             reject=self.algorithm.reject,
             max_failure_share=cfg.reward.max_failure_share,
+            keep_kv=cfg.rollout.keep_kv,
             score_every=DETERMINISTIC_SCORE_EVERY if cfg.deterministic else 0,
         )
         settings = session.worker_settings(needs_reference=self.algorithm.needs_reference)
@@ -434,6 +435,8 @@ class Trainer:
         cfg, session = self.cfg, self.session
         self._publish_if_needed()
         self._phase("eval")
+        if cfg.rollout.keep_kv:
+            self.worker.engine.abort_all()  # paused samples hold the KV cache; they are replayed in the next step
         started = time.perf_counter()
 
         def on_progress(finished: int, wanted: int) -> None:

@@ -39,12 +39,17 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """The tokens of a sample that one policy version produced. Filled by ``rollout.collect``."""
+    """The tokens of a sample that one policy version produced. Filled by ``rollout.collect``.
+
+    ``mixed_kv``: they were sampled by the weights of ``policy_version``, but some keys and values that they attended to
+    came from older weights (``rollout.keep_kv``), so no one policy is their behaviour policy.
+    """
 
     token_ids: Array  # i32[T]
     rollout_logprobs: Array  # f32[T]
     policy_version: int
     trainable: bool = True  # False for tokens the policy did not sample
+    mixed_kv: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,10 @@ class Sample:
     @property
     def trainable(self) -> Array:  # bool[R]
         return _concatenate([np.full(len(s.token_ids), s.trainable) for s in self.segments], np.bool_)
+
+    @property
+    def mixed_kv(self) -> Array:  # bool[R]
+        return _concatenate([np.full(len(s.token_ids), s.mixed_kv) for s in self.segments], np.bool_)
 
     @property
     def version_span(self) -> int:
@@ -126,6 +135,7 @@ class PackedRow:
     rollout_logprobs: Array  # f32[L]
     policy_versions: Array  # i32[L]
     advantages: Array  # f32[L]
+    mixed_kv: Array | None = None  # bool[L]; see Segment; None: no token of the row
     old_logprobs: Array | None = None  # f32[L]; filled by the trainer's proximal pass, when there is one
     ref_logprobs: Array | None = None  # f32[L]; filled by the frozen reference's pass, when there is one
 

@@ -27,6 +27,7 @@ class TrainSequence:
     rollout_logprobs: np.ndarray  # f32[n]
     policy_versions: np.ndarray  # i32[n]; -1 where the policy did not sample
     advantages: np.ndarray  # f32[n]
+    mixed_kv: np.ndarray  # bool[n]
 
 
 def build_batches(
@@ -84,6 +85,7 @@ def supervised_sequence(prompt_ids: np.ndarray, response_ids: np.ndarray, *, pol
         trainable=np.ones(len(response_ids), np.bool_),
         rollout_logprobs=np.zeros(len(response_ids), np.float32),
         policy_versions=np.full(len(response_ids), policy_version, np.int32),
+        mixed_kv=np.zeros(len(response_ids), np.bool_),
         advantages=np.zeros(len(response_ids), np.float32),
     )
 
@@ -194,6 +196,7 @@ def _rl_sequence(group: Group, sample: Sample, advantage: np.ndarray) -> TrainSe
         trainable=sample.trainable,
         rollout_logprobs=sample.rollout_logprobs,
         policy_versions=sample.policy_versions,
+        mixed_kv=sample.mixed_kv,
         advantages=np.broadcast_to(np.asarray(advantage, np.float32), (sample.num_tokens,)),
     )
 
@@ -205,6 +208,7 @@ def _sequence(
     trainable: np.ndarray,
     rollout_logprobs: np.ndarray,
     policy_versions: np.ndarray,
+    mixed_kv: np.ndarray,
     advantages: np.ndarray,
 ) -> TrainSequence:
     num_prompt = len(prompt_ids)
@@ -215,6 +219,7 @@ def _sequence(
         rollout_logprobs=_after_prompt(num_prompt, np.where(trainable, rollout_logprobs, 0.0), 0.0, np.float32),
         policy_versions=_after_prompt(num_prompt, np.where(trainable, policy_versions, -1), -1, np.int32),
         advantages=_after_prompt(num_prompt, np.where(trainable, advantages, 0.0), 0.0, np.float32),
+        mixed_kv=_after_prompt(num_prompt, trainable & mixed_kv, False, np.bool_),
     )
 
 
@@ -240,4 +245,7 @@ def _row(ids: Sequence[int], sequences: Sequence[TrainSequence], pad_to_multiple
         rollout_logprobs=joined([s.rollout_logprobs for s in members], 0.0, np.float32),
         policy_versions=joined([s.policy_versions for s in members], -1, np.int32),
         advantages=joined([s.advantages for s in members], 0.0, np.float32),
+        mixed_kv=joined([s.mixed_kv for s in members], False, np.bool_)
+        if any(s.mixed_kv.any() for s in members)
+        else None,
     )

@@ -8,7 +8,8 @@ distribution the token was really drawn from. Every correction has this form::
 
 The weight multiplies the per-token loss and never carries gradient. Masked-out tokens stay in the denominators: a
 batch with many of them takes a smaller step. Statistics are kept by version lag: lag 0 is the engine's mismatch (same
-version, other numerics); from lag 1 on it is mismatch and staleness together, and no split can be claimed.
+version, other numerics); from lag 1 on it is mismatch and staleness together, and no split can be claimed. Tokens
+sampled with keys and values of older weights (``rollout.keep_kv``) are in none of the lags: theirs is an entry apart.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def _mask(ratio: torch.Tensor, row: TensorRow, floor: float, cap: float) -> Weig
 
 
 def statistics(log_ratio: torch.Tensor, changed: torch.Tensor, row: TensorRow) -> Metrics:
-    """By lag 0 .. MAX_LAG - 1 and ``MAX_LAG``_plus, over trainable tokens; a lag nobody has gets count 0.
+    """By lag 0 .. MAX_LAG - 1 and ``MAX_LAG``_plus, over trainable tokens; a lag nobody has gets count 0. Those with a
+    mixed KV cache are counted in ``mismatch/mixed_kv`` only.
 
     ``mismatch/lag_K/ratio`` (mean r), ``/abs_log_ratio`` (mean |log r|, nats), ``/changed_share`` (truncated or
     masked), ``/token_share`` (of all trainable tokens), and over all lags ``mismatch/abs_log_ratio/max``.
@@ -62,10 +64,12 @@ def statistics(log_ratio: torch.Tensor, changed: torch.Tensor, row: TensorRow) -
     log_ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     weights = row.loss_mask.to(log_ratio.dtype)
     columns = torch.stack([weights, log_ratio.exp() * weights, log_ratio.abs() * weights, changed * weights], dim=1)
-    sums = columns.new_zeros(MAX_LAG + 1, 4).index_add(0, row.lags.clamp(0, MAX_LAG), columns)
+    entries = torch.where(row.mixed_kv, MAX_LAG + 1, row.lags.clamp(0, MAX_LAG))
+    sums = columns.new_zeros(MAX_LAG + 2, 4).index_add(0, entries, columns)
     metrics: Metrics = {"mismatch/abs_log_ratio/max": row.max(log_ratio.abs())}
-    for lag, (count, ratio, distance, touched) in enumerate(row_of.unbind() for row_of in sums):
-        name = f"mismatch/lag_{lag}" + ("_plus" if lag == MAX_LAG else "")
+    names = [*(f"lag_{lag}" for lag in range(MAX_LAG)), f"lag_{MAX_LAG}_plus", "mixed_kv"]
+    for entry, (count, ratio, distance, touched) in zip(names, (row_of.unbind() for row_of in sums), strict=True):
+        name = f"mismatch/{entry}"
         metrics[f"{name}/ratio"] = (ratio, count)
         metrics[f"{name}/abs_log_ratio"] = (distance, count)
         metrics[f"{name}/changed_share"] = (touched, count)

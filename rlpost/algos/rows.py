@@ -31,6 +31,7 @@ class TensorRow:
     old_logprobs: torch.Tensor | None  # f[L]
     ref_logprobs: torch.Tensor | None  # f[L]
     lags: torch.Tensor  # i64[L]; batch.policy_version - policy_versions, 0 where masked
+    mixed_kv: torch.Tensor  # bool[L]; sampled with keys and values of older weights
     local_ids: torch.Tensor  # i64[L]; 0 .. num_local - 1 in this row (padding is a sequence of its own)
     num_local: int
     sequence_lengths: torch.Tensor  # f[L]; trainable tokens of the position's whole sequence, at least 1
@@ -65,6 +66,7 @@ def to_tensors(row: PackedRow, batch: TrainBatch, like: torch.Tensor) -> TensorR
     present, local_ids = np.unique(row.sequence_ids, return_inverse=True)
     lengths = np.append(batch.sequence_lengths, 0)[row.sequence_ids]  # padding's id, -1, reads the appended 0
     lags = np.where(row.loss_mask, batch.policy_version - row.policy_versions.astype(np.int64), 0)
+    mixed_kv = row.loss_mask & (False if row.mixed_kv is None else row.mixed_kv)
     return TensorRow(
         loss_mask=mask,
         num_tokens=mask.sum().to(dtype),
@@ -73,6 +75,7 @@ def to_tensors(row: PackedRow, batch: TrainBatch, like: torch.Tensor) -> TensorR
         old_logprobs=floats(row.old_logprobs),
         ref_logprobs=floats(row.ref_logprobs),
         lags=torch.as_tensor(lags, device=like.device),
+        mixed_kv=torch.as_tensor(mixed_kv, device=like.device),
         local_ids=torch.as_tensor(local_ids.astype(np.int64), device=like.device),
         num_local=len(present),
         sequence_lengths=torch.as_tensor(np.maximum(lengths, 1), device=like.device).to(dtype),

@@ -19,8 +19,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 # The inner shell is no child of this process: Ray ends a process's children with it. A worker that outlives a killed
-# controller for a moment may write again, hence three times. Some processes of a private Ray whose controller was killed
-# stay for a minute or more (its agents try to reach it); they are known by what they have open in its folder.
+# controller for a moment may write again, hence three times. Some processes of a private Ray whose controller was
+# killed stay for a minute or more (its agents try to reach it); they are known by what they have open in its folder.
 _WAIT_AND_REMOVE = """
 exec 3<&0
 {

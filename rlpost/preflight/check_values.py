@@ -133,6 +133,7 @@ def check_values(cfg: Config, command: str) -> None:
     check_deterministic(cfg)
     check_update(cfg.train, cfg.rollout)
     check_cluster(cfg)
+    check_keep_kv(cfg)
     if cfg.logging.trainer_logprobs and not cfg.logging.keep_rollouts:
         expected = "false without logging.keep_rollouts, whose files would hold them"
         raise ConfigError(explain("logging.trainer_logprobs", True, expected, "set logging.keep_rollouts=true"))
@@ -155,6 +156,27 @@ def check_oversample(rollout: RolloutConfig) -> None:
     slots = rollout.max_in_flight
     if slots is not None and slots < 1:
         raise ConfigError(explain("rollout.max_in_flight", slots, ">= 1", "leave it unset to use engine.max_slots"))
+
+
+def check_keep_kv(cfg: Config) -> None:
+    """Raises ConfigError where nothing could be kept, or where it would break another promise."""
+    rollout = cfg.rollout
+    if not rollout.keep_kv:
+        return
+    refused = [
+        (
+            rollout.oversample == 1.0 and not rollout.adaptive_oversample,
+            "rollout.oversample=1.0",
+            "nothing is carried over",
+        ),
+        (rollout.max_staleness == 0, "rollout.max_staleness=0", "nothing is carried over"),
+        (rollout.on_stale == "restart", "rollout.on_stale=restart", "a restarted sample has no use for its KV cache"),
+        (cfg.deterministic, "deterministic=true", "a run that was killed has lost its KV cache and replays"),
+        (cfg.cluster.kind != "local", f"cluster={cfg.cluster.kind}", "a sample may go on at another engine"),
+    ]
+    for applies, setting, why in refused:
+        if applies:
+            raise ConfigError(explain("rollout.keep_kv", True, f"false with {setting}", f"{why}; set one of the two"))
 
 
 def check_deterministic(cfg: Config) -> None:

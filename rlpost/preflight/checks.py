@@ -355,8 +355,8 @@ def _plan_device(
 ) -> MemoryPlan | None:
     sequence = _longest_sequence(cfg, context)
     # As the engine does: room for max_slots sequences of full length, but at most half of the memory.
-    members = cfg.engine.tensor_parallel
-    wanted = kv_bytes(shape, num_tokens=cfg.engine.max_slots * sequence, dtype=dtype, tensor_parallel=members)
+    members, sequences = cfg.engine.tensor_parallel, cfg.engine.max_slots + cfg.rollout.keep_kv
+    wanted = kv_bytes(shape, num_tokens=sequences * sequence, dtype=dtype, tensor_parallel=members)
     bounded = wanted if total is None else min(wanted, total // 2)
     return plan_memory(
         shape,
@@ -369,6 +369,7 @@ def _plan_device(
         sleep_offload=cfg.train.sleep_offload,
         gradient_checkpointing=cfg.train.gradient_checkpointing,
         reference=cfg.algo.kl_coef > 0,
+        keep_kv=cfg.rollout.keep_kv,
         kv_cache_bytes=cfg.engine.kv_cache_bytes or bounded,
         row_tokens=max(cfg.train.row_tokens(device), sequence),
         chunk_tokens=cfg.train.logprob_chunk_tokens,

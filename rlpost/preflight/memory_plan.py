@@ -127,6 +127,7 @@ def plan_memory(
     sleep_offload: bool,
     gradient_checkpointing: bool,
     reference: bool,
+    keep_kv: bool,
     kv_cache_bytes: int,
     row_tokens: int,
     chunk_tokens: int,
@@ -137,6 +138,7 @@ def plan_memory(
     Args:
         dtype, device: resolved, "float32" or "bfloat16", "cpu" or "cuda".
         reference: whether a frozen reference is held (KL coefficient above 0).
+        keep_kv: whether the engine keeps its memory while the trainer works, on a GPU too.
         row_tokens: the longest packed row.
         tensor_parallel: devices of one engine, which divide its weights.
     """
@@ -148,7 +150,7 @@ def plan_memory(
     # On a CPU sleeping moves nothing. On a GPU the engine's memory is given back while the trainer works, and the
     # trainer's, when sleep_offload is on, while the engine does.
     stays = not (gpu and sleep_offload)
-    engine_stays = not gpu
+    engine_stays = not gpu or keep_kv
 
     def state(name: str, num_bytes: int, offloaded: bool) -> Item:
         on_device = not (gpu and offloaded)

@@ -96,6 +96,7 @@ REGISTRY = (
     Metric("rollout/rejected_groups/*", "groups", "The same, by reason."),
     Metric("rollout/launched_samples", "samples", "Samples started for the first time."),
     Metric("rollout/resumed_samples", "samples", "Carried samples taken up again."),
+    Metric("rollout/kept_samples", "samples", "Carried samples that went on with their KV cache (`rollout.keep_kv`)."),
     Metric("rollout/engine_steps", "steps", "Engine steps of the rollout."),
     Metric("rollout/running_mean", "samples", "Samples in the engine, mean over time.", "near slots"),
     Metric("rollout/slots", "samples", "Samples that may be in the engine at once: `rollout.max_in_flight`, or what its KV cache holds, at most `engine.max_slots`."),
@@ -120,7 +121,7 @@ REGISTRY = (
     Metric("loss/tokens", "tokens", "Trainable tokens of the step."),
     Metric("loss/sequences", "sequences", "Sequences with at least one trainable token."),
     # mismatch
-    Metric("mismatch/*/ratio", "", "Mean r at this lag (lag_0, lag_1, ..., the last with _plus).", "near 1"),
+    Metric("mismatch/*/ratio", "", "Mean r at this lag (lag_0, lag_1, ..., the last with _plus); mixed_kv: of tokens that attended to keys and values of older weights, which are in no lag.", "near 1"),
     Metric("mismatch/*/abs_log_ratio", "nats", "Mean abs(log r) at this lag.", "lag_0: below 1e-4 in fp32, 0.05 in bf16"),
     Metric("mismatch/*/changed_share", "share", "Tokens the correction truncated or masked.", "below 0.05"),
     Metric("mismatch/*/token_share", "share", "Trainable tokens of this lag."),

@@ -54,6 +54,7 @@ def to_rows(
                     "rollout_logprobs": sample.rollout_logprobs,
                     "old_logprobs": next(old_of_scored, None) if sample.reward is not None else None,
                     "trainable": sample.trainable,
+                    "mixed_kv": sample.mixed_kv,
                     "reward": sample.reward,
                     "reward_parts": json.dumps(dict(sample.reward_parts)),
                     "finish_reason": sample.finish_reason,
@@ -82,6 +83,7 @@ def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             "rollout_logprobs": pa.list_(pa.float32()),
             "old_logprobs": pa.list_(pa.float32()),  # null unless the trainer computed them (logging.trainer_logprobs)
             "trainable": pa.list_(pa.bool_()),
+            "mixed_kv": pa.list_(pa.bool_()),
             "reward": pa.float64(),
             "reward_parts": pa.string(),  # JSON, since every recipe has its own
             "finish_reason": pa.string(),

@@ -85,6 +85,7 @@ def rollout_metrics(
         "rollout/engine_steps": len(stats.work.step_s),
         "rollout/launched_samples": stats.num_launched,
         "rollout/resumed_samples": stats.num_resumed,
+        "rollout/kept_samples": stats.num_kept,
         "rollout/buffer_age": _mean([stats.step - d for d in drawn_steps]),
         "rollout/buffer_age_max": max((stats.step - d for d in drawn_steps), default=0),
         "rollout/buffer_groups": len(buffer.groups),

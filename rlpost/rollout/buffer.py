@@ -183,13 +183,21 @@ class RolloutBuffer:
             sample = next((s for s in group.samples if s.state in (WAITING, PAUSED)), None)
             if sample is None:
                 continue
-            sample.state = RUNNING
+            sample.state, sample.mixed_kv = RUNNING, False
             if sample.first_step < 0:
                 sample.first_step = self.step
                 self._record("launches", group, sample)
             self._offer(group)
             return group, sample
         return None
+
+    def go_on(self, uid: str, index: int) -> tuple[OpenGroup, OpenSample]:
+        """A paused sample whose KV cache the engine kept runs again, before anything is scheduled."""
+        group = self.groups[uid]
+        sample = group.samples[index]
+        assert sample.state == PAUSED and not self.restart_stale, (uid, index, sample.state)
+        sample.state, sample.mixed_kv = RUNNING, True
+        return group, sample
 
     def load_tokens(self, groups: Iterable[OpenGroup], samples: Iterable[OpenSample] | None = None) -> None:
         """Bring back from the ledger the tokens of ``samples``, one of each group, or of all samples of ``groups``."""

@@ -39,6 +39,7 @@ class CollectSettings:
     max_filtered_groups: int
     reject: Callable[[Group], str | None]  # the algorithm's filter: a reason, or None to keep
     max_failure_share: float = 1.0
+    keep_kv: bool = False  # what is in flight when a step ends goes on in the next one with its KV cache
     score_every: int = 0  # deterministic mode: engine steps between two looks at the verdicts; 0: whenever one is there
 
 
@@ -65,7 +66,7 @@ class Spans:
     start_s: list[float] = field(default_factory=list)  # on the engine's clock: handed to it
     end_s: list[float] = field(default_factory=list)  # its last delta, or the abort
     tokens: list[int] = field(default_factory=list)  # generated in this stay
-    kind: list[str] = field(default_factory=list)  # launched, or resumed where an earlier stay was interrupted
+    kind: list[str] = field(default_factory=list)  # launched, resumed where an earlier stay was interrupted, or kept
     end: list[str] = field(default_factory=list)  # stop, length, paused by an abort, or lost with its replica
 
     def add(self, stay: Stay, *, policy_version: int, end_s: float, num_tokens: int, end: str) -> None:
@@ -95,6 +96,7 @@ class RolloutStats:
     num_prefill: int = 0  # prompt and replayed tokens really computed (prefix-cache hits left out)
     num_launched: int = 0  # samples started for the first time
     num_resumed: int = 0
+    num_kept: int = 0  # samples that went on with their KV cache
     num_failed_rewards: int = 0
     num_judged: int = 0
     rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
@@ -148,6 +150,7 @@ def collect(
     buffer.begin_step(step)
     stats = RolloutStats(step=step, slots=settings.max_in_flight, started_s=engine.now())
     run = _Collection(engine, buffer, prompts, scorer, settings, stats)
+    run.go_on()
     run.resubmit_unjudged()
     run.take_verdicts()
     run.admit_ready()
@@ -173,7 +176,7 @@ def collect(
             raise LedgerError(f"step {step} cannot go on: {dict(buffer.states())}, none running, none to be drawn")
         if on_progress is not None:
             on_progress(len(buffer.admitted), engine.num_in_flight, len(buffer.groups))
-    run.abort()
+    run.abort(keep=settings.keep_kv and not stats.stopped)
     if stats.stopped:
         buffer.release_admitted()
     stats.ended_s = engine.now()
@@ -207,6 +210,18 @@ class _Collection:
         self.settings, self.stats = settings, stats
         self.filtered_in_a_row = 0
         self.running: dict[str, Stay] = {}  # by request id
+
+    def go_on(self) -> None:
+        """Samples whose KV cache the engine kept over the publication run from the start of the step."""
+        kept = [(request_id, *request_id.rpartition("/")[::2]) for request_id in self.engine.go_on()]
+        if not kept:
+            return
+        pairs = [self.buffer.go_on(uid, int(index)) for _, uid, index in kept]
+        self.buffer.load_tokens(*zip(*pairs, strict=True))
+        now = self.engine.now()
+        for (request_id, _, _), (group, sample) in zip(kept, pairs, strict=True):
+            self.running[request_id] = Stay(group.uid, sample.index, now, sample.num_tokens, "kept", 0)
+        self.stats.num_kept = len(kept)
 
     def resubmit_unjudged(self) -> None:
         """After a resume the scorer is new: samples whose verdict was pending are handed to it again."""
@@ -355,9 +370,10 @@ class _Collection:
                 )
             )
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool) -> None:
+        """Every token so far is the buffer's; with ``keep`` the engine may hold on to requests for the next step."""
         started = self.engine.now()
-        last = self.engine.abort_all()
+        last = self.engine.pause_all() if keep else self.engine.abort_all()
         self.receive(last.deltas)
         if last.iterations is not None:
             self.stats.work.add_step(self.engine.now() - started, last)

@@ -137,7 +137,15 @@ class Engine(Protocol):
         tokens of a sample until it ends."""
 
     def abort_all(self) -> EngineStep:
-        """End all requests; returns tokens not handed over yet. Afterwards nothing is in flight."""
+        """End all requests, paused ones too; returns tokens not handed over yet. Afterwards nothing is in flight."""
+
+    def pause_all(self) -> EngineStep:
+        """As :meth:`abort_all`, but requests may stay in the engine with their KV cache, out of flight, until
+        :meth:`go_on`. New weights may be loaded meanwhile. An engine keeps as many as it can, or none."""
+
+    def go_on(self) -> Sequence[str]:
+        """Paused requests are in flight again, as if nothing had been; returns their ids. Those of the paused ones that
+        are not among them were ended."""
 
     @property
     def num_in_flight(self) -> int: ...

@@ -28,7 +28,7 @@ from rlpost.rollout.open_groups import FINISHED, JUDGED, PAUSED, OpenGroup, Open
 from rlpost.types import Prompt, Segment
 
 FILE = "ledger.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CACHE_KIB = 16384
 DISK_CODES = (
     sqlite3.SQLITE_FULL,
@@ -47,7 +47,7 @@ TABLES = {
     "launches": "draw INTEGER, idx INTEGER, attempt INTEGER, step INTEGER NOT NULL, PRIMARY KEY (draw, idx, attempt)",
     "segments": "id INTEGER PRIMARY KEY, draw INTEGER NOT NULL, idx INTEGER NOT NULL, attempt INTEGER NOT NULL, "
     "step INTEGER NOT NULL, policy_version INTEGER NOT NULL, num_tokens INTEGER NOT NULL, trainable INTEGER NOT NULL, "
-    "checksum INTEGER NOT NULL",
+    "mixed_kv INTEGER NOT NULL, checksum INTEGER NOT NULL",
     "tokens": "id INTEGER PRIMARY KEY, step INTEGER NOT NULL, token_ids BLOB NOT NULL, rollout_logprobs BLOB NOT NULL",
     "finishes": "draw INTEGER, idx INTEGER, attempt INTEGER, step INTEGER NOT NULL, finish_reason TEXT NOT NULL, "
     "PRIMARY KEY (draw, idx, attempt)",
@@ -116,7 +116,8 @@ class Ledger:
 
     def record_segment(self, draw: int, index: int, attempt: int, step: int, segment: Segment) -> None:
         token_ids, logprobs = segment.token_ids.tobytes(), segment.rollout_logprobs.tobytes()
-        row = (draw, index, attempt, step, segment.policy_version, len(segment.token_ids), int(segment.trainable))
+        marks = int(segment.trainable), int(segment.mixed_kv)
+        row = (draw, index, attempt, step, segment.policy_version, len(segment.token_ids), *marks)
         self.record("segments", self._next_segment, *row, _checksum(token_ids, logprobs))
         self.record("tokens", self._next_segment, step, token_ids, logprobs)
         self._next_segment += 1
@@ -290,8 +291,9 @@ class Ledger:
 
     def _each_sample(self, samples: Iterable[tuple[int, int, int]]) -> Iterator[tuple[Segment, ...]]:
         query = (
-            "SELECT s.policy_version, s.trainable, s.checksum, t.token_ids, t.rollout_logprobs FROM segments s "
-            "LEFT JOIN tokens t USING (id) WHERE s.draw = ? AND s.idx = ? AND s.attempt = ? ORDER BY s.id"
+            "SELECT s.policy_version, s.trainable, s.mixed_kv, s.checksum, t.token_ids, t.rollout_logprobs "
+            "FROM segments s LEFT JOIN tokens t USING (id) WHERE s.draw = ? AND s.idx = ? AND s.attempt = ? "
+            "ORDER BY s.id"
         )
         with self.reading():
             for sample in samples:
@@ -423,7 +425,7 @@ class Ledger:
             sample.reward_parts = json.loads(parts) or None
 
     def _to_segment(self, row: tuple[Any, ...], sample: tuple[int, int, int]) -> Segment:
-        version, trainable, checksum, token_ids, logprobs = row
+        version, trainable, mixed_kv, checksum, token_ids, logprobs = row
         if token_ids is None or _checksum(token_ids, logprobs) != checksum:
             what = f"ledger {self.path}: tokens of draw {sample[0]}, sample {sample[1]}"
             do = "the same command resumes from the last checkpoint, which carries a copy"
@@ -433,6 +435,7 @@ class Ledger:
             rollout_logprobs=np.frombuffer(logprobs, np.float32),
             policy_version=version,
             trainable=bool(trainable),
+            mixed_kv=bool(mixed_kv),
         )
 
 

@@ -83,6 +83,12 @@ class LockstepEngine:
         self._lead("abort_all")
         return self._noted(self._engine.abort_all())
 
+    def pause_all(self) -> EngineStep:
+        return self.abort_all()  # a replica of a cluster: its samples may go on at another one
+
+    def go_on(self) -> Sequence[str]:
+        return ()
+
     def end(self) -> None:
         """Let the others return from :meth:`follow`; the result of the last step has been compared then."""
         self._lead("end")

@@ -32,6 +32,7 @@ class OpenSample:
     reward_parts: Mapping[str, float] | None = None  # None: no verdict yet, or none with parts
     failure: str | None = None
     first_step: int = -1  # the step that launched it
+    mixed_kv: bool = False  # in this step it goes on with the KV cache of earlier ones
 
     def append(self, token_ids: np.ndarray, logprobs: np.ndarray) -> None:
         if self.chunks is None:
@@ -47,6 +48,7 @@ class OpenSample:
             token_ids=np.concatenate([c[0] for c in self.chunks]).astype(np.int32, copy=False),
             rollout_logprobs=np.concatenate([c[1] for c in self.chunks]).astype(np.float32, copy=False),
             policy_version=policy_version,
+            mixed_kv=self.mixed_kv,
         )
         self.segments = (*self.segments, segment)
         self.chunks = None

@@ -251,6 +251,13 @@ class ReplicaEngine:
             iterations=result.iterations,
         )
 
+    def pause_all(self) -> EngineStep:
+        """Keeps nothing: which replica a sample goes on at is not known before the next step."""
+        return self.abort_all()
+
+    def go_on(self) -> Sequence[str]:
+        return ()
+
     @property
     def num_in_flight(self) -> int:
         return len(self._replica_of)

@@ -63,6 +63,7 @@ class SimulatedEngine:
         self._cost = cost
         self._max_jump = max_jump
         self._running: dict[str, _Running] = {}
+        self._paused: dict[str, _Running] = {}
         self._prefill = 0
         self._clock_s = 0.0
         self._tokens = (np.arange(max_response_tokens + 1) % vocab_size).astype(np.int32)
@@ -108,8 +109,19 @@ class SimulatedEngine:
             finish_reason=r.finish_reason if finished else "",
         )
 
+    def pause_all(self) -> EngineStep:
+        self._paused, self._running = self._running, {}
+        return NOTHING
+
+    def go_on(self) -> Sequence[str]:
+        assert not self._running, "go_on() with requests in flight"
+        self._running = self._paused
+        self._paused = {}
+        return list(self._running)
+
     def abort_all(self) -> EngineStep:
         self._running.clear()
+        self._paused.clear()
         self._prefill = 0
         return NOTHING
 

@@ -21,6 +21,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def build_engine(
         load_format=cfg.engine.load_format,
         neighbours=cfg.cluster.num_workers if device == "cpu" else 1,
         tensor_parallel=tensor_parallel,
+        keep_kv=cfg.rollout.keep_kv,
     )
 
 
@@ -82,8 +84,10 @@ class VLLMEngine:
         load_format: str = "auto",
         neighbours: int = 1,
         tensor_parallel: int = 1,
+        keep_kv: bool = False,
     ) -> None:
         """``max_model_len``: prompt + response, tokens. ``neighbours``: engines that share the free memory.
+        ``keep_kv``: ``pause_all`` keeps requests; a GPU's memory is then never given back in sleep.
 
         ``tensor_parallel``: this process is one of so many with consecutive ranks in the process group, which must
         exist; each has one engine, and all do the same (``rollout.lockstep``).
@@ -96,10 +100,11 @@ class VLLMEngine:
         require_environment()
         shape = read_shape(model_folder)
         if kv_cache_bytes is None:
+            sequences = max_slots + keep_kv  # one more, for ``score`` while the others are paused
             needed = kv_bytes_needed(
-                shape, max_slots=max_slots, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
+                shape, max_slots=sequences, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
             )
-            kv_cache_bytes = bounded_kv_bytes(needed, needed // max_slots, free_bytes(device) // neighbours)
+            kv_cache_bytes = bounded_kv_bytes(needed, needed // sequences, free_bytes(device) // neighbours)
         else:
             require_one_sequence(
                 kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
@@ -112,6 +117,9 @@ class VLLMEngine:
         self._device = device
         self._vocab_size = int(shape["vocab_size"])
         self._live: set[str] = set()
+        self._keep_kv = keep_kv
+        self._paused: dict[str, Any] = {}  # vLLM's requests by id, out of its scheduler's sight
+        self._publications = 0
         self._asleep: set[str] = set()
         self._weights_dropped = False
 
@@ -124,7 +132,7 @@ class VLLMEngine:
             "kv_cache_memory_bytes": kv_cache_bytes,
             "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
             "enable_prefix_caching": prefix_caching,
-            "enable_sleep_mode": not on_cpu,
+            "enable_sleep_mode": not on_cpu and not keep_kv,
             "load_format": load_format,
             "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, not of the raw logits
             "skip_tokenizer_init": True,  # token ids in, token ids out
@@ -167,9 +175,12 @@ class VLLMEngine:
         for request in requests:
             self._require_fitting(request)
         for request in requests:
+            prompt: dict[str, Any] = {"prompt_token_ids": request.token_ids.tolist()}
+            if self._keep_kv:  # blocks of paused requests outlive a publication: no later prompt may hit them
+                prompt["cache_salt"] = f"publication {self._publications}"
             self._engine.add_request(
                 request.request_id,
-                {"prompt_token_ids": request.token_ids.tolist()},
+                prompt,
                 _sampling_params(request.sampling, request.max_new_tokens, request.seed),
             )
             self._live.add(request.request_id)
@@ -197,11 +208,42 @@ class VLLMEngine:
 
     def abort_all(self) -> EngineStep:
         """Always empty here: every step hands over all it sampled, so an abort has nothing left to give."""
-        for request_id in sorted(self._live):  # of several, vLLM frees the KV in an order that differs by process
+        for request_id in sorted([*self._live, *self._paused]):  # of several, vLLM frees KV in an order of its own
             self._engine.abort_request([request_id])
         self._live.clear()
+        self._paused.clear()
         self._drain()
         return NOTHING
+
+    def pause_all(self) -> EngineStep:
+        """Running requests leave the scheduler's list and keep their blocks; those that wait for room hold none and are
+        ended, and so are the latest while ``score`` has no room for a sequence. A batch that a GPU has under way is
+        waited for: its tokens are in the answer."""
+        assert self._keep_kv, "built without keep_kv"
+        scheduler, states = self._core.scheduler, self._engine.output_processor.request_states
+        requests, scheduler.running = scheduler.running, []
+        deltas = []
+        while self._core.batch_queue:
+            deltas += [read_delta(output) for output in self._engine.step()]
+        requests = [r for r in requests if not r.is_finished()]
+        self._paused = {states[r.request_id].external_req_id: r for r in requests}
+        self._live.difference_update(self._paused, (d.request_id for d in deltas if d.finish_reason))
+        self._engine.abort_request(sorted(self._live))
+        self._live.clear()
+        assert self.kv_capacity is not None
+        room = -(-self.max_model_len // self.kv_capacity.block_tokens)
+        while self._paused and self._cache.block_pool.get_num_free_blocks() < room:
+            request_id, _ = self._paused.popitem()
+            self._engine.abort_request([request_id])
+        self._drain()
+        return replace(NOTHING, deltas=deltas)
+
+    def go_on(self) -> Sequence[str]:
+        self._require_ready("go_on")
+        self._require_idle("go_on")
+        self._core.scheduler.running = list(self._paused.values())
+        self._live, self._paused = set(self._paused), {}
+        return sorted(self._live)
 
     @property
     def num_in_flight(self) -> int:
@@ -232,7 +274,7 @@ class VLLMEngine:
             if len(sequence) > 1:  # a single token has nothing before it
                 self._engine.add_request(f"score:{index}", {"prompt_token_ids": sequence.tolist()}, params)
         with _torch_rng_kept(self._device):
-            while self._engine.has_unfinished_requests():
+            while self._core.scheduler.has_unfinished_requests():  # paused ones are out of its sight
                 for output in self._engine.step():
                     if output.finished:
                         index = int(output.request_id.removeprefix("score:"))
@@ -267,7 +309,8 @@ class VLLMEngine:
             )
         self._weights_dropped = False
         self._drain()
-        if not self._engine.reset_prefix_cache():
+        self._publications += 1
+        if not self._paused and not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a publication; its KV belongs to the old weights")
 
     def read_weight(self, name: str) -> Any:
@@ -279,10 +322,11 @@ class VLLMEngine:
     # ---- the device's memory
 
     def sleep(self) -> None:
-        """On a GPU weights and KV are dropped (level 2); on a CPU nothing moves, but the same calls are refused."""
+        """On a GPU weights and KV are dropped (level 2), unless KV is to be kept; on a CPU nothing moves. The
+        same calls are refused everywhere."""
         self._require_idle("sleep")
         self._drain()
-        if self._device != "cpu" and not self._asleep:
+        if self._drops_memory and not self._asleep:
             self._engine.sleep(level=2)
             self._weights_dropped = True
         self._asleep = set(WAKE_TAGS)
@@ -291,7 +335,7 @@ class VLLMEngine:
         """``("weights",)`` first, load while the trainer is still resident, then the rest once it sleeps."""
         for tag in tags:
             if tag in self._asleep:
-                if self._device != "cpu":
+                if self._drops_memory:
                     self._engine.wake_up([tag])
                 self._asleep.discard(tag)
 
@@ -300,11 +344,16 @@ class VLLMEngine:
         if self._llm is None:
             return
         self._live.clear()
+        self._paused.clear()
         self._engine.engine_core.shutdown()
         self._llm = self._engine = self._core = self._weights = self._work = self._cache = None  # type: ignore[assignment]
         gc.collect()
 
     # ---- guards
+
+    @property
+    def _drops_memory(self) -> bool:
+        return self._device != "cpu" and not self._keep_kv
 
     def _drain(self) -> None:
         """Let vLLM digest what ended: it keeps finished ids, and on a GPU a batch in flight, until the next step."""

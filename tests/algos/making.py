@@ -54,7 +54,7 @@ def random_groups(rng: np.random.Generator, num_groups: int, *, size: int = 3, l
 
 
 def packed_row(sequences: Sequence[dict[str, Any]], *, padding: int = 0) -> tuple[PackedRow, TrainBatch]:
-    """One row and its batch from per-token lists: keys mask (default all True), advantages, rollout, versions."""
+    """One row and its batch from per-token lists: keys mask (all True), advantages, rollout, versions, mixed_kv."""
     members = []
     for spec in sequences:
         n = len(spec["advantages"])
@@ -66,6 +66,7 @@ def packed_row(sequences: Sequence[dict[str, Any]], *, padding: int = 0) -> tupl
                 rollout_logprobs=np.asarray(spec.get("rollout", [0.0] * n), np.float32),
                 policy_versions=np.asarray(spec.get("versions", [0] * n), np.int32),
                 advantages=np.asarray(spec["advantages"], np.float32),
+                mixed_kv=np.asarray(spec.get("mixed_kv", [False] * n)),
             )
         )
     total = sum(len(m.token_ids) for m in members)

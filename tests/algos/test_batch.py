@@ -51,6 +51,17 @@ def test_one_row_by_hand() -> None:
     assert row.old_logprobs is None and row.ref_logprobs is None
 
 
+def test_the_mixed_kv_mark_follows_its_tokens_and_costs_nothing_where_there_is_none() -> None:
+    mixed = replace(segment(2, 4), mixed_kv=True)
+    foreign = replace(segment(1, 4, trainable=False), mixed_kv=True)
+    answers = [sample(1.0, segment(1, 3), mixed, foreign), sample(0.0, segment(3, 4), index=1)]
+    (batch,) = batching.build_batches(
+        [group(*answers, prompt_tokens=2)], [np.zeros(2)], policy_version=4, max_row_tokens=6, pad_to_multiple=8
+    )
+    marked, clean = batch.rows
+    assert marked.mixed_kv.tolist() == [False, False, False, True, True, False, False, False] and clean.mixed_kv is None
+
+
 def test_advantages_per_token() -> None:
     (batch,) = batching.build_batches(
         [group(sample(1.0, segment(3)), prompt_tokens=1)],

@@ -46,6 +46,18 @@ def test_sequence_means_leave_masked_tokens_out() -> None:
     torch.testing.assert_close(weight, torch.full((3,), math.exp(0.3), dtype=torch.float64))
 
 
+def test_tokens_with_a_mixed_kv_cache_are_in_no_lag() -> None:
+    spec = {"advantages": [1.0] * 4, "versions": [0, 0, 0, -1], "mixed_kv": [False, True, True, True]}
+    row, _ = tensor_row([spec | {"mask": [True, True, False, True]}])
+    stats = correction.statistics(torch.tensor([0.1, 0.5, 9.0, 0.7], dtype=torch.float64), row.loss_mask, row)
+    values = {name: (float(total), float(count)) for name, (total, count) in stats.items()}
+    assert values["mismatch/lag_0/abs_log_ratio"] == pytest.approx((0.1, 1))
+    assert values["mismatch/lag_1/abs_log_ratio"] == (0, 0)
+    assert values["mismatch/mixed_kv/abs_log_ratio"] == pytest.approx((1.2, 2))
+    assert values["mismatch/mixed_kv/token_share"] == pytest.approx((2, 3))
+    assert values["mismatch/abs_log_ratio/max"][0] == pytest.approx(0.7)
+
+
 def test_statistics_by_lag() -> None:
     spec = {"advantages": [1.0] * 6, "versions": [0, 0, -1, -8, -20, 0], "mask": [True] * 5 + [False]}
     row, _ = tensor_row([spec])

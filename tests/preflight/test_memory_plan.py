@@ -30,6 +30,7 @@ SETTINGS = {
     "sleep_offload": True,
     "gradient_checkpointing": False,
     "reference": False,
+    "keep_kv": False,
     "kv_cache_bytes": 1000,
     "row_tokens": 4,
     "chunk_tokens": 3,

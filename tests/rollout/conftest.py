@@ -62,7 +62,7 @@ def make_hf_model(seed: int) -> Any:
     return model
 
 
-def build_vllm_engine(folder: Path) -> Any:
+def build_vllm_engine(folder: Path, *, kv_sequences: int = KV_SEQUENCES, keep_kv: bool = False) -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -78,7 +78,8 @@ def build_vllm_engine(folder: Path) -> Any:
         dtype="float32",
         device="cpu",
         seed=0,
-        kv_cache_bytes=kv_bytes_needed(shape, max_slots=KV_SEQUENCES, max_model_len=MAX_MODEL_LEN, dtype="float32"),
+        kv_cache_bytes=kv_bytes_needed(shape, max_slots=kv_sequences, max_model_len=MAX_MODEL_LEN, dtype="float32"),
+        keep_kv=keep_kv,
     )
 
 

@@ -38,6 +38,7 @@ def build(
     restart_stale=False,
     ledger=None,
     admission="first_complete",
+    keep_kv=False,
 ):
     buffer = RolloutBuffer(
         groups_per_step=n,
@@ -59,6 +60,7 @@ def build(
         seed=0,
         max_filtered_groups=20,
         reject=reject or (lambda group: None),
+        keep_kv=keep_kv,
     )
     return buffer, engine, scorer, settings_
 
