@@ -462,7 +462,7 @@ def test_another_schema_is_refused_by_name(tmp_path):
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(DamagedLedger, match="schema 99.*schema 1"):
+    with pytest.raises(DamagedLedger, match="schema 99.*schema 2"):
         Ledger(path)
 
 
