@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.program import rlpost, steps_of
 from tests.e2e.test_cluster import CLUSTER, RUN, check_account, eventually, left_behind, run_and_strike
 
+QUEUES = set(Path("/dev/shm").glob("psm_*"))  # before any test: vLLM's message queues between an engine's members
 ONE_ENGINE = ["cluster.num_workers=2", "engine.tensor_parallel=2"]
 
 
@@ -22,6 +23,7 @@ def test_two_workers_train_with_one_engine(tmp_path: Path) -> None:
     for row in steps_of(tmp_path / RUN):
         assert 0 < row["mismatch/canary"] <= 1e-4
         assert row["mismatch/lag_0/abs_log_ratio"] <= 1e-4
+    assert eventually(lambda: set(Path("/dev/shm").glob("psm_*")) <= QUEUES)
     assert eventually(lambda: not left_behind()), left_behind()
 
 
@@ -35,4 +37,5 @@ def test_an_engine_that_loses_a_member_is_built_anew(tmp_path: Path) -> None:
     assert output.count("workers are started anew") == 3, output
     assert "died in phase 'update'" in output and re.search("no sign of life for .* s in phase|did not end its", output)
     check_account(tmp_path, 8)
+    assert eventually(lambda: set(Path("/dev/shm").glob("psm_*")) <= QUEUES)
     assert eventually(lambda: not left_behind()), left_behind()

@@ -219,6 +219,18 @@ def test_abort_keeps_every_token_and_leaves_nothing_in_flight(engine: Any) -> No
     assert again.token_ids == whole.token_ids
 
 
+def test_requests_are_aborted_in_the_same_order_in_every_process(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM puts the ids of one call into a set of random names: KV would be freed, and later evicted, in an order that
+    members of one engine do not share."""
+    engine.submit([a_request(name, seed=n) for n, name in enumerate("cabd")])
+    engine.step()
+    aborted: list[list[str]] = []
+    abort = engine._engine.abort_request
+    monkeypatch.setattr(engine._engine, "abort_request", lambda ids: (aborted.append(list(ids)), abort(ids)))
+    engine.abort_all()
+    assert aborted == [["a"], ["b"], ["c"], ["d"]]
+
+
 def test_requests_aborted_before_their_first_step_have_no_tokens(engine: Any) -> None:
     engine.submit([a_request("never")])
     harvest = Harvest()
