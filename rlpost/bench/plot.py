@@ -23,6 +23,7 @@ COLORS = {
     "published, slots by group": "#b3cbe8",
     "ours": "#2f855a",
     "ours, adaptive": "#68b38a",
+    "ours, keep_kv": "#22543d",
 }
 
 

@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rlpost.bench.engines import ForcedLengths, gpu_cost, simulated_engine
 from rlpost.bench.lengths import make_lengths
 from rlpost.bench.plot import write_plot
 from rlpost.bench.published import run_published
-from rlpost.bench.strategies import ADAPTIVE, OURS, SATURATED, SYNCHRONOUS, Workload
+from rlpost.bench.strategies import ADAPTIVE, KEEPING, OURS, SATURATED, SYNCHRONOUS, Workload
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
 from rlpost.rollout.collect import CollectSettings
@@ -34,7 +34,7 @@ from rlpost.rollout.replay import RunRecord, fit_cost
 from rlpost.types import Prompt
 
 PUBLISHED, PUBLISHED_BY_GROUP = "published", "published, slots by group"
-STRATEGIES = (SATURATED, SYNCHRONOUS, PUBLISHED, PUBLISHED_BY_GROUP, OURS, ADAPTIVE)
+STRATEGIES = (SATURATED, SYNCHRONOUS, PUBLISHED, PUBLISHED_BY_GROUP, OURS, ADAPTIVE, KEEPING)
 PUBLISHED_OVERSAMPLE = 2.0  # the paper's
 PROMPT_TOKENS = 32  # of the simulated engine's prompts
 SIMULATED, VLLM = "simulated", "vllm"
@@ -123,7 +123,7 @@ def _on_vllm(cfg: Config, plan: Plan, say: Callable[[str], None]) -> list[Result
         from rlpost.rollout.vllm_engine import build_engine
 
         engine = build_engine(
-            session.cfg,
+            replace(session.cfg, rollout=replace(cfg.rollout, keep_kv=True)),  # one of the strategies keeps
             model_folder=session.model_folder,
             device=session.runtime.device,
             max_model_len=session.max_model_len,
@@ -223,6 +223,7 @@ def _run_one(strategy: str, engine: Engine, load: Workload, cfg: Config, plan: P
             num_steps=num_steps,
             admission=rollout.admission,
             controller=controller,
+            keep_kv=strategy == KEEPING,
         )
     )
 

@@ -8,7 +8,7 @@ an update would be, so that the engine's prefix cache does not outlive a step. C
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlpost.bench.account import StepAccount
 from rlpost.rollout.admission import FIRST_COMPLETE
@@ -20,6 +20,7 @@ from rlpost.rollout.scoring import InlineScorer, Scorer
 from rlpost.types import Group, Prompt
 
 SYNCHRONOUS, SATURATED, OURS, ADAPTIVE = "synchronous", "saturated", "ours", "ours, adaptive"
+KEEPING = "ours, keep_kv"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +43,10 @@ def run_collect(
     num_steps: int,
     admission: str = FIRST_COMPLETE,
     controller: OversampleController | None = None,
+    keep_kv: bool = False,
 ) -> Iterator[StepAccount]:
     """Ours; with ``oversample=1.0`` and ``max_staleness=0`` synchronous."""
+    settings = replace(load.settings, keep_kv=keep_kv)
     buffer = RolloutBuffer(
         groups_per_step=load.groups_per_step,
         samples_per_group=load.samples_per_group,
@@ -55,12 +58,13 @@ def run_collect(
     prompts, scorer = load.prompts(), no_scores()
     for step in range(num_steps):
         load.publish()
-        stats = collect(engine, buffer, prompts, scorer, load.settings, step=step)
+        stats = collect(engine, buffer, prompts, scorer, settings, step=step)
         groups = buffer.rollout()
         buffer.settle()
         buffer.check_conservation()
         held = sum(g.num_tokens for g in buffer.groups.values())
         yield account_of(stats, groups, held=held)
+    engine.abort_all()  # what it kept is nothing to the next strategy
 
 
 def run_saturated(engine: Engine, load: Workload, *, warm_up: int, num_steps: int) -> list[StepAccount]:

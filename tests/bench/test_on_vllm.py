@@ -23,4 +23,6 @@ def test_the_command_measures_the_real_engine(tmp_path):
     assert saturated["idle_share"] == 0 and ours["idle_share"] <= 0.03, "a slot stood empty"
     assert synchronous["idle_share"] > 0.2, "lengths without a tail prove nothing"
     assert ours["replayed_tokens"] > 0 and ours["staleness_max"] <= 4 and ours["discarded_share"] == 0
+    keeping = results["ours, keep_kv"]
+    assert keeping["replayed_tokens"] == 0 and keeping["idle_share"] <= 0.03 and keeping["carried_share"] > 0
     assert "of saturated" in done.stdout

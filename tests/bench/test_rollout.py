@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from rlpost.bench.rollout import OURS, PUBLISHED, PUBLISHED_BY_GROUP, STRATEGIES, SYNCHRONOUS, Plan, run
+from rlpost.bench.rollout import KEEPING, OURS, PUBLISHED, PUBLISHED_BY_GROUP, STRATEGIES, SYNCHRONOUS, Plan, run
 from rlpost.compose import load_config
 from rlpost.errors import ConfigError
 
@@ -26,6 +26,8 @@ def test_april_comes_within_five_percent_of_the_saturated_engine(tmp_path):
         assert ours.of_saturated[0] >= 0.95
         if synchronous.of_saturated[0] <= 0.65:
             assert ours.of_saturated[0] >= 1.44 * synchronous.of_saturated[0]
+        keeping = results[name, KEEPING]
+        assert keeping.figures[0].replayed_tokens == 0 and keeping.of_saturated[0] >= ours.of_saturated[0]
         assert ours.figures[0].discarded_share == 0 and ours.figures[0].staleness_max <= 4
         assert ours.of_saturated[0] >= 1.10 * results[name, PUBLISHED_BY_GROUP].of_saturated[0]
     assert results["lognormal", SYNCHRONOUS].of_saturated[0] <= 0.65, "lengths without a tail prove nothing"
