@@ -449,9 +449,10 @@ examples:
 """
 
 PLAN = """\
-Predicts a step of a configuration from a recorded run: seconds of each phase, idle slots, carried tokens, trained tokens
-per second, for each oversample ratio, and names the best. The real scheduler runs on a virtual clock with the run's
-response lengths and measured costs; nothing is started. What the run says nothing about is listed as extrapolated.
+Predicts a step of a configuration from a recorded run, for each oversample ratio: seconds of each phase, idle slots,
+carried tokens, tokens trained per second; and names the best ratio. The real scheduler runs on a virtual clock with the
+run's response lengths and measured costs; nothing is started. What the run says nothing about is listed as
+extrapolated.
 
 from=RUN_DIR is the recorded run. lengths=lognormal|uniform|bimodal|recorded:RUN_DIR replaces its lengths. cost.NAME=X
 replaces a cost, in seconds; without a run all of them must be given: iteration_s, sample_s, prefill_s, rollout_s,
