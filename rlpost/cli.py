@@ -207,6 +207,29 @@ def run_bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_plan(arguments: argparse.Namespace) -> int:
+    from rlpost.plan.request import make_request, split_keys
+
+    own, overrides = split_keys(arguments.overrides)
+    request = make_request(
+        own,
+        steps=arguments.steps,
+        warm_up=arguments.warm_up,
+        repeats=arguments.repeats,
+        ratios=arguments.ratios,
+    )
+    from rlpost.compose import load_config
+    from rlpost.plan.predict import make_plan
+    from rlpost.plan.show import as_json, as_text
+    from rlpost.preflight.check_values import check_values
+
+    cfg = load_config(overrides)
+    check_values(cfg, "train")  # the model, the data and the devices may be elsewhere
+    plan = make_plan(cfg, request)
+    print(as_json(plan) if arguments.json else as_text(plan))
+    return 0
+
+
 def run_watch(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -345,6 +368,25 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--prefill-ratio", type=float, default=50.0, metavar="R", help=what)
     bench.add_argument("-o", dest="out", default="bench", metavar="FOLDER", help="where results go; default: bench")
     bench.set_defaults(run=run_bench)
+    planning = commands.add_parser(
+        "plan",
+        help="what a step will take on a cluster, and which oversample ratio is best",
+        description=PLAN,
+        epilog=OVERRIDES,
+        usage="rlpost plan recipe=GROUP/NAME from=RUN_DIR [key=value ...] [options]",
+        formatter_class=_raw,
+    )
+    what = "the recipe, what differs from it, and from=RUN_DIR, lengths=NAME, cost.NAME=X"
+    planning.add_argument("overrides", nargs="*", metavar="key=value", help=what)
+    what = "oversample ratios to compare; default: 1 to max_staleness + 1"
+    planning.add_argument("--ratios", metavar="A,B", help=what)
+    planning.add_argument("--steps", type=int, default=30, help="steps simulated for each ratio; default: 30")
+    what = "steps left out at the recorded run's beginning; default: 2"
+    planning.add_argument("--warm-up", type=int, default=2, help=what)
+    what = "times everything is predicted again from resampled steps and lengths, for the spread; default: 4"
+    planning.add_argument("--repeats", type=int, default=4, help=what)
+    planning.add_argument("--json", action="store_true", help="print JSON")
+    planning.set_defaults(run=run_plan)
     add("recipes", run_recipes, "list the recipes", "The recipes that ship, one line each.", recipe=False)
     return parser
 
@@ -404,6 +446,22 @@ table; writes results.json and results.svg.
 examples:
   rlpost bench rollout recipe=math/arithmetic --engines simulated
   rlpost bench rollout recipe=math/arithmetic rollout.max_response_tokens=256 --lengths lognormal
+"""
+
+PLAN = """\
+Predicts a step of a configuration from a recorded run, for each oversample ratio: seconds of each phase, idle slots,
+carried tokens, tokens trained per second; and names the best ratio. The real scheduler runs on a virtual clock with the
+run's response lengths and measured costs; nothing is started. What the run says nothing about is listed as
+extrapolated.
+
+from=RUN_DIR is the recorded run. lengths=lognormal|uniform|bimodal|recorded:RUN_DIR replaces its lengths. cost.NAME=X
+replaces a cost, in seconds; without a run all of them must be given: iteration_s, sample_s, prefill_s, rollout_s,
+update_s, update_token_s, reduce_s, publish_s, other_s, and prompt_tokens.
+
+examples:
+  rlpost plan recipe=math/arithmetic from=runs/arithmetic
+  rlpost plan recipe=math/arithmetic from=runs/arithmetic cluster=ray cluster.num_workers=8 engine.max_slots=256
+  rlpost plan recipe=math/arithmetic from=runs/arithmetic rollout.max_staleness=8 --ratios 2,4,8 --json
 """
 
 BUFFER = """\

@@ -46,6 +46,7 @@ from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.kv_room import samples_that_fit
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
 from rlpost.rollout.remaining import LengthEstimate
+from rlpost.rollout.replay import iteration_sums
 from rlpost.session import Session, open_session
 from rlpost.startup import Workers, start_worker
 from rlpost.types import Group, TrainBatch
@@ -465,7 +466,7 @@ class Trainer:
         self.history.add_evaluation(self.step, result)
         self.progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
         counts = session.eval_scorer.take_counts()
-        self.timeline.log(self.step)
+        self.timeline.log(self.step, iterations={"phase": "eval"} | iteration_sums(result.work))
         self.metrics.log_evaluation(self.step, result.samples)
         cached = {"eval/cache_hit_share": counts.cache_hits / counts.cache_lookups} if counts.cache_lookups else {}
         self.metrics.log(self.step, result.metrics() | cached | {"time/eval": time.perf_counter() - started})
@@ -570,6 +571,7 @@ class Trainer:
             offset_s=self.metrics.now_s() - self.worker.engine.now(),
             admitted=admitted,
             dropped=[*stats.dropped, *failed],
+            iterations={"phase": "generate"} | iteration_sums(stats.work),
         )
 
     def _warn(self, metrics: Mapping[str, float] | None = None) -> None:

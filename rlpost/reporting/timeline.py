@@ -4,7 +4,8 @@ Owns that file, its reading, and the trace that Perfetto and ``chrome://tracing`
 :class:`TimelineWriter`; whoever shows a run calls :func:`read_timeline`. A line is
 
     {"step": 3, "time_s": 12.5, "phases": [["generate", 8.1, 11.9], ...], "spans": {"uid": [...], "start_s": [...]},
-     "admitted": [uid, ...], "dropped": [[uid, "rejected[filter]"], ...]}
+     "admitted": [uid, ...], "dropped": [[uid, "rejected[filter]"], ...],
+     "iterations": {"phase": "generate", "moments": [[...], ...], "targets": [...]}}
 
 with times in seconds since the run began (``time_s`` of ``metrics.jsonl``; pauses between a run's lives left out) and
 ``step`` counted as there. What lies between two phases went into the log and the display. A step's first line comes
@@ -42,6 +43,7 @@ class StepTimeline:
     spans: dict[str, list[Any]]
     admitted: list[str]  # uids of the groups trained
     dropped: list[tuple[str, str]]  # (uid, how the group ended)
+    iterations: list[dict[str, Any]] = field(default_factory=list)  # sums of the engines' iterations, with their phase
 
 
 class TimelineWriter:
@@ -76,6 +78,7 @@ class TimelineWriter:
         offset_s: float = 0.0,
         admitted: Sequence[str] = (),
         dropped: Sequence[tuple[str, str]] = (),
+        iterations: Mapping[str, Any] | None = None,
     ) -> None:
         """One line: the phases of ``step`` ended by now (the present one ends here), and what else is known of it.
 
@@ -93,6 +96,8 @@ class TimelineWriter:
             row["admitted"] = list(admitted)
         if dropped:
             row["dropped"] = list(dropped)
+        if iterations is not None:
+            row["iterations"] = dict(iterations)
         self._log.append(row)
 
     def close(self) -> None:
@@ -130,6 +135,8 @@ def read_timeline(run_dir: Path) -> list[StepTimeline]:
                     step.spans[name].extend(values)
                 step.admitted.extend(row.get("admitted", []))
                 step.dropped.extend((uid, end) for uid, end in row.get("dropped", []))
+                if "iterations" in row:
+                    step.iterations.append(row["iterations"])
     return [steps[number] for number in sorted(steps)]
 
 

@@ -62,14 +62,21 @@ class RunRecord:
         """Response lengths of the RECENT_GROUPS groups that ended last."""
         return list(itertools.islice(reversed(self.lengths.values()), RECENT_GROUPS))
 
+    def sums(self) -> dict[str, Any]:
+        """The normal equations as JSON values; :meth:`add_sums` takes them in again."""
+        return {"moments": self.moments.tolist(), "targets": self.targets.tolist()}
+
+    def add_sums(self, sums: Mapping[str, Any]) -> None:
+        self.moments += np.array(sums["moments"])
+        self.targets += np.array(sums["targets"])
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "lengths": {str(k): v for k, v in self.lengths.items()},
             "dropped": sorted(self.dropped),
             "generate_s": self.generate_s,
             "num_steps": self.num_steps,
-            "moments": self.moments.tolist(),
-            "targets": self.targets.tolist(),
+            **self.sums(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -77,6 +84,13 @@ class RunRecord:
         self.dropped = set(state["dropped"])
         self.generate_s, self.num_steps = state["generate_s"], state["num_steps"]
         self.moments, self.targets = np.array(state["moments"]), np.array(state["targets"])
+
+
+def iteration_sums(work: Iterations) -> dict[str, Any]:
+    """What :func:`fit_cost` needs of some iterations, as JSON values."""
+    record = RunRecord()
+    record.observe(work)
+    return record.sums()
 
 
 def fit_cost(record: RunRecord) -> StepCost:

@@ -150,6 +150,23 @@ def test_the_timeline_agrees_with_the_metrics(run):
         )
         times = sorted((start, end) for _, start, end in step.phases)
         assert all(a[1] <= b[0] + 1e-3 for a, b in zip(times, times[1:], strict=False)), "phases overlap"
+        *_, last = (sums for sums in step.iterations if sums["phase"] == "generate")
+        assert last["moments"][0][0] == rows[step.step]["rollout/engine_steps"]
+        assert last["moments"][0][2] == rows[step.step]["rollout/prefill_tokens"]
+        assert 0 < last["targets"][0] <= rows[step.step]["time/generate"]
+    evaluated = [s.step for s in read_timeline(path) if any(i["phase"] == "eval" for i in s.iterations)]
+    assert evaluated == [0, 4, 8]
+
+
+def test_a_plan_is_made_from_it(run):
+    path, _ = run
+    argv = ["plan", "recipe=math/arithmetic", *SMALL, f"from={path}", "--ratios", "2", "--steps", "8", "--json"]
+    plan = json.loads(show(*argv))
+    (row,) = plan["rows"]
+    assert plan["extrapolated"] == [] and plan["check"]["steps"] == STEPS - 2
+    measured = plan["check"]["measured_step_s"]
+    assert 0.5 < row["step_s"] / measured < 2, "nothing near the run that it was made from"
+    assert all(plan["costs"][name] > 0 for name in ("sample_s", "update_token_s", "publish_s", "prompt_tokens"))
 
 
 def test_the_trace_has_every_stay_and_arrows_between_them(run, tmp_path):

@@ -1,0 +1,95 @@
+"""Where a planned configuration leaves what the recorded run measured, in words: what is assumed there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rlpost.compose import to_yaml
+from rlpost.config import Config
+from rlpost.durable.config_changes import changed_keys
+from rlpost.plan.costs import Costs, fit_update
+from rlpost.plan.recording import Recording
+
+# Keys that the simulation follows, and keys that cost a step nothing; ``*`` stands for all below.
+MODELLED = (
+    *("rollout.groups_per_step", "rollout.samples_per_group", "rollout.oversample", "rollout.adaptive_oversample"),
+    *("rollout.max_staleness", "rollout.admission", "rollout.max_in_flight", "rollout.max_response_tokens"),
+    *("engine.max_slots", "cluster.kind", "cluster.num_workers", "cluster.exchange_s", "cluster.reserve_share"),
+)
+FREE = (
+    *("name", "description", "runs_dir", "ledger_dir", "seed", "steps", "watchdog_s", "canary_threshold"),
+    *("mismatch_stop", "eval.*", "checkpoint.*", "logging.*", "sft.*", "user.*"),
+)
+SAME_SIZE = 0.1  # tokens per rank within so much of the recorded ones are no extrapolation
+
+
+def find_extrapolated(
+    cfg: Config, recording: Recording, costs: Costs, *, given: Collection[str], lengths: str | None
+) -> list[str]:
+    """One line for each assumption; ``given``: costs that the user set, which need no word."""
+    run, notes = recording.cfg, []
+    ranks, before = cfg.num_engines, run.num_engines
+    if cfg.cluster.kind != run.cluster.kind and "rollout_s" not in given:
+        notes.append(
+            f"the run had cluster={run.cluster.kind}: what a rollout takes beside its iterations is taken over from it"
+        )
+    if ranks != before:
+        notes.append(
+            f"{ranks} workers where the run had {before}: each engine is taken to be as fast as the run's, which is so "
+            "where every worker has a device of its own"
+        )
+        if ranks > before and "reduce_s" not in given:
+            known = "are those of the run" if before > 1 else "are left out, for the run had none"
+            notes.append(f"the collectives of an update over {ranks} ranks {known}; cost.reduce_s adds to them")
+    notes += _about_samples(cfg, run)
+    notes += _about_update(cfg, recording, costs, given)
+    if lengths is None:
+        notes += _about_lengths(cfg, recording)
+    other = [c for c in changed_keys(to_yaml(run), to_yaml(cfg)) if not _is_among(c.key, (*MODELLED, *FREE))]
+    if other:
+        notes.append("costs and lengths are the run's, though these differ: " + "; ".join(map(str, other)))
+    return notes
+
+
+def _about_samples(cfg: Config, run: Config) -> list[str]:
+    notes = []
+    if cfg.engine.max_slots > run.engine.max_slots:
+        notes.append(
+            f"engine.max_slots={cfg.engine.max_slots}: iterations with more than {run.engine.max_slots} samples were "
+            "not measured; each sample is taken to add as much as those did"
+        )
+    size, before = cfg.rollout.samples_per_group, run.rollout.samples_per_group
+    if size > before:
+        notes.append(f"rollout.samples_per_group={size}: a group's lengths are the run's {before}, repeated")
+    samples = cfg.rollout.groups_per_step * size
+    if samples != run.rollout.groups_per_step * before:
+        notes.append(
+            f"{samples} samples in a step where the run had {run.rollout.groups_per_step * before}: the rest of a step "
+            "(ledger, logs) is taken to be the same"
+        )
+    return notes
+
+
+def _about_update(cfg: Config, recording: Recording, costs: Costs, given: Collection[str]) -> list[str]:
+    run, rollout = recording.cfg, cfg.rollout
+    scale = rollout.groups_per_step * rollout.samples_per_group / cfg.num_engines
+    scale /= run.rollout.groups_per_step * run.rollout.samples_per_group / run.num_engines
+    if {"update_s", "update_token_s"} <= set(given) or abs(scale - 1) <= SAME_SIZE:
+        return []
+    how = f"an update has about {scale:.2g} x the run's tokens on a rank: "
+    if fit_update(recording.steps, ranks=run.num_engines).is_proportional:
+        return [how + "its time is taken as proportional, for the run's steps do not show a fixed part"]
+    return [how + f"{costs.update_s:.3g} s are taken as fixed, the rest as proportional"]
+
+
+def _about_lengths(cfg: Config, recording: Recording) -> list[str]:
+    cap, before = cfg.rollout.max_response_tokens, recording.cfg.rollout.max_response_tokens
+    lengths = [n for group in recording.groups for n in group.lengths]
+    cut = sum(n >= before for n in lengths) / len(lengths)
+    if cap > before and cut:
+        return [f"{cut:.1%} of the run's responses were cut at {before} tokens, and are taken to end there"]
+    return []
+
+
+def _is_among(key: str, names: Collection[str]) -> bool:
+    return any(key == name or (name.endswith("*") and key.startswith(name[:-1])) for name in names)
