@@ -43,9 +43,13 @@ class OpenSample:
         """Turn the current version's tokens into a segment, which is returned; None where there are none."""
         if not self.chunks:
             return None
+        token_ids, logprobs = self.chunks[0]
+        if len(self.chunks) > 1:  # a replica hands a sample over whole: one chunk, which need not be copied
+            token_ids = np.concatenate([c[0] for c in self.chunks])
+            logprobs = np.concatenate([c[1] for c in self.chunks])
         segment = Segment(
-            token_ids=np.concatenate([c[0] for c in self.chunks]).astype(np.int32, copy=False),
-            rollout_logprobs=np.concatenate([c[1] for c in self.chunks]).astype(np.float32, copy=False),
+            token_ids=token_ids.astype(np.int32, copy=False),
+            rollout_logprobs=logprobs.astype(np.float32, copy=False),
             policy_version=policy_version,
         )
         self.segments = (*self.segments, segment)

@@ -147,12 +147,11 @@ class VLLMEngine:
     def submit(self, requests: Sequence[Request]) -> Sequence[int]:
         self._require_ready("submit")
         assert len(self._live) + len(requests) <= self.max_slots, "the caller keeps num_in_flight <= max_slots"
-        for request in requests:
-            self._require_fitting(request)
-        for request in requests:
+        token_ids = [self._require_fitting(request) for request in requests]
+        for request, ids in zip(requests, token_ids, strict=True):
             self._engine.add_request(
                 request.request_id,
-                {"prompt_token_ids": request.token_ids.tolist()},
+                {"prompt_token_ids": ids.tolist()},
                 _sampling_params(request.sampling, request.max_new_tokens, request.seed),
             )
             self._live.add(request.request_id)
@@ -296,10 +295,13 @@ class VLLMEngine:
         assert not self._asleep, f"{action} while the engine sleeps; call wake first"
         assert not self._weights_dropped, f"{action} before load_weights; the weights were dropped in sleep"
 
-    def _require_fitting(self, request: Request) -> None:
+    def _require_fitting(self, request: Request) -> np.ndarray:
+        """Its token ids, or RunError."""
+        token_ids = request.token_ids
         assert request.request_id not in self._live, f"request {request.request_id} is in flight already"
         assert request.max_new_tokens >= 1, f"request {request.request_id}: max_new_tokens must be >= 1"
-        self._require_fitting_tokens(request.request_id, request.token_ids, request.max_new_tokens)
+        self._require_fitting_tokens(request.request_id, token_ids, request.max_new_tokens)
+        return token_ids
 
     def _require_fitting_tokens(self, request_id: str, token_ids: np.ndarray, max_new_tokens: int) -> None:
         if len(token_ids) + max_new_tokens > self.max_model_len:
