@@ -57,7 +57,7 @@ class _Replica:
 
     @property
     def hungry(self) -> bool:
-        return not self.queue and len(self.running) < self.slots
+        return self.inbox[0].has_more and not self.queue and len(self.running) < self.slots
 
 
 class SimulatedReplicas:
