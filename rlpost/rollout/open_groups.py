@@ -74,6 +74,9 @@ class OpenGroup:
     attempt: int = 0  # how often it was restarted
     state: str = "open"  # open, scoring, ready, admitted
     oldest_version: int | None = None
+    num_startable: int = 0  # samples that wait or are paused
+    num_unfinished: int = 0  # those, and the running ones
+    num_unjudged: int = 0
 
     @property
     def uid(self) -> str:
@@ -82,6 +85,13 @@ class OpenGroup:
     @property
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.samples)
+
+    def count_samples(self) -> None:
+        """Set the three counts from the samples' states; whoever changes a state afterwards keeps them."""
+        states = [s.state for s in self.samples]
+        self.num_startable = states.count(WAITING) + states.count(PAUSED)
+        self.num_unfinished = self.num_startable + states.count(RUNNING)
+        self.num_unjudged = len(states) - states.count(JUDGED)
 
     def deadline(self, step: int, max_staleness: int) -> int:
         return (step if self.oldest_version is None else self.oldest_version) + max_staleness
