@@ -182,7 +182,7 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: E
 def _request(prompt: Prompt, index: int, limit: int, seed: int, sampling: SamplingSettings) -> Request:
     return Request(
         request_id=f"{prompt.uid}/{index}",
-        token_ids=prompt.token_ids,
+        parts=(prompt.token_ids,),
         max_new_tokens=limit,
         seed=sample_seed(seed, f"eval:{prompt.uid}", index, 0),
         sampling=sampling,

@@ -151,16 +151,16 @@ class _Step:
 
     def _request(self, group: _Group, sample: _Sample) -> Request:
         settings, so_far = self.load.settings, sample.num_tokens
-        token_ids = np.concatenate([group.prompt.token_ids, *(tokens for _, tokens in sample.parts)])
-        if so_far:
-            self.replayed += len(token_ids)
-        return Request(
+        request = Request(
             request_id=sample.request_id,
-            token_ids=token_ids,
+            parts=(group.prompt.token_ids, *(tokens for _, tokens in sample.parts)),
             max_new_tokens=settings.max_response_tokens - so_far,
             seed=sample_seed(settings.seed, sample.request_id, 0, so_far),
             sampling=settings.sampling,
         )
+        if so_far:
+            self.replayed += request.num_tokens
+        return request
 
 
 def _new_group(prompt: Prompt, size: int) -> _Group:

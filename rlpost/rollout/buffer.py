@@ -100,6 +100,7 @@ class RolloutBuffer:
         for group in self.groups.values():
             if self.restart_stale and self._is_late(group) and not any(s.state == FINISHED for s in group.samples):
                 self._restart(group)
+            group.count_samples()
             self._offer(group)
         if self.ledger is not None:
             with self._timed():
@@ -170,24 +171,24 @@ class RolloutBuffer:
         self._num_by_oldest[None] += 1
         if self.ledger is not None:
             self.ledger.record_draw(group.order, self.step + 1, prompt, len(samples))
+        group.count_samples()
         self._offer(group)
 
     def next_sample(self) -> tuple[OpenGroup, OpenSample] | None:
         """The sample to start next: earliest deadline first (so carried-over groups come first), then the group with
         the fewest samples left, then the oldest. It counts as running from here on."""
         while self._startable:
-            entry = heapq.heappop(self._startable)
+            entry = self._startable[0]
             group = self.groups.get(entry[3])
-            if group is None or entry != self._entry(group):
-                continue  # a later entry of the same group holds its place
-            sample = next((s for s in group.samples if s.state in (WAITING, PAUSED)), None)
-            if sample is None:
+            if group is None or not group.num_startable or entry != self._entry(group):
+                heapq.heappop(self._startable)  # a later entry of the same group holds its place
                 continue
+            sample = next(s for s in group.samples if s.state in (WAITING, PAUSED))
             sample.state, sample.mixed_kv = RUNNING, False
+            group.num_startable -= 1
             if sample.first_step < 0:
                 sample.first_step = self.step
                 self._record("launches", group, sample)
-            self._offer(group)
             return group, sample
         return None
 
@@ -197,6 +198,7 @@ class RolloutBuffer:
         sample = group.samples[index]
         assert sample.state == PAUSED and not self.restart_stale, (uid, index, sample.state)
         sample.state, sample.mixed_kv = RUNNING, True
+        group.num_startable -= 1
         return group, sample
 
     def load_tokens(self, groups: Iterable[OpenGroup], samples: Iterable[OpenSample] | None = None) -> None:
@@ -230,8 +232,9 @@ class RolloutBuffer:
             self._seal(group, sample)
             sample.finish_reason = finish_reason
             sample.state = FINISHED
+            group.num_unfinished -= 1
             self._record("finishes", group, sample, finish_reason)
-            if all(s.state in (FINISHED, JUDGED) for s in group.samples):
+            if not group.num_unfinished:
                 group.state = "scoring"
             self._offer(group)
         return sample
@@ -258,7 +261,8 @@ class RolloutBuffer:
         assert sample.state == FINISHED and (reward is None) == (failure is not None), (uid, index, reward, failure)
         sample.reward, sample.reward_parts, sample.failure, sample.state = reward, parts, failure, JUDGED
         self._record("verdicts", group, sample, reward, json.dumps(dict(parts)), failure)
-        if all(s.state == JUDGED for s in group.samples):
+        group.num_unjudged -= 1
+        if not group.num_unjudged:
             group.state = "ready"
             self._ready[uid] = group
             return True
@@ -334,7 +338,7 @@ class RolloutBuffer:
         if late and not self.restart_stale:
             raise LedgerError(f"groups past their staleness deadline at step {self.step}: {late[:8]}")
         by_oldest = Counter(g.oldest_version for g in self.groups.values())
-        if by_oldest != +self._num_by_oldest or self._ready.keys() != {g.uid for g in untrained if g.state == "ready"}:
+        if by_oldest != self._num_by_oldest or self._ready.keys() != {g.uid for g in untrained if g.state == "ready"}:
             raise LedgerError(
                 f"groups are counted wrongly at step {self.step}: by oldest version {dict(self._num_by_oldest)}, found "
                 f"{dict(by_oldest)}; {len(self._ready)} ready"
@@ -430,14 +434,13 @@ class RolloutBuffer:
         """due[k]: groups with deadline step + k."""
         due = [0] * (self.max_staleness + 1)
         for oldest, count in self._num_by_oldest.items():
-            if count:
-                due[(self.step if oldest is None else oldest) + self.max_staleness - self.step] += count
+            due[(self.step if oldest is None else oldest) + self.max_staleness - self.step] += count
         return due
 
     def _leave(self, group: OpenGroup) -> None:
         del self.groups[group.uid]
         del self._ready[group.uid]
-        self._num_by_oldest[group.oldest_version] -= 1
+        self._forget_oldest(group.oldest_version)
 
     def _end(self, group: OpenGroup, end: str) -> None:
         unscored = sum(s.num_tokens for s in group.samples if s.reward is None) if end == "trained" else 0
@@ -462,9 +465,14 @@ class RolloutBuffer:
         self._set_oldest(group, None)
 
     def _set_oldest(self, group: OpenGroup, version: int | None) -> None:
-        self._num_by_oldest[group.oldest_version] -= 1
+        self._forget_oldest(group.oldest_version)
         self._num_by_oldest[version] += 1
         group.oldest_version = version
+
+    def _forget_oldest(self, version: int | None) -> None:
+        self._num_by_oldest[version] -= 1
+        if not self._num_by_oldest[version]:
+            del self._num_by_oldest[version]  # else one more is looked at with every step
 
     def _seal(self, group: OpenGroup, sample: OpenSample) -> None:
         segment = sample.seal(self.step)
@@ -474,19 +482,19 @@ class RolloutBuffer:
     def _pause(self, group: OpenGroup, sample: OpenSample) -> None:
         self._seal(group, sample)
         sample.state = PAUSED if sample.num_tokens else WAITING
+        group.num_startable += 1
 
     def _record(self, table: str, group: OpenGroup, sample: OpenSample, *values: Any) -> None:
         if self.ledger is not None:
             self.ledger.record(table, group.order, sample.index, group.attempt, self.step + 1, *values)
 
     def _entry(self, group: OpenGroup) -> tuple[int, int, int, str]:
-        unfinished = 0  # with first_begun nothing but the order begun counts
-        if self.admission == FIRST_COMPLETE:
-            unfinished = sum(s.state in (WAITING, PAUSED, RUNNING) for s in group.samples)
+        # With first_begun nothing but the order begun counts.
+        unfinished = group.num_unfinished if self.admission == FIRST_COMPLETE else 0
         return (group.deadline(self.step, self.max_staleness), unfinished, group.order, group.uid)
 
     def _offer(self, group: OpenGroup) -> None:
         if self.restart_stale and self._is_late(group):
             return  # restarted as soon as its verdicts are in
-        if any(s.state in (WAITING, PAUSED) for s in group.samples):
+        if group.num_startable:
             heapq.heappush(self._startable, self._entry(group))

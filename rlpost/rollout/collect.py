@@ -256,7 +256,7 @@ class _Collection:
                 self.running[request.request_id] = stay
 
     def make_request(self, group: OpenGroup, sample: OpenSample) -> Request:
-        parts = [group.prompt.token_ids, *(s.token_ids for s in sample.segments)]
+        parts = (group.prompt.token_ids, *(s.token_ids for s in sample.segments))
         if sample.num_tokens:
             self.stats.num_resumed += 1
             self.stats.num_replayed += sum(len(p) for p in parts)
@@ -264,7 +264,7 @@ class _Collection:
             self.stats.num_launched += 1
         return Request(
             request_id=f"{group.uid}/{sample.index}",
-            token_ids=np.concatenate(parts),
+            parts=parts,
             max_new_tokens=self.settings.max_response_tokens - sample.num_tokens,
             seed=sample_seed(self.settings.seed, group.uid, sample.index, sample.num_tokens, group.attempt),
             sampling=self.settings.sampling,
@@ -301,8 +301,8 @@ class _Collection:
         )
 
     def submit_for_judging(self, group: OpenGroup, sample: OpenSample) -> None:
-        tokens = [s.token_ids for s in sample.segments]
-        token_ids = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+        tokens = [s.token_ids for s in sample.segments] or [np.zeros(0, np.int32)]
+        token_ids = tokens[0] if len(tokens) == 1 else np.concatenate(tokens)
         self.scorer.submit(group.prompt, sample.index, token_ids, sample.finish_reason)
 
     def verdicts_are_due(self) -> bool:

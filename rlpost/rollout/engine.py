@@ -7,6 +7,7 @@ their versions belong to the buffer. Tokens are handed over exactly once, in the
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -29,10 +30,20 @@ class Request:
     """One sample to generate or to go on with: the prompt and what was already generated, by token ids."""
 
     request_id: str
-    token_ids: np.ndarray  # i32[P + tokens so far]
+    parts: Sequence[np.ndarray]  # i32[...] each: the prompt, then what each earlier stay in the engine added
     max_new_tokens: int  # >= 1
     seed: int
     sampling: SamplingSettings
+
+    @property
+    def num_tokens(self) -> int:
+        """P + tokens so far."""
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """i32[P + tokens so far], joined when asked for: many thousand requests may wait for their replica."""
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,19 +58,22 @@ class Delta:
 
 @dataclass(kw_only=True, slots=True)
 class Iterations:
-    """Iterations of engines, one entry each: what idle shares and fitted costs are made from."""
+    """Iterations of engines, one entry each: what idle shares and fitted costs are made from.
 
-    step_s: list[float] = field(default_factory=list)  # wall time of the whole iteration, the caller's code included
-    running: list[int] = field(default_factory=list)  # samples that held a slot
-    prefill: list[int] = field(default_factory=list)  # prompt (and replayed) tokens computed
+    Arrays of machine numbers: many replicas make millions of iterations in a step.
+    """
+
+    step_s: array[float] = field(default_factory=lambda: array("d"))  # wall time, the caller's code included
+    running: array[int] = field(default_factory=lambda: array("q"))  # samples that held a slot
+    prefill: array[int] = field(default_factory=lambda: array("q"))  # prompt (and replayed) tokens computed
     num_preempted: int = 0  # samples interrupted because the KV cache was full, over all iterations
     kv_usage_max: float = 0.0  # largest share of the KV cache that was taken
 
     def add(self, step_s: float, running: int, prefill: int, *, times: int = 1) -> None:
         """``times`` equal iterations."""
-        self.step_s += [step_s] * times
-        self.running += [running] * times
-        self.prefill += [prefill] * times
+        self.step_s += array("d", (step_s,)) * times
+        self.running += array("q", (running,)) * times
+        self.prefill += array("q", (prefill,)) * times
 
     def add_engine_step(self, step_s: float, result: EngineStep) -> None:
         """One iteration of one engine, which took ``step_s`` with the caller's code."""
@@ -76,7 +90,7 @@ class Iterations:
 
     def slot_seconds(self) -> float:
         """Sum of iteration time x samples running."""
-        return sum(s * r for s, r in zip(self.step_s, self.running, strict=True))
+        return float(np.dot(self.step_s, self.running))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

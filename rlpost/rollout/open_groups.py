@@ -44,9 +44,13 @@ class OpenSample:
         """Turn the current version's tokens into a segment, which is returned; None where there are none."""
         if not self.chunks:
             return None
+        token_ids, logprobs = self.chunks[0]
+        if len(self.chunks) > 1:  # a replica hands a sample over whole: one chunk, which need not be copied
+            token_ids = np.concatenate([c[0] for c in self.chunks])
+            logprobs = np.concatenate([c[1] for c in self.chunks])
         segment = Segment(
-            token_ids=np.concatenate([c[0] for c in self.chunks]).astype(np.int32, copy=False),
-            rollout_logprobs=np.concatenate([c[1] for c in self.chunks]).astype(np.float32, copy=False),
+            token_ids=token_ids.astype(np.int32, copy=False),
+            rollout_logprobs=logprobs.astype(np.float32, copy=False),
             policy_version=policy_version,
             mixed_kv=self.mixed_kv,
         )
@@ -72,6 +76,9 @@ class OpenGroup:
     attempt: int = 0  # how often it was restarted
     state: str = "open"  # open, scoring, ready, admitted
     oldest_version: int | None = None
+    num_startable: int = 0  # samples that wait or are paused
+    num_unfinished: int = 0  # those, and the running ones
+    num_unjudged: int = 0
 
     @property
     def uid(self) -> str:
@@ -80,6 +87,13 @@ class OpenGroup:
     @property
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.samples)
+
+    def count_samples(self) -> None:
+        """Set the three counts from the samples' states; whoever changes a state afterwards keeps them."""
+        states = [s.state for s in self.samples]
+        self.num_startable = states.count(WAITING) + states.count(PAUSED)
+        self.num_unfinished = self.num_startable + states.count(RUNNING)
+        self.num_unjudged = len(states) - states.count(JUDGED)
 
     def deadline(self, step: int, max_staleness: int) -> int:
         return (step if self.oldest_version is None else self.oldest_version) + max_staleness

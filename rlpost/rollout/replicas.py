@@ -28,7 +28,7 @@ from rlpost.errors import WorkerLost
 from rlpost.rollout.engine import NOTHING, Delta, Engine, EngineStep, Iterations, KVCapacity, Request
 
 IN_FLIGHT = 2  # exchanges under way to a replica
-HUNGRY_SHARE = 0.1  # of an exchange's time: with free slots and nothing queued a replica answers after so much
+HUNGRY_SHARE = 0.1  # of an exchange's time: with slots to fill at once a replica answers after so much
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +36,7 @@ class Exchange:
     """What the controller tells a replica: take these requests, run for a while, report."""
 
     requests: Sequence[Request]
+    has_more: bool = True  # samples wait: with free slots and nothing queued, report early
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +115,7 @@ class ReplicaLoop:
             now = self._engine.now()
             iterations.add_engine_step(now - before, result)
             before = now
-            hungry = not self._queue and self._engine.num_in_flight < self._engine.max_slots
+            hungry = exchange.has_more and not self._queue and self._engine.num_in_flight < self._engine.max_slots
             if now - started >= self._exchange_s * (HUNGRY_SHARE if hungry else 1.0):
                 break
         return Report(replica=self._replica, ended=ended, running=self._block(), iterations=iterations)
@@ -191,10 +192,12 @@ class ReplicaEngine:
         self._roomiest = [(-r.room, n) for n, r in enumerate(self._replicas)]  # heap with stale entries
         heapq.heapify(self._roomiest)
         self._to_send: set[int] = set()
+        self._most_held = 0  # requests at once since the last abort, or loss of a replica
         self._count_capacity()
         self._under_way = 0
 
     def _count_capacity(self) -> None:
+        self._most_held = 0
         alive = [r for r in self._replicas if r.lost is None]
         self.max_slots = sum(r.slots for r in alive)
         self.reserve = sum(r.reserve for r in alive)
@@ -239,7 +242,7 @@ class ReplicaEngine:
             replica.held.clear()
             replica.blocks.clear()
             replica.under_way = 0
-        self._under_way = 0
+        self._under_way = self._most_held = 0
         self._to_send.clear()
         self._roomiest = [(-r.room, n) for n, r in enumerate(self._replicas) if r.lost is None]
         heapq.heapify(self._roomiest)
@@ -282,14 +285,20 @@ class ReplicaEngine:
         return n
 
     def _send(self) -> None:
-        """Keep two exchanges under way to every replica that holds something."""
+        """Keep two exchanges under way to every replica that holds something.
+
+        Whoever submits fills the engine as far as a limit of its own. Fewer than there were can only mean that nothing
+        is left to submit, and a report before its time would be answered with nothing.
+        """
+        self._most_held = max(self._most_held, len(self._replica_of))
+        has_more = len(self._replica_of) == self._most_held
         for n in self._to_send:
             replica = self._replicas[n]
             while replica.lost is None and replica.held and replica.under_way < IN_FLIGHT:
                 requests, replica.outbox = replica.outbox, []
                 replica.under_way += 1
                 self._under_way += 1
-                self._transport.send(n, Exchange(requests=requests))
+                self._transport.send(n, Exchange(requests=requests, has_more=has_more))
         self._to_send.clear()
 
     def _take_in(self, reports: Iterable[Report | Loss], started: float) -> EngineStep:

@@ -41,6 +41,7 @@ __all__ = [
 RewardFunction = Callable[
     ..., Any
 ]  # (response, *, prompt, reference, finish_reason, columns) -> float | dict[str, float]
+Decode = Callable[[np.ndarray], str]  # i32[R] -> text
 CHECK_S = 1.0  # while waiting, how often to look whether the workers still work
 
 
@@ -124,7 +125,7 @@ class RewardScorer:
     def __init__(
         self,
         calls: Calls,
-        decode: Callable[[Sequence[int]], str],
+        decode: Decode,
         *,
         group_size: int = 1,
         retries: int = 0,
@@ -144,10 +145,9 @@ class RewardScorer:
     # ---- the protocol ----------------------------------------------------------------------------------------
 
     def submit(self, prompt: Prompt, index: int, token_ids: np.ndarray, finish_reason: str) -> None:
-        ids: list[int] = token_ids.tolist()
         facts = self._calls.facts
-        kept = tuple(ids) if any(one.takes_tokens for one in facts) else ()
-        response = Response(text=self._decode(ids), finish_reason=finish_reason, token_ids=kept)
+        kept = tuple(token_ids.tolist()) if any(one.takes_tokens for one in facts) else ()
+        response = Response(text=self._decode(token_ids), finish_reason=finish_reason, token_ids=kept)
         sample = _Sample(prompt.uid, index, response)
         self._num_open += 1
         question = Question(prompt=prompt.text, reference=prompt.reference, columns=dict(prompt.columns))
@@ -302,7 +302,7 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> Verdict:
 class InlineScorer(RewardScorer):
     """Calls one ``function`` at submission, in this process: for rewards that take microseconds."""
 
-    def __init__(self, function: RewardFunction, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, function: RewardFunction, decode: Decode) -> None:
         loaded = LoadedFunction(FunctionSpec(function=function), RewardConfig())
         super().__init__(InlineCalls([loaded]), decode)
 
@@ -312,12 +312,12 @@ def failure_kind(failure: str) -> str:
     return failure.partition(":")[0]
 
 
-def make_decode(tokenizer: Any, end_ids: Sequence[int]) -> Callable[[Sequence[int]], str]:
+def make_decode(tokenizer: Any, end_ids: Sequence[int]) -> Decode:
     """Token ids to text without the tokens that end a response."""
     ends = frozenset(end_ids)
 
-    def decode(token_ids: Sequence[int]) -> str:
-        ids = list(token_ids)
+    def decode(token_ids: np.ndarray) -> str:
+        ids = token_ids.tolist()
         while ids and ids[-1] in ends:
             ids.pop()
         return tokenizer.decode(ids, skip_special_tokens=True)

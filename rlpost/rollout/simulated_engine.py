@@ -81,7 +81,7 @@ class SimulatedEngine:
                 finish_reason="stop" if total <= self._limit else "length",
                 generated=so_far,
             )
-            self._prefill += len(request.token_ids)
+            self._prefill += request.num_tokens
         return [0] * len(requests)
 
     def step(self) -> EngineStep:

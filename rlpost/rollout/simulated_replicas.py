@@ -57,7 +57,7 @@ class _Replica:
 
     @property
     def hungry(self) -> bool:
-        return not self.queue and len(self.running) < self.slots
+        return self.inbox[0].has_more and not self.queue and len(self.running) < self.slots
 
 
 class SimulatedReplicas:
@@ -176,7 +176,7 @@ class SimulatedReplicas:
         one.running[request.request_id] = _Running(one.iteration, reason)
         remaining = max(1, min(total, self._limit) - so_far)
         heapq.heappush(one.finishes, (one.iteration + remaining, request.request_id))
-        one.prefill += len(request.token_ids)
+        one.prefill += request.num_tokens
         one.num_started += 1
 
     def _decode(self, one: _Replica, num_iterations: int) -> None:

@@ -172,10 +172,9 @@ class VLLMEngine:
     def submit(self, requests: Sequence[Request]) -> Sequence[int]:
         self._require_ready("submit")
         assert len(self._live) + len(requests) <= self.max_slots, "the caller keeps num_in_flight <= max_slots"
-        for request in requests:
-            self._require_fitting(request)
-        for request in requests:
-            prompt: dict[str, Any] = {"prompt_token_ids": request.token_ids.tolist()}
+        token_ids = [self._require_fitting(request) for request in requests]
+        for request, ids in zip(requests, token_ids, strict=True):
+            prompt: dict[str, Any] = {"prompt_token_ids": ids.tolist()}
             if self._keep_kv:  # blocks of paused requests outlive a publication: no later prompt may hit them
                 prompt["cache_salt"] = f"publication {self._publications}"
             self._engine.add_request(
@@ -370,10 +369,13 @@ class VLLMEngine:
         assert not self._asleep, f"{action} while the engine sleeps; call wake first"
         assert not self._weights_dropped, f"{action} before load_weights; the weights were dropped in sleep"
 
-    def _require_fitting(self, request: Request) -> None:
+    def _require_fitting(self, request: Request) -> np.ndarray:
+        """Its token ids, or RunError."""
+        token_ids = request.token_ids
         assert request.request_id not in self._live, f"request {request.request_id} is in flight already"
         assert request.max_new_tokens >= 1, f"request {request.request_id}: max_new_tokens must be >= 1"
-        self._require_fitting_tokens(request.request_id, request.token_ids, request.max_new_tokens)
+        self._require_fitting_tokens(request.request_id, token_ids, request.max_new_tokens)
+        return token_ids
 
     def _require_fitting_tokens(self, request_id: str, token_ids: np.ndarray, max_new_tokens: int) -> None:
         if len(token_ids) + max_new_tokens > self.max_model_len:

@@ -79,7 +79,7 @@ def generate(rank: int, engine: Any, numbers: Any, stop_after: int = 1000) -> di
         return {}
     sampling = SamplingSettings(temperature=0.8, stop_token_ids=(7,))
     requests = [
-        Request(request_id=str(n), token_ids=PROMPTS[n], max_new_tokens=20 + 5 * n, seed=n, sampling=sampling)
+        Request(request_id=str(n), parts=(PROMPTS[n],), max_new_tokens=20 + 5 * n, seed=n, sampling=sampling)
         for n in numbers
     ]
     engine.submit(requests)

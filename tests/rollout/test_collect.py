@@ -87,7 +87,7 @@ def test_surplus_complete_groups_train_first_in_the_next_step():
     buffer, history = run(2, n=2, g=1, slots=4, oversample=2.0, staleness=1, length_of=lambda rid: 3)
     assert [g.uid for g in history[0][0]] == ["0:0", "0:1"]
     assert [g.uid for g in history[1][0]] == ["0:2", "0:3"]
-    assert history[1][1].num_generated == 0 and history[1][1].work.step_s == []
+    assert history[1][1].num_generated == 0 and not history[1][1].work.step_s
 
 
 def test_rejected_groups_make_room_and_are_counted():

@@ -46,7 +46,7 @@ def a_request(
 ) -> Request:
     prompt = tokens(9) if prompt is None else prompt
     return Request(
-        request_id=name, token_ids=prompt, max_new_tokens=new, seed=seed, sampling=sampling or SamplingSettings()
+        request_id=name, parts=(prompt,), max_new_tokens=new, seed=seed, sampling=sampling or SamplingSettings()
     )
 
 

@@ -82,7 +82,7 @@ def members(size: int) -> list[LockstepEngine]:
 
 def request(number: int) -> Request:
     prompt = np.arange(5, dtype=np.int32)
-    return Request(request_id=str(number), token_ids=prompt, max_new_tokens=LIMIT, seed=1, sampling=SamplingSettings())
+    return Request(request_id=str(number), parts=(prompt,), max_new_tokens=LIMIT, seed=1, sampling=SamplingSettings())
 
 
 def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:

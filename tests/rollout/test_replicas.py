@@ -26,7 +26,7 @@ def replicas(slots, *, die=None, exchange_s=6.0, max_jump=1):
 
 def request(name, new=LIMIT):
     ids = np.arange(5, dtype=np.int32)
-    return Request(request_id=name, token_ids=ids, max_new_tokens=new, seed=0, sampling=SamplingSettings())
+    return Request(request_id=name, parts=(ids,), max_new_tokens=new, seed=0, sampling=SamplingSettings())
 
 
 def run_steps(transport, steps, *, reserve_share=0.25, **kwargs):
