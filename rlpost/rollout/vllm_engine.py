@@ -18,9 +18,8 @@ import contextlib
 import gc
 import json
 import os
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +37,7 @@ from rlpost.rollout.kv_cache import (
     kv_bytes_needed,
     require_one_sequence,
 )
+from rlpost.rollout.vllm_process import no_shared_memory, process_state_kept, torch_rng_kept, weights_left_unpacked
 
 SUPPORTED_VLLM = (">=0.28", "<0.33")
 
@@ -149,10 +149,14 @@ class VLLMEngine:
             # With the KV size given, this share is only compared with the free memory at start: a trainer that is
             # resident on the device must not make vLLM refuse.
             arguments["gpu_memory_utilization"] = free_share_of_gpu()
-        with _process_state_kept():
+        with process_state_kept():
             from vllm import LLM
 
-            with _weights_left_unpacked() if on_cpu else contextlib.nullcontext(), _no_shared_memory(on_cpu):
+            with contextlib.ExitStack() as building:
+                if on_cpu:
+                    building.enter_context(weights_left_unpacked())
+                if tensor_parallel > 1:
+                    building.enter_context(no_shared_memory())
                 self._llm: Any = LLM(**arguments)
             self._engine: Any = self._llm.llm_engine
             model = self._llm.apply_model(lambda m: m)[0]
@@ -192,7 +196,7 @@ class VLLMEngine:
             return NOTHING
         self._work.clear()
         start = time.perf_counter()
-        with _torch_rng_kept(self._device):  # vLLM's sampler draws from torch's global generator, the trainer's too
+        with torch_rng_kept(self._device):  # vLLM's sampler draws from torch's global generator, the trainer's too
             outputs = self._engine.step()
         deltas = [read_delta(output) for output in outputs]
         self._live.difference_update(d.request_id for d in deltas if d.finish_reason)
@@ -272,7 +276,7 @@ class VLLMEngine:
             self._require_fitting_tokens(f"score:{index}", sequence, 1)
             if len(sequence) > 1:  # a single token has nothing before it
                 self._engine.add_request(f"score:{index}", {"prompt_token_ids": sequence.tolist()}, params)
-        with _torch_rng_kept(self._device):
+        with torch_rng_kept(self._device):
             while self._core.scheduler.has_unfinished_requests():  # paused ones are out of its sight
                 for output in self._engine.step():
                     if output.finished:
@@ -550,80 +554,3 @@ def read_shape(model_folder: str) -> dict[str, Any]:
             explain(str(path), f"no {missing}", "a dense decoder's config", "use a Qwen2, Qwen3 or Llama model")
         )
     return shape
-
-
-# ---- what vLLM changes in the process, put back
-
-
-@contextlib.contextmanager
-def _process_state_kept() -> Iterator[None]:
-    """Building an engine seeds every generator, sets LOCAL_WORLD_SIZE to the tensor parallel size, and on a CPU turns
-    ``torch.set_num_threads`` into a function that does nothing."""
-    import torch
-
-    local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
-    python_rng, numpy_rng = random.getstate(), np.random.get_state()
-    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        with _torch_rng_kept(device):
-            yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        torch.set_num_threads(num_threads)
-        random.setstate(python_rng)
-        np.random.set_state(numpy_rng)
-        os.environ.pop("LOCAL_WORLD_SIZE", None)
-        if local_world_size is not None:
-            os.environ["LOCAL_WORLD_SIZE"] = local_world_size
-
-
-@contextlib.contextmanager
-def _torch_rng_kept(device: str) -> Iterator[None]:
-    """About 10 microseconds on a CPU; torch.random.fork_rng would visit every GPU of the machine."""
-    import torch
-
-    cpu = torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state() if device != "cpu" else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu)
-
-
-@contextlib.contextmanager
-def _weights_left_unpacked() -> Iterator[None]:
-    """vLLM repacks linear weights for oneDNN when a model is loaded and then computes with the packed copy, which
-    later publications do not reach (a tied lm_head would silently stay old). Plain ``linear`` costs 5 to 18 % of a
-    decoding step on a CPU and takes new weights in place."""
-    import torch
-    from vllm.model_executor.layers import utils
-
-    def plain(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    pack = utils.dispatch_cpu_unquantized_gemm
-    utils.dispatch_cpu_unquantized_gemm = plain
-    try:
-        yield
-    finally:
-        utils.dispatch_cpu_unquantized_gemm = pack
-
-
-@contextlib.contextmanager
-def _no_shared_memory(on_cpu: bool) -> Iterator[None]:
-    """On a CPU members of an engine add their parts by gloo: vLLM's own way is a file in /dev/shm named after the ranks
-    alone, which two runs on one machine would share, and in which the survivors of a killed member wait for ever."""
-    if not on_cpu:
-        yield
-        return
-    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
-
-    shared = CpuCommunicator._all_group_ranks_share_shm_group_name
-    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
-    try:
-        yield
-    finally:
-        CpuCommunicator._all_group_ranks_share_shm_group_name = shared

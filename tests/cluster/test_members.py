@@ -122,6 +122,10 @@ def test_seeds_and_aborts_reach_both(published: Any) -> None:
     }
 
 
+def test_no_shared_memory_is_made_that_a_killed_member_would_leave(published: Any) -> None:
+    assert [member["shared_memory"] for member in published[1]] == [[], []]
+
+
 def test_a_member_out_of_step_stops_both_with_one_clear_message(published: Any) -> None:
     _, (leader, other) = published
     assert leader["message"] == other["message"]

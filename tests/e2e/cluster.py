@@ -125,10 +125,15 @@ class Assassin:
             time.sleep(0.005)
 
 
-def run_and_strike(place: Place, *arguments: str, strikes: list[tuple[str, int]]) -> tuple[str, Assassin]:
+def run_and_strike(
+    place: Place, *arguments: str, strikes: list[tuple[str, int]], timeout_s: float = 400
+) -> tuple[str, Assassin]:
     process = place.start(*arguments)
-    assassin = Assassin(place, process, strikes)
-    output, _ = process.communicate(timeout=400)
+    try:
+        assassin = Assassin(place, process, strikes)
+        output, _ = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
     assert process.returncode == 0, output
     return output, assassin
 

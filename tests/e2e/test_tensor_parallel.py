@@ -8,34 +8,50 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.program import rlpost, steps_of
-from tests.e2e.test_cluster import CLUSTER, RUN, check_account, eventually, left_behind, run_and_strike
+from tests.e2e.account import assert_nothing_lost
+from tests.e2e.cluster import RUN, Place, eventually, run_and_strike
+from tests.e2e.program import steps_of
+from tests.e2e.test_cluster import DATA, PROMPTS, check_account, check_nothing_is_left
 
-QUEUES = set(Path("/dev/shm").glob("psm_*"))  # before any test: vLLM's message queues between an engine's members
 ONE_ENGINE = ["cluster.num_workers=2", "engine.tensor_parallel=2"]
 
 
-def test_two_workers_train_with_one_engine(tmp_path: Path) -> None:
+@pytest.fixture
+def place(tmp_path: Path):
+    with Place(tmp_path) as place:
+        yield place
+
+
+def shared_memory() -> set[str]:
+    """vLLM's, which nothing removes where a member is killed."""
+    return {p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(("psm_", "-tp"))}
+
+
+def test_two_workers_train_with_one_engine(place: Place) -> None:
     """Each step's publication is checked at both members: every part bit for bit, and the canary's logprobs."""
-    output = rlpost(*CLUSTER, *ONE_ENGINE, "steps=2", "eval.every=-1", cwd=tmp_path)
-    assert "Done: 2 steps" in output, output
-    check_account(tmp_path, 2)
-    for row in steps_of(tmp_path / RUN):
+    before = shared_memory()
+    run_and_strike(place, *ONE_ENGINE, "steps=2", *DATA, "eval.every=2", strikes=[])
+    assert_nothing_lost(place.folder / RUN, steps=2, samples=16, prompts=PROMPTS, eval_every=2)
+    rows = steps_of(place.folder / RUN)
+    assert len(rows) == 2
+    for row in rows:
         assert 0 < row["mismatch/canary"] <= 1e-4
         assert row["mismatch/lag_0/abs_log_ratio"] <= 1e-4
-    assert eventually(lambda: set(Path("/dev/shm").glob("psm_*")) <= QUEUES)
-    assert eventually(lambda: not left_behind()), left_behind()
+    assert eventually(lambda: shared_memory() <= before)
+    check_nothing_is_left(place)
 
 
 @pytest.mark.slow
-def test_an_engine_that_loses_a_member_is_built_anew(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_an_engine_that_loses_a_member_is_built_anew(place: Place) -> None:
     """No engine is left in each of these: a death while generating, one in the update, a member that hangs."""
+    before = shared_memory()
     strikes = [("generate", signal.SIGKILL), ("update", signal.SIGKILL), ("generate", signal.SIGSTOP)]
-    arguments = (*ONE_ENGINE, "steps=8", "cluster.hang_s=20")
-    output, assassin = run_and_strike(tmp_path, *arguments, strikes=strikes)
+    settings = [*ONE_ENGINE, "steps=8", "cluster.hang_s=20", *DATA]
+    output, assassin = run_and_strike(place, *settings, strikes=strikes, timeout_s=1700)
     assert assassin.struck == strikes, output
     assert output.count("workers are started anew") == 3, output
     assert "died in phase 'update'" in output and re.search("no sign of life for .* s in phase|did not end its", output)
-    check_account(tmp_path, 8)
-    assert eventually(lambda: set(Path("/dev/shm").glob("psm_*")) <= QUEUES)
-    assert eventually(lambda: not left_behind()), left_behind()
+    check_account(place, 8)
+    assert eventually(lambda: shared_memory() <= before)
+    check_nothing_is_left(place)
