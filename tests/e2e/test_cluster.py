@@ -59,7 +59,7 @@ def test_a_killed_controller_is_resumed_and_without_a_kept_state_the_run_goes_ba
     apart = ["cluster.shared_storage=false", f"cluster.scratch_dir={scratch}"]
     run = ["steps=4", "checkpoint.every=2", "cluster.keep_shards=false", *apart, *DATA]
     process = place.start(*run)
-    reached = eventually(lambda: (s := place.status()).get("step", 0) >= 2 and s["phase"] == "generate", 120)
+    reached = eventually(lambda: (s := place.status()).get("step", 0) >= 2 and s["phase"] == "generate", 300)
     process.kill()
     assert reached, process.communicate()[0]
     check_nothing_is_left(place, GONE_S)
