@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ class ClusterWorkers:
             return
         self._actors.call("keep", step)
         self._kept = step
-        self._actors.call("drop_kept", step)
+        with suppress(WorkerLost):  # the step is safe, which is what was asked; the loss is in losses()
+            self._actors.call("drop_kept", step)
 
     def recover(self, step: int) -> None:
         turn = self.device.turn
@@ -97,11 +98,11 @@ class ClusterWorkers:
         if self._kept != step:
             raise ShardsLost(gone)
         self._actors.start()
-        self._renew()
         if any(step not in kept for kept in self._actors.call("kept_steps")):
             raise ShardsLost(gone)
         copy_common(self._actors.call, self._actors.call("kept_folder", step), self._actors.nodes)
         self._actors.call("load_kept", step)
+        self._renew()  # last: where workers are lost before, the turn is still known
         if turn == "trainer":
             with self.device.training():
                 pass
