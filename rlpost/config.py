@@ -337,6 +337,14 @@ class ClusterConfig:
         "finished step. Costs host memory: twice the state (16 bytes a parameter in float32, over all workers).",
     )
     shards_dir: str = opt("/dev/shm", "Where that is left: a folder in memory on each worker's machine.")
+    shared_storage: bool = opt(
+        True,
+        "Whether all workers' machines see runs_dir. false: every rank writes its share of a checkpoint into scratch_dir, "
+        "from where it is brought to the controller's machine, and back at a resume.",
+    )
+    scratch_dir: str = opt(
+        "/tmp", "With shared_storage=false: a folder on each worker's machine with room for its share and the model."
+    )
     max_recoveries: int = opt(
         5, "How often workers may be lost and started anew within one step; one more ends the run."
     )

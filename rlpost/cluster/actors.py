@@ -32,6 +32,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from rlpost.cluster.files import check_shared
 from rlpost.cluster.mapping import EngineMap, Placement, place
 from rlpost.cluster.shards import KeptShards
 from rlpost.cluster.sweeping import Keepers, Sweeper
@@ -45,16 +46,22 @@ _BLAME_S = 15.0  # after a rank's collective call failed: how long its peer's de
 _CONNECT_S = 10.0
 _CLOSE_S = 20.0  # a worker that takes longer to end is killed
 _PHASES = {  # of a worker's methods that are not called as their phase
-    **dict.fromkeys(("introduce", "node", "address", "open_store", "clear_kept", "can_keep"), "start"),
+    **dict.fromkeys(
+        ("answer_probe", "clear_lives", "introduce", "node", "address", "open_store", "clear_kept", "can_keep"), "start"
+    ),
     **dict.fromkeys(("begin_training", "logprobs"), "update"),
     **dict.fromkeys(("drop_kept", "kept_steps"), "keep"),
     **dict.fromkeys(("export", "save_config"), "save"),
-    **dict.fromkeys(("load_kept",), "load"),
+    **dict.fromkeys(("load_kept", "kept_folder"), "load"),
+    **dict.fromkeys(("list_files", "read_piece", "write_piece", "remove_files"), "files"),
 }
 
 
 class _Actor(ClusterWorker):
     """A worker whose signs of life have threads of their own."""
+
+    def __init__(self, rank: int, settings: WorkerSettings, shards: Path, log: Path) -> None:
+        super().__init__(rank, settings, KeptShards(shards, rank, self.node()), log)
 
     @ray.method(concurrency_group="health")
     def ping(self) -> Pulse:  # type: ignore[override]
@@ -146,21 +153,29 @@ class Actors:
         settings: WorkerSettings,
         *,
         shards: Path,
+        scratch: Path,
         logs: Path,
         beat: Callable[[], None],
         actor: type[_Actor] = _Actor,
     ) -> None:
-        """``shards``: folder for kept states. ``logs``: folder for workers' output. ``beat``: called while waiting.
+        """What every worker gets, and how it is watched.
 
-        ``actor``: what a worker is an instance of.
+        Args:
+            cluster: where workers are started.
+            settings: what they are built from.
+            shards: folder for kept states, on each worker's machine.
+            scratch: one for files on their way; what is swept with the run.
+            logs: folder for workers' output.
+            beat: called while waiting.
+            actor: what a worker is an instance of.
         """
-        self._actor, self._keepers = actor, Keepers([shards])
+        self._actor, self._keepers = actor, Keepers([shards, scratch])
         self._cluster, self._settings, self._cfg = cluster, settings, settings.cfg.cluster
         self._shards, self._logs, self._beat = shards, logs, beat
         self.world = self._cfg.num_workers
         self.handles: list[Any] = []
         self.who: list[Introduction] = []
-        self._nodes: list[str] = []
+        self.nodes: list[str] = []
         self._lost: dict[int, str] = {}
         self._pulses: dict[int, Pulse] = {}
         self.doing = "start"  # what the workers were last told to do
@@ -182,14 +197,16 @@ class Actors:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._cluster.group, placement_group_bundle_index=self._cluster.placement.bundle_of(rank)
                 ),
-            ).remote(rank, self._settings, KeptShards(self._shards, rank), self._logs / f"worker-{rank}.log")
+            ).remote(rank, self._settings, self._shards, self._logs / f"worker-{rank}.log")
             for rank in range(self.world)
         ]
         self.who = self.call("introduce", timeout_s=self._cfg.start_timeout_s)
-        self._nodes = self.call("node")
-        self._keepers.cover(self._nodes)
+        self.nodes = self.call("node")
+        self._keepers.cover(self.nodes)
         self._listen()
-        host = self.call("address", only=[0])[0] if len(set(self._nodes)) > 1 else "127.0.0.1"
+        if self._cfg.shared_storage:
+            check_shared(self.call, self.world, self._logs, self.name)
+        host = self.call("address", only=[0])[0] if len(set(self.nodes)) > 1 else "127.0.0.1"
         port = self.call("open_store", host, only=[0])[0]
         self.call("start", host, port, timeout_s=self._cfg.start_timeout_s)
 
@@ -223,7 +240,7 @@ class Actors:
         if who.host == socket.gethostname():
             _kill_here(who.pid)
             return
-        where = NodeAffinitySchedulingStrategy(self._nodes[rank], soft=False)
+        where = NodeAffinitySchedulingStrategy(self.nodes[rank], soft=False)
         kill: Any = ray.remote(_kill_here)
         with contextlib.suppress(RayError):
             ray.get(kill.options(num_cpus=0, scheduling_strategy=where).remote(who.pid), timeout=10)
@@ -369,9 +386,9 @@ def _kill_here(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def open_cluster(settings: WorkerSettings, *, shards: Path) -> RayCluster:
-    """Connect to Ray, or start a private one, and reserve the room for the workers."""
+def open_cluster(settings: WorkerSettings, *, sweep: Sequence[Path]) -> RayCluster:
+    """Connect to Ray, or start a private one, and reserve the room for the workers. ``sweep``: see RayCluster."""
     cluster, runtime = settings.cfg.cluster, settings.runtime
     cpus = cluster.cpus_per_worker or runtime.threads
     engines = EngineMap.of(settings.cfg)
-    return RayCluster(cluster, engines, cpus=cpus, gpus=int(runtime.device != "cpu"), sweep=[shards])
+    return RayCluster(cluster, engines, cpus=cpus, gpus=int(runtime.device != "cpu"), sweep=sweep)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.cluster.files import Courier
 from rlpost.train.policy import Objective, UpdateResult
 from rlpost.types import PackedRow, TrainBatch
 
@@ -27,10 +28,11 @@ class RankedTrainer:
     Args:
         call: calls a method of every worker; see ``cluster.actors.Actors.call``.
         hidden_size: of the model; 0 leaves attention out of a row's cost.
+        courier: carries files where ranks share no storage with this process; None where they do.
     """
 
-    def __init__(self, call: Call, *, world: int, hidden_size: int) -> None:
-        self._call, self._world, self._hidden_size = call, world, hidden_size
+    def __init__(self, call: Call, *, world: int, hidden_size: int, courier: Courier | None = None) -> None:
+        self._call, self._world, self._hidden_size, self._courier = call, world, hidden_size, courier
 
     def update(self, batch: TrainBatch, objective: Objective) -> UpdateResult:
         parts = split_rows(batch.rows, self._world, self._hidden_size)
@@ -49,17 +51,30 @@ class RankedTrainer:
         return values
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._call("save", folder.absolute())
+        self._write("save", folder)
 
     def load(self, folder: Path) -> None:
-        self._call("load", folder.absolute())
+        if self._courier is None:
+            self._call("load", folder.absolute())
+            return
+        self._courier.bring(folder)
+        self._call("load", per_rank=[(own,) for own in self._courier.folders()])
+        self._courier.clear()
 
     def export(self, folder: Path) -> None:
-        self._call("export", folder.absolute())
+        self._write("export", folder)
 
     def save_config(self, folder: Path) -> None:
-        self._call("save_config", folder.absolute())
+        self._write("save_config", folder)
+
+    def _write(self, method: str, folder: Path) -> None:
+        if self._courier is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._call(method, folder.absolute())
+            return
+        self._courier.clear()
+        self._call(method, per_rank=[(own,) for own in self._courier.folders()])
+        self._courier.fetch(folder)
 
     def close(self) -> None:
         """The workers end their ranks themselves."""

@@ -18,23 +18,35 @@ from pathlib import Path
 PREFIX = "rlpost-shards"
 COPIES = 2  # the last one, and the one being written
 BYTES_PER_PARAM = 16  # weights, master weights and AdamW's two moments, at most 4 bytes each
-_WRITTEN = "written-by-rank"
+WRITTEN = "written-by-rank"
 
 
-def shards_folder(shards_dir: str, run_dir: Path) -> Path:
-    """A folder for one life of a run: what is removed late for one that was killed is not the next one's.
+def life_folder(parent: str, prefix: str, run_dir: Path) -> Path:
+    """A folder in ``parent`` for one life of a run: what is removed late for one that was killed is not the next one's.
 
     The name up to the last dash is the same in all lives of the run.
     """
     name = hashlib.blake2b(str(run_dir.resolve()).encode(), digest_size=8).hexdigest()
-    return Path(shards_dir) / f"{PREFIX}-{os.getuid()}-{name}-{secrets.token_hex(4)}"
+    return Path(parent) / f"{prefix}-{os.getuid()}-{name}-{secrets.token_hex(4)}"
+
+
+def clear_lives(folder: Path) -> None:
+    """Remove a folder of :func:`life_folder`, and those of the run's other lives beside it."""
+    for life in folder.parent.glob(folder.name.rpartition("-")[0] + "-*"):
+        shutil.rmtree(life, ignore_errors=True)
 
 
 class KeptShards:
-    """One rank's view of ``root``, which all ranks of this machine share."""
+    """One rank's view of a folder that all ranks of this machine share.
 
-    def __init__(self, root: Path, rank: int) -> None:
-        self.root, self.rank = root, rank
+    Args:
+        life: the folder of this life of the run (``life_folder``), by the same name on all machines.
+        rank: this one.
+        machine: names this one; two of them on one host, as tests have them, share nothing either.
+    """
+
+    def __init__(self, life: Path, rank: int, machine: str = "") -> None:
+        self.life, self.root, self.rank = life, life / machine, rank
 
     def folder(self, step: int) -> Path:
         return self.root / f"step-{step}"
@@ -49,7 +61,7 @@ class KeptShards:
         """Keep the state after ``step`` steps; collective, like ``save``."""
         folder = self.folder(step)
         folder.mkdir(parents=True, exist_ok=True)
-        written = folder / f"{_WRITTEN}-{self.rank}"
+        written = folder / f"{WRITTEN}-{self.rank}"
         written.unlink(missing_ok=True)
         save(folder)
         written.touch()
@@ -62,12 +74,11 @@ class KeptShards:
 
     def steps(self) -> list[int]:
         """Steps that this rank wrote to the end."""
-        return sorted(s for s in self._all() if (self.folder(s) / f"{_WRITTEN}-{self.rank}").exists())
+        return sorted(s for s in self._all() if (self.folder(s) / f"{WRITTEN}-{self.rank}").exists())
 
     def clear(self) -> None:
         """Remove what is left on this machine of any life of the run."""
-        for life in self.root.parent.glob(self.root.name.rpartition("-")[0] + "-*"):
-            shutil.rmtree(life, ignore_errors=True)
+        clear_lives(self.life)
 
     def _all(self) -> list[int]:
         return [int(p.name.removeprefix("step-")) for p in self.root.glob("step-*")]

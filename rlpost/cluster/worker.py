@@ -18,8 +18,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rlpost.cluster import files
 from rlpost.cluster.mapping import EngineMap
-from rlpost.cluster.shards import KeptShards
+from rlpost.cluster.shards import KeptShards, clear_lives
 from rlpost.colocation import Publication
 from rlpost.rollout.lockstep import LockstepEngine
 from rlpost.rollout.replicas import Exchange, ReplicaLoop, Report
@@ -177,6 +178,9 @@ class ClusterWorker:
         with self._phase("keep"):
             self._kept.write(step, self._worker.trainer.save)
 
+    def kept_folder(self, step: int) -> Path:
+        return self._kept.folder(step)
+
     def kept_steps(self) -> list[int]:
         return self._kept.steps()
 
@@ -189,6 +193,26 @@ class ClusterWorker:
     def load_kept(self, step: int) -> None:
         with self._phase("load"):
             self._worker.trainer.load(self._kept.folder(step))
+
+    # ---- files, where this machine shares no storage with the controller's --------------------------------------
+
+    def answer_probe(self, folder: Path, token: str) -> bool:
+        return files.answer_probe(folder, token, self.rank)
+
+    def list_files(self, folder: Path) -> dict[str, int]:
+        return files.list_files(folder)
+
+    def read_piece(self, file: Path, offset: int, size: int) -> bytes:
+        return files.read_piece(file, offset, size)
+
+    def write_piece(self, file: Path, offset: int, piece: bytes) -> None:
+        files.write_piece(file, offset, piece)
+
+    def clear_lives(self, folder: Path) -> None:
+        clear_lives(folder)
+
+    def remove_files(self, folder: Path) -> None:
+        files.remove_files(folder)
 
     # ---- private --------------------------------------------------------------------------------------------
 

@@ -11,20 +11,22 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlpost.cluster.actors import Actors, RayCluster, open_cluster
+from rlpost.cluster.files import Courier, copy_common
 from rlpost.cluster.mapping import EngineMap
 from rlpost.cluster.ranks import RankedTrainer
-from rlpost.cluster.shards import shards_folder
+from rlpost.cluster.shards import PREFIX, life_folder
 from rlpost.colocation import Publication
 from rlpost.errors import ShardsLost, WorkerLost
 from rlpost.rollout.replicas import Exchange, Loss, ReplicaEngine, Report
 from rlpost.startup import WorkerSettings
 
+SCRATCH = "rlpost-scratch"
 LOGS = "workers"  # folder of the run directory with what the workers print
 
 
@@ -32,10 +34,24 @@ class ClusterWorkers:
     """Implements ``startup.Workers``."""
 
     def __init__(
-        self, cluster: RayCluster, actors: Actors, settings: WorkerSettings, say: Callable[[str], None]
+        self,
+        cluster: RayCluster,
+        actors: Actors,
+        settings: WorkerSettings,
+        *,
+        scratch: Path,
+        say: Callable[[str], None],
     ) -> None:
+        """``scratch``: folder on each worker's machine, for files where no storage is shared."""
         self._cluster, self._actors, self._settings, self._say = cluster, actors, settings, say
-        self.trainer = RankedTrainer(actors.call, world=actors.world, hidden_size=settings.hidden_size)
+        self._scratch = scratch
+        shared = settings.cfg.cluster.shared_storage
+        self.trainer = RankedTrainer(
+            actors.call,
+            world=actors.world,
+            hidden_size=settings.hidden_size,
+            courier=None if shared else Courier(actors.call, world=actors.world, scratch=scratch),
+        )
         self._keeps = settings.cfg.cluster.keep_shards
         self._kept: int | None = None  # the newest step whose state all workers left outside
         self.device: ClusterDevice
@@ -48,6 +64,7 @@ class ClusterWorkers:
             try:
                 self._actors.start()
                 self._actors.call("clear_kept")
+                self._actors.call("clear_lives", self._scratch)
                 can_keep = all(self._actors.call("can_keep"))
                 break
             except WorkerLost as lost:
@@ -71,7 +88,8 @@ class ClusterWorkers:
             return
         self._actors.call("keep", step)
         self._kept = step
-        self._actors.call("drop_kept", step)
+        with suppress(WorkerLost):  # the step is safe, which is what was asked; the loss is in losses()
+            self._actors.call("drop_kept", step)
 
     def recover(self, step: int) -> None:
         turn = self.device.turn
@@ -80,10 +98,11 @@ class ClusterWorkers:
         if self._kept != step:
             raise ShardsLost(gone)
         self._actors.start()
-        self._renew()
         if any(step not in kept for kept in self._actors.call("kept_steps")):
             raise ShardsLost(gone)
+        copy_common(self._actors.call, self._actors.call("kept_folder", step), self._actors.nodes)
         self._actors.call("load_kept", step)
+        self._renew()  # last: where workers are lost before, the turn is still known
         if turn == "trainer":
             with self.device.training():
                 pass
@@ -225,11 +244,12 @@ def start_cluster(
 ) -> ClusterWorkers:
     """Ray, the workers and their parts. Raises RunError where there is no room, or they do not start in time."""
     run_dir = run_dir.absolute()
-    shards = shards_folder(settings.cfg.cluster.shards_dir, run_dir)
-    cluster = open_cluster(settings, shards=shards)
+    shards = life_folder(settings.cfg.cluster.shards_dir, PREFIX, run_dir)
+    scratch = life_folder(settings.cfg.cluster.scratch_dir, SCRATCH, run_dir)
+    cluster = open_cluster(settings, sweep=[shards, scratch])
     try:
-        actors = Actors(cluster, settings, shards=shards, logs=run_dir / LOGS, beat=beat)
-        workers = ClusterWorkers(cluster, actors, settings, say)
+        actors = Actors(cluster, settings, shards=shards, scratch=scratch, logs=run_dir / LOGS, beat=beat)
+        workers = ClusterWorkers(cluster, actors, settings, scratch=scratch, say=say)
         try:
             workers.start()
         except BaseException:

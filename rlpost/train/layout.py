@@ -7,6 +7,7 @@ DeepSpeed partitions its state by rank and stage. A resume with others is refuse
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from rlpost.errors import RunError, explain
 
 FILE = "trainer.json"
+_OF_A_RANK = re.compile(r"(?:zero_pp_rank_|random-state-rank)(\d+)")  # DeepSpeed's names, and the trainer's
 DEEPSPEED = "ds"  # DeepSpeed's subfolder of a trainer checkpoint
 
 
@@ -40,3 +42,9 @@ def check_layout(folder: Path, layout: Mapping[str, Any]) -> None:
     if written != layout:
         do = "resume with the settings it was written with, or start a new run from the model of `rlpost export`"
         raise RunError(explain("trainer checkpoint", dict(layout), str(written), do))
+
+
+def rank_of_file(name: str) -> int | None:
+    """The rank that alone needs a file of a trainer checkpoint; None where all need it."""
+    match = _OF_A_RANK.search(name)
+    return int(match[1]) if match else None

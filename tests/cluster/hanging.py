@@ -17,8 +17,8 @@ METHODS = ("start", "exchange", "stop", "begin_training", "update", "publish", "
 class HangingActor(_Actor):
     """Rank 1 hangs in the method that ``orders`` names; every other call returns at once."""
 
-    def __init__(self, rank: int, settings: Any, kept: Any, log: Path) -> None:
-        super().__init__(rank, settings, kept, log)
+    def __init__(self, rank: int, settings: Any, shards: Path, log: Path) -> None:
+        super().__init__(rank, settings, shards, log)
         self._orders = log.with_name("orders")
 
     def open_store(self, host: str) -> int:

@@ -50,7 +50,13 @@ def actors(cluster: RayCluster, tmp_path: Path):
         canary=(),
     )
     actors = Actors(
-        cluster, settings, shards=tmp_path / "kept-1", logs=tmp_path / "logs", beat=lambda: None, actor=HangingActor
+        cluster,
+        settings,
+        shards=tmp_path / "kept-1",
+        scratch=tmp_path / "scratch-1",
+        logs=tmp_path / "logs",
+        beat=lambda: None,
+        actor=HangingActor,
     )
     yield actors
     actors.kill_all()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpost.cluster.shards import KeptShards, shards_folder
+from rlpost.cluster.shards import PREFIX, KeptShards, life_folder
 
 
 def save(folder: Path) -> None:
@@ -49,7 +49,9 @@ def test_room_is_two_copies_of_the_state(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_life_has_a_folder_of_its_own_and_clears_those_of_the_run_s_earlier_ones(
     tmp_path: Path,
 ) -> None:
-    first, second, other = (shards_folder(str(tmp_path), tmp_path / name) for name in ("x/../run", "run", "other"))
+    first, second, other = (
+        life_folder(str(tmp_path), PREFIX, tmp_path / name) for name in ("x/../run", "run", "other")
+    )
     assert len({first, second, other}) == 3
     for folder in (first, other):
         KeptShards(folder, 0).write(1, save)

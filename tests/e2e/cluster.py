@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rlpost.cluster.shards import shards_folder
+from rlpost.cluster.shards import PREFIX, life_folder
+from rlpost.cluster.workers import SCRATCH
 
 from .program import SMALL, command
 
@@ -58,8 +59,8 @@ class Place:
 
     def traces(self, run: Path = RUN) -> list[str]:
         """Processes, folders and shared memory of runs that should have ended."""
-        kept = shards_folder("/dev/shm", self.folder / run)
-        found = [str(p) for p in kept.parent.glob(kept.name.rpartition("-")[0] + "-*")]
+        places = life_folder("/dev/shm", PREFIX, self.folder / run), life_folder("/tmp", SCRATCH, self.folder / run)
+        found = [str(p) for life in places for p in life.parent.glob(life.name.rpartition("-")[0] + "-*")]
         found += [str(p) for p in self.temp.glob("rlpost-ray-*")]
         return found + [f"{pid} {name}" for pid, name in processes() if self._is_ours(pid, name)]
 

@@ -53,9 +53,13 @@ def test_a_run_survives_a_death_in_generation_one_in_the_update_and_a_hang(place
 def test_a_killed_controller_is_resumed_and_without_a_kept_state_the_run_goes_back_to_its_checkpoint(
     place: Place,
 ) -> None:
-    run = ["steps=4", "checkpoint.every=2", "cluster.keep_shards=false", *DATA]
+    """And without shared storage: every checkpoint, and the model, comes from the workers' own folders and back."""
+    scratch = place.folder / "scratch"
+    scratch.mkdir()
+    apart = ["cluster.shared_storage=false", f"cluster.scratch_dir={scratch}"]
+    run = ["steps=4", "checkpoint.every=2", "cluster.keep_shards=false", *apart, *DATA]
     process = place.start(*run)
-    reached = eventually(lambda: (s := place.status()).get("step", 0) >= 2 and s["phase"] == "generate", 120)
+    reached = eventually(lambda: (s := place.status()).get("step", 0) >= 2 and s["phase"] == "generate", 300)
     process.kill()
     assert reached, process.communicate()[0]
     check_nothing_is_left(place, GONE_S)
@@ -63,7 +67,9 @@ def test_a_killed_controller_is_resumed_and_without_a_kept_state_the_run_goes_ba
     assert assassin.struck and "resumed after step 2" in output, output
     assert "goes back to its last checkpoint" in output, output
     check_account(place, 4)
+    assert (place.folder / RUN / "model" / "model.safetensors").is_file()
     check_nothing_is_left(place)
+    assert not list(scratch.iterdir())
 
 
 def test_ctrl_c_saves_and_leaves_nothing_behind(place: Place) -> None:
