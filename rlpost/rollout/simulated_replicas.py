@@ -80,7 +80,7 @@ class SimulatedReplicas:
         cost: StepCost,
         exchange_s: float,
     ) -> None:
-        self.slots = list(slots)
+        self.slots: Sequence[int] = list(slots)
         self._replicas = [_Replica(s) for s in slots]
         self._length_of, self._limit = length_of, max_response_tokens
         self._cost, self._exchange_s = cost, exchange_s
