@@ -224,7 +224,7 @@ class Trainer:
 
     def _one_step(self, publication: Publication) -> None:
         """Generate with the weights just published, update, settle, save while the trainer holds the device."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         times = {"publish": publication.duration_s}
         stats = self._timed(times, "generate", self._generate)
         groups = self._store()
@@ -239,6 +239,7 @@ class Trainer:
             metrics = self._settle(groups, stats, update, publication)
             times["ledger"] = self.buffer.take_ledger_s()
             times["step"] = publication.duration_s + time.perf_counter() - started
+            times["cpu"] = time.process_time() - cpu_started
             metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
             self.metrics.log(self.step, metrics)
             self.progress.step_done(self.step, metrics)
