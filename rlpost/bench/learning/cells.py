@@ -2,13 +2,19 @@
 
 A cell is one run. All cells share the recipe ``math/arithmetic_long``; a cell adds the algorithm, the strategy and the
 seed. Cells of one seed are paired: the seed decides the order of the prompts and the noise of every response, so runs
-of one seed begin alike and meet the same prompts in the same order. Pure; imports nothing heavy.
+of one seed begin alike and meet the same prompts in the same order. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 from dataclasses import dataclass
+from typing import Any
+
+from rlpost.compose import load_config
+from rlpost.config import Config
 
 RECIPE = "math/arithmetic_long"
 SYNC, PLAIN, CORRECTED = "sync", "april, no correction", "april, correction"
@@ -46,15 +52,35 @@ class Cell:
     @property
     def overrides(self) -> list[str]:
         """What ``rlpost train`` gets; everything else is the recipe's."""
-        return [
-            f"recipe={RECIPE}",
-            f"algo={self.algo}",
-            f"rollout={'april' if self.max_staleness else 'sync'}",
-            f"rollout.oversample={self.oversample:g}",
-            f"rollout.max_staleness={self.max_staleness}",
-            *([] if self.corrected else ["algo.correction=none"]),
-            f"seed={self.seed}",
-        ]
+        return [*self._groups, *(f"{key}={value}" for key, value in self._values.items())]
+
+    def compose(self) -> Config:
+        """The configuration that the overrides make; composed once for all cells of the same groups, since Hydra takes
+        its time."""
+        cfg = copy.deepcopy(_compose(self._groups))
+        for key, value in self._values.items():
+            *sections, name = key.split(".")
+            setattr(functools.reduce(getattr, sections, cfg), name, value)
+        return cfg
+
+    @property
+    def _groups(self) -> tuple[str, ...]:
+        rollout = "april" if self.max_staleness else "sync"
+        return f"recipe={RECIPE}", f"algo={self.algo}", f"rollout={rollout}"
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        values = {
+            "rollout.oversample": self.oversample,
+            "rollout.max_staleness": self.max_staleness,
+            "seed": self.seed,
+        }
+        return values if self.corrected else {**values, "algo.correction": "none"}
+
+
+@functools.cache
+def _compose(groups: tuple[str, ...]) -> Config:
+    return load_config(list(groups))
 
 
 def main_cells() -> list[Cell]:

@@ -71,12 +71,8 @@ def draw_curves(rows: Sequence[Row]) -> str:
             seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
             title = f"{algo.upper()}, {seeds} seed{'s' * (counts[-1] > 1)}" if row_number == 0 else ""
             parts += panel.frame(title, label, _ticks(0, end, step=_nice(end / 4)), names_y=column == 0)
-            parts += [
-                part
-                for band_part in ("area", "line")
-                for s, b in mine.items()
-                for part in _band(panel, s, b, band_part)
-            ]
+            parts += [part for s, band in mine.items() for part in _area(panel, s, band)]
+            parts += [_line(panel, s, band) for s, band in mine.items()]
     width = LEFT + max(1, len(algos)) * (WIDTH + GAP_X)
     return _svg(width, TOP + 2 * (HEIGHT + GAP_Y) - 20, "Accuracy over samples and over CPU time", parts)
 

@@ -19,7 +19,6 @@ from rlpost.bench.learning.cells import Cell, all_cells
 from rlpost.bench.learning.run import run_cell
 from rlpost.bench.learning.settings import digest_material, digest_settings, settings_of
 from rlpost.bench.learning.table import Row, append_row, read_table
-from rlpost.compose import load_config
 from rlpost.durable.stopping import StopRequest
 from rlpost.errors import ConfigError, explain
 from rlpost.preflight.checks import check
@@ -67,7 +66,7 @@ def digest_cells(cells: Sequence[Cell]) -> dict[Cell, str]:
     digests = {}
     material = None
     for cell in cells:
-        cfg = load_config(cell.overrides)
+        cfg = cell.compose()
         if material is None:
             check(cfg)
             material = digest_material(cfg)
