@@ -189,7 +189,7 @@ def run_timeline(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_bench(arguments: argparse.Namespace) -> int:
+def run_bench_rollout(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from rlpost.bench.rollout import Plan, run
@@ -227,6 +227,33 @@ def run_plan(arguments: argparse.Namespace) -> int:
     check_values(cfg, "train")  # the model, the data and the devices may be elsewhere
     plan = make_plan(cfg, request)
     print(as_json(plan) if arguments.json else as_text(plan))
+    return 0
+
+
+def run_bench_learning(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    table = Path(arguments.table)
+    if arguments.report or arguments.list:
+        from rlpost.bench.learning.page import list_cells, write_report
+
+        print(list_cells(table) if arguments.list else write_report(table, Path(arguments.page)).text)
+        return 0
+    from rlpost.bench.learning.study import Plan, run_study
+
+    plan = Plan(
+        table=table,
+        only=[pattern for pattern in arguments.only.split(",") if pattern],
+        limit=arguments.limit,
+        minutes=arguments.minutes,
+        core=arguments.core,
+        runs=Path(arguments.runs) if arguments.runs else None,
+    )
+    try:
+        run_study(plan)
+    except Stopped as stopped:
+        print(f"rlpost: ended by {stopped}; the same command goes on with the run that was under way", file=sys.stderr)
+        return stopped.exit_code
     return 0
 
 
@@ -349,25 +376,48 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard.add_argument("run_dir", metavar="RUN_DIR", help="a run directory: its project and its group are shown")
     dashboard.add_argument("--entity", help="the W&B user or team; the account's own if not given")
     bench = commands.add_parser(
-        "bench",
+        "bench", help="how fast rollouts are, and how well they teach", description=BENCH, formatter_class=_raw
+    )
+    benchmarks = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser)
+    rollout = benchmarks.add_parser(
+        "rollout",
         help="how near to the engine's saturated rate rollouts come",
-        description=BENCH,
+        description=BENCH_ROLLOUT,
         epilog=OVERRIDES,
         usage="rlpost bench rollout recipe=GROUP/NAME [key=value ...] [options]",
         formatter_class=_raw,
     )
-    bench.add_argument("what", choices=["rollout"], help="what is measured")
-    bench.add_argument("overrides", nargs="*", metavar="key=value", help="the recipe, then what differs from it")
-    bench.add_argument("--engines", default="simulated,vllm", metavar="A,B", help="default: simulated,vllm")
+    rollout.add_argument("overrides", nargs="*", metavar="key=value", help="the recipe, then what differs from it")
+    rollout.add_argument("--engines", default="simulated,vllm", metavar="A,B", help="default: simulated,vllm")
     what = "lognormal, uniform, bimodal or recorded:RUN_DIR; default: the first three"
-    bench.add_argument("--lengths", default="lognormal,uniform,bimodal", metavar="A,B", help=what)
-    bench.add_argument("--steps", type=int, default=20, help="steps measured; default: 20")
-    bench.add_argument("--warm-up", type=int, default=3, help="steps before them; default: 3")
-    bench.add_argument("--repeats", type=int, default=3, help="default: 3, each with lengths of its own")
+    rollout.add_argument("--lengths", default="lognormal,uniform,bimodal", metavar="A,B", help=what)
+    rollout.add_argument("--steps", type=int, default=20, help="steps measured; default: 20")
+    rollout.add_argument("--warm-up", type=int, default=3, help="steps before them; default: 3")
+    rollout.add_argument("--repeats", type=int, default=3, help="default: 3, each with lengths of its own")
     what = "simulated engine: tokens prefilled in the time of one decoded token, all slots taken; default: 50"
-    bench.add_argument("--prefill-ratio", type=float, default=50.0, metavar="R", help=what)
-    bench.add_argument("-o", dest="out", default="bench", metavar="FOLDER", help="where results go; default: bench")
-    bench.set_defaults(run=run_bench)
+    rollout.add_argument("--prefill-ratio", type=float, default=50.0, metavar="R", help=what)
+    rollout.add_argument("-o", dest="out", default="bench", metavar="FOLDER", help="where results go; default: bench")
+    rollout.set_defaults(run=run_bench_rollout)
+    learning = benchmarks.add_parser(
+        "learning",
+        help="do partial rollouts learn as well as synchronous ones: a study of many runs",
+        description=BENCH_LEARNING,
+        formatter_class=_raw,
+    )
+    instead = learning.add_mutually_exclusive_group()
+    instead.add_argument("--report", action="store_true", help="make no run: compare those of the table, write --page")
+    instead.add_argument("--list", action="store_true", help="make no run: list all, and which are done")
+    what = "make only runs whose names fit one of these patterns, such as 'grpo-*,*-s0'"
+    learning.add_argument("--only", default="", metavar="A,B", help=what)
+    learning.add_argument("--limit", type=int, metavar="N", help="make at most N runs")
+    learning.add_argument("--minutes", type=float, metavar="M", help="begin no run after M minutes")
+    learning.add_argument("--core", type=int, metavar="N", help="the core that runs use; default: the last one allowed")
+    learning.add_argument("--runs", metavar="FOLDER", help="keep the runs' directories there; else they are removed")
+    what = "the table that finished runs are appended to; default: docs/studies/learning.jsonl"
+    learning.add_argument("--table", default="docs/studies/learning.jsonl", metavar="FILE", help=what)
+    what = "with --report: the page that holds the place for it; default: docs/april.md"
+    learning.add_argument("--page", default="docs/april.md", metavar="FILE", help=what)
+    learning.set_defaults(run=run_bench_learning)
     planning = commands.add_parser(
         "plan",
         help="what a step will take on a cluster, and which oversample ratio is best",
@@ -439,6 +489,10 @@ examples:
 """
 
 BENCH = """\
+Benchmarks. `rollout` trains nothing and takes minutes; `learning` is a study of many training runs.
+"""
+
+BENCH_ROLLOUT = """\
 Measures rollouts without training: the saturated engine, synchronous rollouts, APRIL's published scheduler and ours, on
 the same prompts, forced response lengths, slots (engine.max_slots) and cap (rollout.max_response_tokens). Prints a
 table; writes results.json and results.svg.
@@ -462,6 +516,19 @@ examples:
   rlpost plan recipe=math/arithmetic from=runs/arithmetic
   rlpost plan recipe=math/arithmetic from=runs/arithmetic cluster=ray cluster.num_workers=8 engine.max_slots=256
   rlpost plan recipe=math/arithmetic from=runs/arithmetic rollout.max_staleness=8 --ratios 2,4,8 --json
+"""
+
+BENCH_LEARNING = """\
+Compares synchronous rollouts and APRIL, with and without correction, for GRPO, GSPO and DAPO over several seeds, on the
+recipe math/arithmetic_long. Makes the runs that the table lacks, one after another, each in a fresh process on one
+core, and appends a row for each that is finished; what stops it costs the run under way, and the same command goes on.
+Run it in a checkout: table, pictures and page lie in docs/.
+
+examples:
+  rlpost bench learning --list
+  rlpost bench learning --minutes 60
+  rlpost bench learning --only 'gspo-*-s0,gspo-*-s1'
+  rlpost bench learning --report                    writes the section of docs/april.md
 """
 
 BUFFER = """\

@@ -26,14 +26,26 @@ Where a command takes a recipe, overrides follow it. They are Hydra's `key=value
 
 
 def render() -> str:
-    (commands,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    summaries = {choice.dest: choice.help or "" for choice in commands._choices_actions}
+    commands = _commands(build_parser())
     lines = [INTRODUCTION.format(overrides=_body(OVERRIDES))]
     lines += ["| Command | What it does |", "|---|---|"]
-    lines += [f"| [`{name}`](#rlpost-{name}) | {summaries[name]} |" for name in commands.choices]
-    for name, parser in commands.choices.items():
+    lines += [f"| [`{name}`](#rlpost-{name.replace(' ', '-')}) | {summary} |" for name, summary, _ in commands]
+    for name, _, parser in commands:
         lines += ["", *_section(name, parser)]
     return "\n".join(lines) + "\n"
+
+
+def _commands(parser: argparse.ArgumentParser) -> list[tuple[str, str, argparse.ArgumentParser]]:
+    """(name, summary, parser) of each command; one that has commands of its own stands as those."""
+    (actions,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    found = []
+    for choice in actions._choices_actions:
+        name, command = choice.dest, actions.choices[choice.dest]
+        if any(isinstance(a, argparse._SubParsersAction) for a in command._actions):
+            found += [(f"{name} {below}", summary, one) for below, summary, one in _commands(command)]
+        else:
+            found.append((name, choice.help or "", command))
+    return found
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> list[str]:

@@ -234,7 +234,7 @@ class Trainer:
 
     def _one_step(self, publication: Publication) -> None:
         """Generate with the weights just published, update, settle, save while the trainer holds the device."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         times = {"publish": publication.duration_s}
         self.watch.take()  # what lies before belongs to no step
         stats = self._timed(times, "generate", self._generate)
@@ -254,6 +254,7 @@ class Trainer:
             times["ledger"] += self.buffer.take_ledger_s()
             times["step"] = publication.duration_s + time.perf_counter() - started
             metrics |= waterfall(times["step"], of_publication(publication), generated, self.watch.take())
+            times["cpu"] = time.process_time() - cpu_started
             metrics |= {f"time/{name}": seconds for name, seconds in times.items()}
             self.metrics.log(self.step, metrics)
             self.progress.step_done(self.step, metrics)

@@ -42,10 +42,15 @@ def changed_keys(before: str, now: str) -> list[Change]:
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k) and k not in HOW]
 
 
+def is_harmless(key: str) -> bool:
+    """Whether the key has no say in what a run computes."""
+    return any(key == h or (h.endswith("*") and key.startswith(h[:-1])) for h in HARMLESS)
+
+
 def refuse_changes(changes: Sequence[Change]) -> None:
     """Raises RunError for a change after which a deterministic run would not be the one it was."""
     for change in changes:
-        if not any(change.key == h or (h.endswith("*") and change.key.startswith(h[:-1])) for h in HARMLESS):
+        if not is_harmless(change.key):
             do = "give it as it was, or use another name"
             raise RunError(
                 explain(f"resuming with deterministic=true: {change.key}", change.now, repr(change.before), do)

@@ -147,6 +147,7 @@ REGISTRY = (
     Metric("eval/part/*", "reward", "Mean of one part of the reward."),
     # time
     Metric("time/step", "s", "The whole step: publication, generation, update; evaluation and saving left out."),
+    Metric("time/cpu", "s", "CPU time of the run's own process in the step, over all its threads; the publication left out.", "near time/step with one thread; far below it, other programs have the cores"),
     Metric("time/generate", "s", "Generation, scoring beside it included."),
     Metric("time/update", "s", "Forward, backward and optimizer."),
     Metric("time/ledger", "s", "Writing the rollout and its end into the ledger, and reading tokens back.", "below 0.02 of time/step"),

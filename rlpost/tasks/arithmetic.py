@@ -24,10 +24,10 @@ GUESS_ERROR = 5
 EVAL_SEED, TRAIN_SEED, LESSON_SEED = 1_000_003, 2_000_003, 3_000_017
 
 
-def draw_num_terms(rng: np.random.Generator) -> int:
+def draw_num_terms(rng: np.random.Generator, min_terms: int = MIN_TERMS, max_terms: int = MAX_TERMS) -> int:
     while True:
-        terms = int(MIN_TERMS * (1.0 - rng.random()) ** (-1.0 / TAIL_EXPONENT))
-        if terms <= MAX_TERMS:
+        terms = int(min_terms * (1.0 - rng.random()) ** (-1.0 / TAIL_EXPONENT))
+        if terms <= max_terms:
             return terms
 
 
@@ -57,20 +57,27 @@ def write_working(terms: list[int]) -> str:
     return " ".join(steps)
 
 
-def problems(*, count: int, split: str) -> list[dict[str, Any]]:
+def problems(*, count: int, split: str, min_terms: int = MIN_TERMS, max_terms: int = MAX_TERMS) -> list[dict[str, Any]]:
     """``count`` distinct problems with prompt, answer and num_terms. The two splits share none.
 
     Args:
         count: how many rows.
         split: "train" or "eval" (held out: a train problem that is also an eval problem is left out).
+        min_terms: where the Pareto variable begins; the shortest chain.
+        max_terms: the longest chain; draws above it are drawn again. The shipped model was taught up to MAX_TERMS.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split: got {split!r}; expected 'train' or 'eval'")
-    held_out = set() if split == "eval" else {row["prompt"] for row in problems(count=_EVAL_POOL, split="eval")}
+    if not 2 <= min_terms <= max_terms:
+        raise ValueError(f"min_terms, max_terms: got {min_terms}, {max_terms}; expected 2 <= min_terms <= max_terms")
+    held_out: set[str] = set()
+    if split == "train":
+        pool = problems(count=_EVAL_POOL, split="eval", min_terms=min_terms, max_terms=max_terms)
+        held_out = {row["prompt"] for row in pool}
     rng = np.random.default_rng(EVAL_SEED if split == "eval" else TRAIN_SEED)
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
-        terms = draw_chain(rng, draw_num_terms(rng))
+        terms = draw_chain(rng, draw_num_terms(rng, min_terms, max_terms))
         question = write_question(terms)
         if question not in held_out:
             held_out.add(question)

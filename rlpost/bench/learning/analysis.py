@@ -1,0 +1,136 @@
+"""What the table says: strategies compared in pairs of runs of one seed, at equal samples and at equal time.
+
+A difference is in points of accuracy, strategy minus synchronous. Its interval is Student's t over seeds, two-sided
+95 %, so its lower end is the bound of a one-sided 97.5 % statement. *No worse* is said only of a comparison whose
+seeds, fixed beforehand, are all there, and only where the lower end lies above -2 points; until then, and else, it is
+*not shown*. Intervals of unfinished comparisons are printed, but nothing is concluded from them: looking again after
+each seed and stopping at a good one would make any bound worthless. Pure; called by ``page`` and ``figures``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlpost.bench.learning.cells import SEEDS, STRATEGIES, SYNC, Cell, main_cell
+from rlpost.bench.learning.table import Point, Row
+from rlpost.estimates import Interval, t_interval
+
+MARGIN = -2.0  # points: what is lost below this is worse
+NO_WORSE, NOT_SHOWN = "no worse", "not shown"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One strategy against another over the seeds that both have."""
+
+    algo: str
+    strategy: str
+    baseline: str
+    seeds: tuple[int, ...]
+    num_planned: int
+    points: tuple[float, ...]  # one for each seed
+    interval: Interval | None  # None with fewer than two seeds
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.seeds) == self.num_planned
+
+    @property
+    def verdict(self) -> str:
+        shown = self.is_complete and self.interval is not None and self.interval.low > MARGIN
+        return NO_WORSE if shown else NOT_SHOWN
+
+
+def compare(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC, *, at: str = "samples") -> Difference:
+    """``at``: "samples", when both have trained as many, at the end of the run; or "time", when the slower one of a
+    pair has spent as much CPU time on training as the faster one's whole run took."""
+    mine, theirs = (by_seed(rows, algo, name) for name in (strategy, baseline))
+    seeds = tuple(sorted(mine.keys() & theirs.keys()))
+    points = tuple(_difference(mine[seed], theirs[seed], at) for seed in seeds)
+    return Difference(
+        algo=algo,
+        strategy=strategy,
+        baseline=baseline,
+        seeds=seeds,
+        num_planned=len(SEEDS[algo]),
+        points=points,
+        interval=t_interval(points) if len(points) > 1 else None,
+    )
+
+
+def by_seed(rows: Sequence[Row], algo: str, strategy: str) -> dict[int, Row]:
+    """The rows of the main cells of one algorithm and strategy."""
+    names = {main_cell(algo, strategy, seed).name: seed for seed in SEEDS[algo]}
+    return {names[row.cell]: row for row in rows if row.cell in names}
+
+
+def comparisons() -> list[tuple[str, str, str]]:
+    """(algorithm, strategy, baseline) of every comparison that is made: both forms of APRIL with synchronous."""
+    return [(algo, strategy, SYNC) for algo in SEEDS for strategy in STRATEGIES if strategy != SYNC]
+
+
+def _difference(mine: Row, theirs: Row, at: str) -> float:
+    assert at in ("samples", "time")
+    if at == "samples":
+        return 100 * (mine.final.accuracy - theirs.final.accuracy)
+    cpu_s = min(mine.cpu_s, theirs.cpu_s)
+    return 100 * (accuracy_at(mine.accuracy_curve, cpu_s) - accuracy_at(theirs.accuracy_curve, cpu_s))
+
+
+def accuracy_at(curve: Sequence[Point], position: float, axis: str = "cpu_s") -> float:
+    """Linear between two evaluations, and that of the first or last one outside; ``axis``: samples, wall_s or cpu_s."""
+    xs = [getattr(point, axis) for point in curve]
+    after = bisect_right(xs, position)
+    if after in (0, len(curve)):
+        return curve[min(after, len(curve) - 1)].accuracy
+    left, right = curve[after - 1], curve[after]
+    share = (position - xs[after - 1]) / (xs[after] - xs[after - 1])
+    return left.accuracy + share * (right.accuracy - left.accuracy)
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Mean over seeds at some positions of an axis, and its 95 % t interval where there are three seeds or more: of two
+    the interval is as good as none."""
+
+    positions: list[float]
+    mean: list[float]
+    low: list[float] | None
+    high: list[float] | None
+    num_seeds: int
+
+
+def band_of(rows: Sequence[Row], axis: str, *, num_positions: int = 40) -> Band:
+    """Over the rows of one algorithm and strategy (one each seed), as far as the shortest of them goes."""
+    end = min(getattr(row.final, axis) for row in rows)
+    if axis == "samples":  # evaluated at the same numbers of samples: nothing to interpolate
+        positions = sorted({float(p.samples) for row in rows for p in row.curve if p.samples <= end})
+    else:
+        positions = [end * n / (num_positions - 1) for n in range(num_positions)]
+    values = [[accuracy_at(row.accuracy_curve, x, axis) for row in rows] for x in positions]
+    means = [sum(v) / len(v) for v in values]
+    if len(rows) < 3:
+        return Band(positions, means, None, None, len(rows))
+    intervals = [t_interval(v) for v in values]
+    return Band(positions, means, [i.low for i in intervals], [i.high for i in intervals], len(rows))
+
+
+def explored(rows: Sequence[Row], cells: Sequence[Cell]) -> dict[tuple[float, int, bool], list[Row]]:
+    """(oversample, staleness, corrected) -> the rows there are."""
+    cell_of = {cell.name: cell for cell in cells}
+    found: dict[tuple[float, int, bool], list[Row]] = {}
+    for row in rows:
+        cell = cell_of.get(row.cell)
+        if cell is not None:
+            found.setdefault((cell.oversample, cell.max_staleness, cell.corrected), []).append(row)
+    return found
+
+
+def last_quarter_gain(row: Row) -> float:
+    """Points of reward gained in the last quarter of the training samples: the mean of the last eighth minus that of
+    the eighth before the last quarter. Above 0, learning was not over."""
+    n = max(1, len(row.reward) // 8)
+    before = row.reward[-3 * n : -2 * n] or row.reward[:1]
+    return 100 * (sum(row.reward[-n:]) / n - sum(before) / len(before))

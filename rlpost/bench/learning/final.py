@@ -1,0 +1,42 @@
+"""The trained model's evaluation, in a process of its own.
+
+    python -m rlpost.bench.learning.final OUT.json key=value ...
+
+Writes counts that can be added up and compared, which ``rlpost eval`` prints for a person. Called by ``run``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from rlpost.compose import load_config
+from rlpost.evaluate import run_eval
+
+
+def main(out: str, *overrides: str) -> None:
+    cfg = load_config(list(overrides))
+    result = run_eval(cfg)
+    right: list[int] = []
+    wrong: list[int] = []
+    for _, sample in result.samples:
+        if sample.reward is not None:
+            score = sample.reward_parts.get("accuracy", sample.reward)
+            (right if score > cfg.eval.threshold else wrong).append(sample.num_tokens)
+    counts = {
+        "num_correct": len(right),
+        "num_judged": len(right) + len(wrong),
+        "problems": len(result.correct),
+        "response_tokens": result.mean_response_tokens,
+        "truncated_share": result.truncated_share,
+        "right_tokens": float(np.mean(right)) if right else 0.0,
+        "wrong_tokens": float(np.mean(wrong)) if wrong else 0.0,
+    }
+    Path(out).write_text(json.dumps(counts) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,78 @@
+"""What a row of the table stands for: the settings that have a say in what a run learns, as a digest.
+
+A row whose digest is not that of its cell today belongs to another study: it is neither used nor overwritten, and the
+cell is run again. Called by ``study``. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpost.config import Config, walk_fields
+from rlpost.durable.config_changes import is_harmless
+from rlpost.locations import resolve_path
+from rlpost.rollout.prompts import load_rows
+
+# Beside what a resume may change: keys that guard a run or say how its work is laid out, and change no sample.
+SILENT = set(
+    """recipe threads canary_threshold mismatch_stop model.shape model.revision data.long_prompts reward.workers
+    reward.timeout_s reward.start_timeout_s reward.concurrency reward.memory_bytes reward.cache reward.cache_dir
+    reward.max_failure_share engine.load_format train.sleep_offload train.logprob_chunk_tokens""".split()
+)
+
+# Settings that count even at their default: were a default to change, the rows would be of another study. A key that
+# the program gets later counts as soon as the recipe or a cell sets it.
+FIXED = set(
+    """deterministic device steps data.shuffle algo.advantage algo.advantage_eps algo.loss algo.clip_low algo.clip_high
+    algo.dual_clip algo.reduction algo.kl_coef algo.entropy_coef algo.filter algo.correction algo.correction_cap
+    algo.correction_floor algo.old_logprobs rollout.groups_per_step rollout.samples_per_group rollout.oversample
+    rollout.adaptive_oversample rollout.max_staleness rollout.on_stale rollout.admission rollout.max_in_flight
+    rollout.max_response_tokens rollout.temperature rollout.top_p rollout.top_k engine.max_slots engine.prefix_caching
+    train.zero_stage train.optimizer_steps_per_rollout train.epochs train.lr train.betas train.eps train.weight_decay
+    train.schedule train.warmup_steps train.final_lr_share train.grad_clip eval.every eval.samples_per_prompt
+    eval.max_prompts eval.temperature eval.top_p eval.max_response_tokens eval.threshold""".split()
+)
+
+
+def settings_of(cfg: Config) -> dict[str, Any]:
+    """Dotted key -> value."""
+    settings = {}
+    for key, default, _ in walk_fields():
+        value = _look_up(cfg, key)
+        if is_dataclass(value) or key in SILENT or is_harmless(key):
+            continue
+        if value != default or key in FIXED:
+            settings[key] = value
+    return settings
+
+
+def digest_settings(settings: dict[str, Any], material: str) -> str:
+    """12 hex digits. ``material``: what :func:`digest_material` says of the model and the data."""
+    return _hash(json.dumps([settings, material], sort_keys=True).encode())
+
+
+def digest_material(cfg: Config) -> str:
+    """Of the weights that training starts from and of the problems, training and held-out, in their order."""
+    parts = [file.read_bytes() for file in sorted(Path(resolve_path(cfg.model.path)).glob("*.safetensors"))]
+    for source in (cfg.data.train, cfg.data.eval):
+        rows = load_rows(source, prompt_key=cfg.data.prompt_key)
+        parts.append(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
+    return _hash(*parts)
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _look_up(cfg: Config, key: str) -> Any:
+    value: Any = cfg
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
