@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import traceback
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 from rlpost.cluster.mapping import EngineMap, place
-from rlpost.rollout.member_group import form_groups
 
 WORLDS = [(workers, tp) for workers in range(1, 17) for tp in (1, 2, 4, 8) if workers % tp == 0]
 
@@ -73,50 +66,3 @@ def test_bundles_hold_what_their_workers_take(workers: int, tp: int) -> None:
 def test_a_worker_without_a_gpu_needs_none() -> None:
     placement = place(EngineMap(num_workers=2, tensor_parallel=2), {"CPU": 1}, [{"CPU": 2, "memory": 1e9}])
     assert placement.bundles == [{"CPU": 2}]
-
-
-# ---- groups over a real world of processes
-
-
-def speak(rank: int, world: int, port: int, folder: Path) -> None:
-    """One rank: for engines of 2, then of 4, tells its group who it is and hears the leader."""
-    import torch.distributed as dist
-
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    for tp in (2, 4):
-        engines = EngineMap(num_workers=world, tensor_parallel=tp)
-        ranks = engines.members(engines.engine_of(rank))
-        group = form_groups(engines.groups, rank)
-        rows = group.gather(np.array([rank, tp], np.int64))
-        assert rows.tolist() == [[r, tp] for r in ranks]
-        words = b"from %d" % ranks[0]
-        heard = group.share(words if group.rank == 0 else b"", len(words))
-        assert heard == words and group.names == [f"worker {r}" for r in ranks]
-    (folder / f"done-{rank}").touch()
-
-
-def test_eight_workers_form_their_engines_groups_at_one_port(tmp_path: Path) -> None:
-    from torch.distributed import TCPStore
-
-    world = 8
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children: list[int] = []
-    for rank in range(world):  # forked: torch is imported once
-        pid = os.fork()
-        if not pid:
-            _as_child(rank, world, store.port, tmp_path)
-        children.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * world
-    assert len(list(tmp_path.glob("done-*"))) == world
-
-
-def _as_child(*arguments: Any) -> None:
-    code = 1
-    try:
-        speak(*arguments)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.cluster.member_program import PROMPTS
 
+pytestmark = pytest.mark.own_process  # its engines start in processes of their own, which takes a while
+
 ROOT = Path(__file__).resolve().parents[2]
 # 75 rows of vocabulary, padded to 128: the second member has 11 and padding. One key-value head is held by both.
 MODELS: dict[str, dict[str, Any]] = {
