@@ -19,7 +19,7 @@ pytestmark = pytest.mark.own_process  # forks, which a process with threads of o
 
 
 def run_world(world: int, speak: Callable[[int], None]) -> list[int]:
-    """Exit codes of ``world`` processes that meet at one port and do ``speak(rank)``. Forked: torch is imported once."""
+    """Exit codes of ``world`` processes that meet at one port and do ``speak(rank)``; forked to import torch once."""
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
