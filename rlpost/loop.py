@@ -44,8 +44,8 @@ from rlpost.reporting.waterfall import Stopwatch, of_publication, of_rollout, wa
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
 from rlpost.rollout.kv_room import samples_that_fit
+from rlpost.rollout.lengths import LengthEstimate
 from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
-from rlpost.rollout.remaining import LengthEstimate
 from rlpost.rollout.replay import iteration_sums
 from rlpost.session import Session, open_session
 from rlpost.startup import Workers, start_worker
@@ -84,6 +84,9 @@ def train(cfg: Config) -> dict[str, Any]:
 
 
 T = TypeVar("T")
+LENGTHS_OF_STEPS = (
+    16  # so many steps' prompts tell how long answers are: lengths drift with the policy over tens of steps
+)
 DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for verdicts at each one would stop generation for slow rewards
 
 
@@ -281,11 +284,10 @@ class Trainer:
         capacity = self.worker.engine.kv_capacity
         if capacity is None or self.cfg.rollout.max_in_flight is not None:
             return
-        lengths = LengthEstimate(
-            self.history.record.recent_lengths(),
-            self.buffer.ages(),
-            cap=self.cfg.rollout.max_response_tokens,
-        )
+        first = self.buffer.num_drawn - LENGTHS_OF_STEPS * self.cfg.rollout.groups_per_step
+        finished, unfinished = self.buffer.lengths(first)
+        finished += self.history.record.lengths_since(first)
+        lengths = LengthEstimate(finished, unfinished, cap=self.cfg.rollout.max_response_tokens)
         room = samples_that_fit(
             capacity, lengths, prompt_tokens=self.session.prompt_tokens, max_model_len=self.session.max_model_len
         )

@@ -388,7 +388,7 @@ def _describe_kv(cfg: Config, shape: Mapping[str, Any], context: int | None, dty
     """What the planned KV cache means for the number of samples in flight."""
     cache = next(item.num_bytes for item in plan.items if item.name == "KV cache")
     sequence = _longest_sequence(cfg, context)
-    fit = cache // kv_bytes(shape, num_tokens=sequence, dtype=dtype)
+    fit = cache // kv_bytes(shape, num_tokens=sequence, dtype=dtype, tensor_parallel=cfg.engine.tensor_parallel)
     wanted = cfg.rollout.max_in_flight or cfg.engine.max_slots
     line = f"the KV cache holds {fit:,} samples of {sequence:,} tokens"
     if fit >= wanted:

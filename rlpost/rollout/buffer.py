@@ -352,13 +352,17 @@ class RolloutBuffer:
         if here != there:
             raise LedgerError(f"step {self.step}: (groups, tokens) held are {here} in memory, {there} in the ledger")
 
-    def ages(self) -> list[int]:
-        """Tokens so far of every response that is to go on."""
-        return [s.num_tokens for g in self.groups.values() for s in g.samples if not s.finish_reason]
+    def lengths(self, first: int = 0) -> tuple[list[int], list[int]]:
+        """Of the untrained groups drawn as number ``first`` or later: lengths of the responses that are done, and
+        tokens so far of those that are to go on."""
+        samples = [s for g in self.groups.values() if g.order >= first for s in g.samples]
+        return [s.num_tokens for s in samples if s.finish_reason], [
+            s.num_tokens for s in samples if not s.finish_reason
+        ]
 
     def longest_unfinished(self) -> int:
         """Tokens so far of the longest response that is to go on."""
-        return max(self.ages(), default=0)
+        return max(self.lengths()[1], default=0)
 
     # ---- durable state --------------------------------------------------------------------------------------
 

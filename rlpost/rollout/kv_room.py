@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 from rlpost.rollout.engine import KVCapacity
-from rlpost.rollout.remaining import LengthEstimate
+from rlpost.rollout.lengths import LengthEstimate
 
 Z = 2.0  # standard deviations of room: about one moment in forty needs more
 

@@ -23,8 +23,6 @@ from rlpost.rollout.scoring import InlineScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Group, Prompt
 
-RECENT_GROUPS = 256  # lengths drift with the policy over tens of steps
-
 
 @dataclass(slots=True)
 class RunRecord:
@@ -58,9 +56,9 @@ class RunRecord:
             self.moments += features.T @ features
             self.targets += features.T @ np.asarray(work.step_s)
 
-    def recent_lengths(self) -> list[list[int]]:
-        """Response lengths of the RECENT_GROUPS groups that ended last."""
-        return list(itertools.islice(reversed(self.lengths.values()), RECENT_GROUPS))
+    def lengths_since(self, order: int) -> list[int]:
+        """Response lengths of the ended groups that were drawn as number ``order`` or later."""
+        return [n for drawn, lengths in self.lengths.items() if drawn >= order for n in lengths]
 
     def sums(self) -> dict[str, Any]:
         """The normal equations as JSON values; :meth:`add_sums` takes them in again."""

@@ -45,8 +45,9 @@ def test_their_tokens_are_marked_and_their_mismatch_is_told_apart(run):
     assert rows and sum(row["mismatch/mixed_kv/token_share"] * row["loss/tokens"] for row in rows) == pytest.approx(
         marked
     )
-    for row in rows:
-        assert row["mismatch/lag_0/abs_log_ratio"] < 1e-4 < row["mismatch/mixed_kv/abs_log_ratio"]
+    clean = max(row.get("mismatch/lag_0/abs_log_ratio", 0.0) for row in rows)
+    mixed = [row["mismatch/mixed_kv/abs_log_ratio"] for row in rows]
+    assert 0 < clean < 1e-6 and min(mixed) > 3 * clean and max(mixed) > 100 * clean, (clean, mixed)
 
 
 def test_the_samples_in_flight_follow_what_the_cache_holds(run):

@@ -218,6 +218,24 @@ def test_unknown_parts(cfg, key):
     fails(cfg, ConfigError, f"algo.{key}", **{f"algo__{key}": "nosuch"})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("rollout.oversample", 1.0, "nothing is carried over"),
+        ("rollout.on_stale", "restart", "no use for its KV cache"),
+        ("deterministic", True, "was killed has lost its KV cache"),
+        ("cluster.kind", "ray", "another engine"),
+    ],
+)
+def test_a_kv_cache_is_kept_only_where_something_can_go_on_with_it(cfg, key, value, why):
+    cfg.rollout.keep_kv = True
+    check(cfg)
+    message = fails(cfg, ConfigError, "rollout.keep_kv: got True", why, **{key.replace(".", "__"): value})
+    assert key.removesuffix(".kind") in message
+    cfg.rollout.keep_kv = False
+    check(cfg)
+
+
 def test_there_is_one_engine(cfg):
     fails(cfg, ConfigError, "engine.kind", "one of vllm", engine__kind="simulated")
 

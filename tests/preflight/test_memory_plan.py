@@ -67,6 +67,13 @@ def test_kv_and_logits_by_hand():
     assert logits_bytes(TINY, chunk_tokens=3) == 4 * (10 * 3 * 2 + 10 * 8)
 
 
+def test_a_kept_kv_cache_stays_on_a_gpu_while_the_trainer_works():
+    sleeping, keeping = plan(device="cuda"), plan(device="cuda", keep_kv=True)
+    engine = sizes(sleeping)["KV cache"] + sizes(sleeping)["engine weights"]
+    assert keeping.training_bytes == sleeping.training_bytes + engine
+    assert keeping.generating_bytes == sleeping.generating_bytes
+
+
 def test_activations_by_hand_and_with_checkpointing():
     layer = 4 * 8 + 2 * (8 + 2 * 4) + 8 + 4 * 16
     assert activation_bytes(TINY, row_tokens=4, dtype="float32", checkpointing=False) == 2 * layer * 4 * 4

@@ -5,15 +5,15 @@ import pytest
 
 from rlpost.rollout.engine import KVCapacity
 from rlpost.rollout.kv_room import full_length_samples, samples_that_fit
-from rlpost.rollout.remaining import LengthEstimate
+from rlpost.rollout.lengths import LengthEstimate
 
 
 def tokens(count):
     return KVCapacity(tokens=count, block_tokens=16)
 
 
-def known(groups, cap=1024):
-    return LengthEstimate(groups, [], cap=cap)
+def known(lengths, cap=1024):
+    return LengthEstimate(lengths, [], cap=cap)
 
 
 SIZES = {"prompt_tokens": 10.0, "max_model_len": 1000}
@@ -28,13 +28,13 @@ def test_full_length_counts_whole_blocks_and_at_least_one_sample_runs():
 
 def test_the_lengths_seen_make_room_by_hand():
     # Always 20: mean age 10, sd sqrt(400 / 3 - 100) = 5.77; held 10 + 10 + 8 = 28; C 28 + 11.55 sqrt(C) = 4032.
-    room = samples_that_fit(tokens(4032), known([[20, 20]]), **SIZES)
+    room = samples_that_fit(tokens(4032), known([20, 20]), **SIZES)
     assert room.samples == int(((np.sqrt(11.547**2 + 4 * 28 * 4032) - 11.547) / 56) ** 2) == 139
     assert "holds 4 of 1,000 tokens" in room.reason and "139 of the lengths seen: 28 tokens" in room.reason
 
 
 def test_lengths_near_the_cap_never_leave_less_than_full_length_does():
-    assert samples_that_fit(tokens(4032), known([[990, 990]], cap=990), **SIZES).samples >= 4
+    assert samples_that_fit(tokens(4032), known([990, 990], cap=990), **SIZES).samples >= 4
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0])
@@ -44,7 +44,7 @@ def test_so_many_refilled_slots_seldom_need_more_than_there_is(sigma):
     def draw(size):
         return np.minimum(1024, np.maximum(1, np.round(64 * np.exp(sigma * rng.normal(size=size))))).astype(int)
 
-    capacity, lengths = 20_000, known(draw((250, 8)).tolist())
+    capacity, lengths = 20_000, known(draw(2000).tolist())
     count = samples_that_fit(tokens(capacity), lengths, prompt_tokens=32, max_model_len=1056).samples
     assert count > 3 * full_length_samples(tokens(capacity), max_model_len=1056)
     left, age = draw(count), np.zeros(count, int)
