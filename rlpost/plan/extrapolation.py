@@ -14,6 +14,7 @@ from rlpost.plan.recording import Recording
 MODELLED = (
     *("rollout.groups_per_step", "rollout.samples_per_group", "rollout.oversample", "rollout.adaptive_oversample"),
     *("rollout.max_staleness", "rollout.admission", "rollout.max_in_flight", "rollout.max_response_tokens"),
+    "rollout.keep_kv",
     *("engine.max_slots", "cluster.kind", "cluster.num_workers", "cluster.exchange_s", "cluster.reserve_share"),
 )
 FREE = (
@@ -28,7 +29,7 @@ def find_extrapolated(
 ) -> list[str]:
     """One line for each assumption; ``given``: costs that the user set, which need no word."""
     run, notes = recording.cfg, []
-    ranks, before = cfg.num_engines, run.num_engines
+    ranks, before = cfg.cluster.num_workers, run.cluster.num_workers
     if cfg.cluster.kind != run.cluster.kind and "rollout_s" not in given:
         notes.append(
             f"the run had cluster={run.cluster.kind}: what a rollout takes beside its iterations is taken over from it"
@@ -41,6 +42,9 @@ def find_extrapolated(
         if ranks > before and "reduce_s" not in given:
             known = "are those of the run" if before > 1 else "are left out, for the run had none"
             notes.append(f"the collectives of an update over {ranks} ranks {known}; cost.reduce_s adds to them")
+    if recording.kv_slots is not None:
+        taken = "is taken as the limit again" if cfg.num_engines == 1 else "is not taken as a limit of several engines"
+        notes.append(f"the run's KV cache held {recording.kv_slots} samples at once; that {taken}")
     notes += _about_samples(cfg, run)
     notes += _about_update(cfg, recording, costs, given)
     if lengths is None:
@@ -72,12 +76,12 @@ def _about_samples(cfg: Config, run: Config) -> list[str]:
 
 def _about_update(cfg: Config, recording: Recording, costs: Costs, given: Collection[str]) -> list[str]:
     run, rollout = recording.cfg, cfg.rollout
-    scale = rollout.groups_per_step * rollout.samples_per_group / cfg.num_engines
-    scale /= run.rollout.groups_per_step * run.rollout.samples_per_group / run.num_engines
+    scale = rollout.groups_per_step * rollout.samples_per_group / cfg.cluster.num_workers
+    scale /= run.rollout.groups_per_step * run.rollout.samples_per_group / run.cluster.num_workers
     if {"update_s", "update_token_s"} <= set(given) or abs(scale - 1) <= SAME_SIZE:
         return []
     how = f"an update has about {scale:.2g} x the run's tokens on a rank: "
-    if fit_update(recording.steps, ranks=run.num_engines).is_proportional:
+    if fit_update(recording.steps, ranks=run.cluster.num_workers).is_proportional:
         return [how + "its time is taken as proportional, for the run's steps do not show a fixed part"]
     return [how + f"{costs.update_s:.3g} s are taken as fixed, the rest as proportional"]
 

@@ -76,6 +76,7 @@ class Priced:
 
     costs: Costs
     idle_shift: float = 0.0  # added to a simulated idle share
+    kv_slots: int | None = None  # most samples in flight; None: no limit beside the slots
 
 
 def make_plan(cfg: Config, request: Request) -> Plan:
@@ -89,7 +90,7 @@ def make_plan(cfg: Config, request: Request) -> Plan:
         priced = Priced(costs=Costs(**{"rollout_s": 0.0, "reduce_s": 0.0} | request.costs))
     else:
         recording = read_recording(request.recording, warm_up=request.warm_up)
-        priced, check = _calibrate(recording, recording.steps, request)
+        priced, check = _calibrate(cfg, recording, recording.steps, request)
         notes = find_extrapolated(cfg, recording, priced.costs, given=request.costs, lengths=request.lengths)
     rows = _predict_all(cfg, request, priced, _lengths(cfg, request, recording, cfg.seed), ratios)
     repeats = []
@@ -97,7 +98,7 @@ def make_plan(cfg: Config, request: Request) -> Plan:
     for repeat in range(request.repeats):
         again, groups = priced, None
         if recording is not None:
-            again, _ = _calibrate(recording, _drawn_from(recording.steps, rng), request)
+            again, _ = _calibrate(cfg, recording, _drawn_from(recording.steps, rng), request)
             groups = _drawn_from(recording.groups, rng)
         lengths = _lengths(cfg, request, recording, cfg.seed + 1 + repeat, groups)
         repeats.append(_predict_all(cfg, request, again, lengths, ratios))
@@ -117,7 +118,9 @@ def make_plan(cfg: Config, request: Request) -> Plan:
 # ---- from a recorded run ---------------------------------------------------------------------------------------------
 
 
-def _calibrate(recording: Recording, steps: Sequence[RecordedStep], request: Request) -> tuple[Priced, Check]:
+def _calibrate(
+    cfg: Config, recording: Recording, steps: Sequence[RecordedStep], request: Request
+) -> tuple[Priced, Check]:
     """Costs from ``steps`` (the recording's, or drawn from them with replacement), given ones in their place, and how
     the recorded run's own replay compares with it."""
     record = RunRecord()
@@ -131,6 +134,7 @@ def _calibrate(recording: Recording, steps: Sequence[RecordedStep], request: Req
         shuffled(recording.groups, seed=0, first=recording.groups),
         prompt_tokens=recording.prompt_tokens,
         num_steps=recording.num_replayed,
+        kv_slots=recording.kv_slots,
     )
     replayed = [accounts[step.step - recording.first_step] for step in steps]
     costs = fit_costs(
@@ -138,7 +142,7 @@ def _calibrate(recording: Recording, steps: Sequence[RecordedStep], request: Req
         engine,
         rollout_s=statistics.median(s.generate_s - r.duration_s for s, r in zip(steps, replayed, strict=True)),
         prompt_tokens=recording.prompt_tokens,
-        ranks=recording.cfg.num_engines,
+        ranks=recording.cfg.cluster.num_workers,
     )
     check = Check(
         steps=len(steps),
@@ -147,7 +151,11 @@ def _calibrate(recording: Recording, steps: Sequence[RecordedStep], request: Req
         measured_step_s=statistics.median(step.step_s for step in steps),
     )
     idle = [s.idle_share - _idle_share([r]) for s, r in zip(steps, replayed, strict=True)]
-    return Priced(costs=replace(costs, **request.costs), idle_shift=statistics.median(idle)), check
+    return Priced(
+        costs=replace(costs, **request.costs),
+        idle_shift=statistics.median(idle),
+        kv_slots=recording.kv_slots if cfg.num_engines == 1 else None,
+    ), check
 
 
 def _lengths(
@@ -194,6 +202,7 @@ def _predict(cfg: Config, request: Request, priced: Priced, lengths: Lengths, ra
         prompt_tokens=costs.prompt_tokens,
         num_steps=warm_up + request.steps,
         oversample=None if isinstance(ratio, str) else ratio,
+        kv_slots=priced.kv_slots,
     )
     window, figures = accounts[warm_up:], measure(accounts, warm_up=warm_up)
     generate_s = max(0.0, figures.duration_s / len(window) + costs.rollout_s)
@@ -219,7 +228,7 @@ def _idle_share(accounts: Sequence[StepAccount]) -> float:
 def _update_s(cfg: Config, costs: Costs, account: StepAccount) -> float:
     rollout = cfg.rollout
     prompts = costs.prompt_tokens * rollout.groups_per_step * rollout.samples_per_group
-    return costs.update(account.trained + prompts, ranks=cfg.num_engines)
+    return costs.update(account.trained + prompts, ranks=cfg.cluster.num_workers)
 
 
 def _with_errors(row: Row, repeats: Sequence[Row]) -> Row:

@@ -7,6 +7,7 @@ or not, so that a short run's lengths are not those of its short responses. Call
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class RecordedStep:
     step: int
     tokens: float
     idle_share: float
+    slots: int
     iterations: list[dict[str, Any]]
     generate_s: float
     update_s: float
@@ -64,6 +66,12 @@ class Recording:
     evaluations: list[dict[str, Any]]  # sums over the engines' iterations in evaluations after the warm-up
     prompt_tokens: float  # mean
     prefill_share: float  # of the prompt and replayed tokens handed to engines, those computed (not in a prefix cache)
+
+    @property
+    def kv_slots(self) -> int | None:
+        """Samples that the KV cache held in the typical step; None where it held all that the slots could take."""
+        slots = int(statistics.median(step.slots for step in self.steps))
+        return slots if slots < self.cfg.max_in_flight else None
 
     @property
     def num_replayed(self) -> int:
@@ -135,9 +143,9 @@ def _check(run_dir: Path, cfg: Config, window: Sequence[StepTimeline], warm_up: 
 class _Stays:
     """Sums over one step's stays in the engine."""
 
-    num_begun: int = 0  # that generated something
+    num_begun: int = 0  # that generated something, their KV cache not kept from the step before
     num_fresh: int = 0  # of samples without tokens
-    num_resumed: int = 0  # of samples with tokens
+    num_resumed: int = 0  # of samples with tokens, which were replayed
     before: int = 0  # those tokens
     num_unknown: int = 0  # of samples whose earlier stays were not recorded
 
@@ -151,17 +159,16 @@ def _follow(steps: Sequence[StepTimeline]) -> tuple[dict[str, _Draw], dict[int, 
         sums = stays[t.step] = _Stays()
         columns = (t.spans[name] for name in ("uid", "index", "tokens", "kind", "end"))
         for uid, index, tokens, kind, end in zip(*columns, strict=True):
-            if uid in unknown or (uid not in draws and kind == "resumed"):
+            if uid in unknown or (uid not in draws and kind != "launched"):
                 unknown.add(uid)
                 sums.num_unknown += 1
                 continue
             sample = draws.setdefault(uid, _Draw(first_step=t.step)).samples.setdefault(index, _Sample())
-            if sample.tokens:
+            if sample.tokens and kind == "resumed":
                 sums.num_resumed += 1
                 sums.before += sample.tokens
-            else:
-                sums.num_fresh += 1
-            sums.num_begun += tokens > 0
+            sums.num_fresh += not sample.tokens
+            sums.num_begun += tokens > 0 and kind != "kept"
             sample.tokens += tokens
             sample.finished = end in ("stop", "length")
     return draws, stays
@@ -192,6 +199,7 @@ def _step(row: Mapping[str, float], prompt_tokens: float, iterations: list[dict[
         step=int(row["step"]),
         tokens=row["loss/tokens"] + prompt_tokens * row["loss/sequences"],
         idle_share=row["rollout/idle_share"],
+        slots=int(row["rollout/slots"]),
         iterations=iterations,
         generate_s=timed["generate"],
         update_s=timed["update"],

@@ -106,7 +106,7 @@ def _check_given(cfg: Config, request: Request) -> None:
     if request.lengths is None:
         raise ConfigError(explain("rlpost plan", "neither from= nor lengths=", "from=RUN_DIR", record))
     needed = [name for name in COST_KEYS if name not in OPTIONAL]
-    if cfg.num_engines == 1:
+    if cfg.cluster.num_workers == 1:
         needed.remove("reduce_s")
     missing = [f"cost.{name}" for name in needed if name not in request.costs]
     if missing:

@@ -60,16 +60,19 @@ def simulate(
     prompt_tokens: float,
     num_steps: int,
     oversample: float | None = None,
+    kv_slots: int | None = None,
 ) -> list[StepAccount]:
-    """``num_steps`` rollouts from an empty buffer on; ``oversample`` None: as configured, adaptive where that is on."""
+    """``num_steps`` rollouts from an empty buffer on; ``oversample`` None: as configured, adaptive where that is on;
+    ``kv_slots``: the most samples that the KV cache holds, None for no limit."""
     rollout = cfg.rollout
     settings = CollectSettings(
-        max_in_flight=cfg.max_in_flight,
+        max_in_flight=min(cfg.max_in_flight, kv_slots or cfg.max_in_flight),
         max_response_tokens=rollout.max_response_tokens,
         sampling=SamplingSettings(),
         seed=cfg.seed,
         max_filtered_groups=1 << 30,
         reject=lambda group: _reason(group, lengths),
+        keep_kv=rollout.keep_kv,
     )
     load = Workload(
         groups_per_step=rollout.groups_per_step,
@@ -78,6 +81,9 @@ def simulate(
         prompts=lambda: _numbered(round(prompt_tokens)),
         publish=lambda: None,
     )
+    controller = make_controller(cfg) if oversample is None else None
+    if controller is not None:
+        controller.slots = settings.max_in_flight
     return list(
         run_collect(
             _engine(cfg, cost, lengths),
@@ -86,7 +92,7 @@ def simulate(
             max_staleness=rollout.max_staleness,
             num_steps=num_steps,
             admission=rollout.admission,
-            controller=make_controller(cfg) if oversample is None else None,
+            controller=controller,
         )
     )
 

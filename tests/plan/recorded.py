@@ -62,19 +62,21 @@ def is_dropped(uid):
     return sample_seed(5, uid, 0, 0) % 3 == 0
 
 
-def record(folder, overrides, *, steps, truth=TRUTH, drop=False):
-    """Simulates a run of ``BASE`` and ``overrides`` and writes its directory; returns its folder."""
+def record(folder, overrides, *, steps, truth=TRUTH, drop=False, kv_slots=None):
+    """Simulates a run of ``BASE`` and ``overrides`` and writes its directory; returns its folder. ``kv_slots``: samples
+    that the KV cache holds."""
     cfg = configure(*overrides)
     rollout, cap = cfg.rollout, cfg.rollout.max_response_tokens
     shape = {"groups_per_step": rollout.groups_per_step, "samples_per_group": rollout.samples_per_group}
     buffer = RolloutBuffer(**shape, oversample=rollout.oversample, max_staleness=rollout.max_staleness)
     settings = CollectSettings(
-        max_in_flight=cfg.max_in_flight,
+        max_in_flight=kv_slots or cfg.max_in_flight,
         max_response_tokens=cap,
         sampling=SamplingSettings(),
         seed=0,
         max_filtered_groups=1 << 30,
         reject=lambda group: "unlucky" if drop and is_dropped(group.uid) else None,
+        keep_kv=rollout.keep_kv,
     )
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(cfg))
@@ -95,7 +97,7 @@ def record(folder, overrides, *, steps, truth=TRUTH, drop=False):
             trained = row["loss/tokens"] + PROMPT_TOKENS * row["loss/sequences"]
             times = {
                 "generate": stats.duration_s + truth.rollout_s,
-                "update": truth.update_s + truth.update_token_s * trained / cfg.num_engines,
+                "update": truth.update_s + truth.update_token_s * trained / cfg.cluster.num_workers,
                 "publish": truth.publish_s,
             }
             times["step"] = sum(times.values()) + truth.other_s

@@ -8,7 +8,9 @@ from rlpost.plan.costs import Costs, fit_update
 from rlpost.plan.predict import Row, _choose
 from rlpost.plan.recording import RecordedStep
 
-STEP = RecordedStep(step=1, tokens=0, generate_s=0, update_s=0, publish_s=0, other_s=0, idle_share=0, iterations=[])
+STEP = RecordedStep(
+    step=1, tokens=0, generate_s=0, update_s=0, publish_s=0, other_s=0, idle_share=0, slots=1, iterations=[]
+)
 
 
 def steps(*points):

@@ -93,3 +93,11 @@ def test_groups_that_a_filter_drops_cost_their_generation(folder):
     check(plan(run).rows[0], run)
     truth = record(folder / "filtered, synchronous", ["rollout.oversample=1.0"], steps=STEPS, drop=True)
     check(plan(run, "rollout.oversample=1.0").rows[0], truth, tolerance=0.03)
+
+
+def test_a_kv_cache_that_held_fewer_samples_is_the_limit_again(folder):
+    run = record(folder / "small cache", [], steps=STEPS, kv_slots=10)
+    made = plan(run, "rollout.oversample=1.0")
+    truth = record(folder / "small cache, synchronous", ["rollout.oversample=1.0"], steps=STEPS, kv_slots=10)
+    check(made.rows[0], truth)
+    assert made.extrapolated == ["the run's KV cache held 10 samples at once; that is taken as the limit again"]

@@ -7,6 +7,7 @@ import pytest
 
 from rlpost.errors import RunError
 from rlpost.plan.recording import WINDOW, read_recording
+from rlpost.reporting.timeline import read_timeline
 from tests.plan.recorded import PROMPT_TOKENS, length_of, record
 
 
@@ -74,6 +75,16 @@ def test_prompts_come_from_what_was_replayed_and_cached_tokens_cost_nothing(shor
 
     cached = read_recording(rewrite(short, tmp_path / "cached", "metrics.jsonl", half_cached), warm_up=2)
     assert cached.prompt_tokens == pytest.approx(PROMPT_TOKENS) and cached.prefill_share == pytest.approx(0.5)
+
+
+def test_samples_that_kept_their_kv_cache_replayed_nothing(tmp_path):
+    run = record(tmp_path / "run", ["rollout.keep_kv=true"], steps=6)
+    kinds = {kind for t in read_timeline(run) for kind in t.spans["kind"]}
+    assert kinds == {"launched", "kept"}
+    recording = read_recording(run, warm_up=2)
+    assert recording.prompt_tokens == pytest.approx(PROMPT_TOKENS) and recording.prefill_share == 1.0
+    for draw, group in enumerate(recording.groups[:20]):
+        assert group.lengths == tuple(min(128, length_of(f"0:{draw}/{index}")) for index in range(4))
 
 
 def test_a_synchronous_run_tells_what_was_computed_of_a_prompt(tmp_path):
