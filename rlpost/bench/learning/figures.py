@@ -17,6 +17,7 @@ from rlpost.bench.learning.table import Row
 
 COLORS = {SYNC: "#c2673a", PLAIN: "#4a7fc1", CORRECTED: "#2f855a"}
 WIDTH, HEIGHT, LEFT, TOP, GAP_X, GAP_Y = 270, 170, 62, 62, 30, 66  # pixels; of a panel and round it
+LEGEND_WIDTH = 530
 AXES = (("samples", "samples trained"), ("cpu_s", "CPU seconds of training"))
 INK, SOFT = "#1a202c", "#cbd5e0"
 
@@ -73,7 +74,7 @@ def draw_curves(rows: Sequence[Row]) -> str:
             parts += panel.frame(title, label, _ticks(0, end, step=_nice(end / 4)), names_y=column == 0)
             parts += [part for s, band in mine.items() for part in _area(panel, s, band)]
             parts += [_line(panel, s, band) for s, band in mine.items()]
-    width = LEFT + max(1, len(algos)) * (WIDTH + GAP_X)
+    width = max(LEGEND_WIDTH, LEFT + len(algos) * (WIDTH + GAP_X))
     return _svg(width, TOP + 2 * (HEIGHT + GAP_Y) - 20, "Accuracy over samples and over CPU time", parts)
 
 
@@ -123,7 +124,7 @@ def _legend() -> list[str]:
     for strategy, color in COLORS.items():
         parts.append(f'<rect x="{x}" y="14" width="22" height="4" fill="{color}"/>')
         parts.append(_text(x + 28, 20, strategy))
-        x += 60 + 7 * len(strategy)
+        x += 50 + 7 * len(strategy)
     return parts
 
 

@@ -37,7 +37,7 @@ def run_cell(cell: Cell, *, digest: str, folder: Path, core: int | None) -> Row:
 
     Raises RunError where a process fails, with the end of what it said.
     """
-    started_at, load_before = datetime.now(UTC), os.getloadavg()[0]
+    started_at, load_before, revision = datetime.now(UTC), os.getloadavg()[0], find_revision()
     quiet = ["logging=quiet", "logging.keep_rollouts=false", "threads=1", f"runs_dir={folder}"]
     train = [*cell.overrides, *quiet, f"name={cell.name}", "resume=never", "checkpoint.every=-1"]
     train_used = _run(["-m", "rlpost", "train", *train], folder / f"{cell.name}.log", core)
@@ -58,7 +58,7 @@ def run_cell(cell: Cell, *, digest: str, folder: Path, core: int | None) -> Row:
         max_staleness=cell.max_staleness,
         corrected=cell.corrected,
         digest=digest,
-        revision=find_revision(),
+        revision=revision,
         versions={name: _version_of(name) for name in ("torch", "vllm", "deepspeed")},
         date=started_at.isoformat(timespec="seconds"),
         machine=describe_machine(),

@@ -36,7 +36,12 @@ class Plan:
     runs: Path | None = None  # keeps the runs' directories; None: they are removed
 
 
-def run_study(plan: Plan, say: Callable[[str], None] = print) -> int:
+def say_at_once(line: str) -> None:
+    """A run takes minutes, and the study's output may be a file that somebody reads meanwhile."""
+    print(line, flush=True)
+
+
+def run_study(plan: Plan, say: Callable[[str], None] = say_at_once) -> int:
     """The number of runs made. Raises ConfigError for a pattern that fits no cell or settings that cannot work."""
     cells = choose_cells(plan.only)
     digests = digest_cells(cells)
