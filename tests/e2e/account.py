@@ -33,7 +33,7 @@ def assert_nothing_lost(run: Path, *, steps: int, samples: int, prompts: int, ev
     ended = {draw for draw, *_ in rows["ends"]}
     assert {drawn[draw] for draw in ended} == {uid for uid, _ in trained}
     summary = json.loads((run / "finished.json").read_text())
-    tokens = {id_: num for id_, draw, _, _, _, _, num, _, _ in rows["segments"] if draw in ended}
+    tokens = {id_: num for id_, draw, _, _, _, _, num, *_ in rows["segments"] if draw in ended}
     assert sum(tokens.values()) == summary["tokens"]["trained"], "a token was lost or is there twice"
     assert [row["step"] for row in steps_of(run)] == list(range(1, steps + 1))
     evaluated = [row["step"] for row in read_metrics(run) if "eval/accuracy" in row]
