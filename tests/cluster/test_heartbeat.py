@@ -14,7 +14,7 @@ from rlpost.cluster.workers import RayReplicas
 from rlpost.config import Config
 from rlpost.errors import WorkerLost
 from rlpost.rollout.replicas import Loss
-from rlpost.startup import Runtime, WorkerSettings
+from tests.cluster.bare import settings_of
 from tests.cluster.hanging import NO_REQUESTS, HangingActor
 
 pytestmark = pytest.mark.own_process
@@ -38,21 +38,9 @@ def config() -> Config:
 
 @pytest.fixture
 def actors(cluster: RayCluster, tmp_path: Path):
-    runtime = Runtime(device="cpu", dtype="float32", threads=1)
-    settings = WorkerSettings(
-        cfg=config(),
-        runtime=runtime,
-        model_folder="",
-        vocab_size=18,
-        num_params=1,
-        hidden_size=1,
-        needs_reference=False,
-        max_model_len=8,
-        canary=(),
-    )
     actors = Actors(
         cluster,
-        settings,
+        settings_of(config()),
         shards=tmp_path / "kept-1",
         scratch=tmp_path / "scratch-1",
         logs=tmp_path / "logs",
