@@ -78,6 +78,7 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Generate and judge ``cfg.samples_per_prompt`` responses per prompt; ``on_progress(finished, wanted)``."""
+    scorer.forget()  # of an evaluation whose workers were lost in the middle, which this one makes again
     k = cfg.samples_per_prompt
     by_uid = {p.uid: p for p in prompts}
     queue = [(p, i) for i in range(k) for p in prompts]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlpost.config import EvalConfig, RewardConfig
-from rlpost.errors import RunError
+from rlpost.errors import RunError, WorkerLost
 from rlpost.evaluate import describe, evaluate
 from rlpost.rewards.functions import load_functions
 from rlpost.rollout.engine import SamplingSettings
@@ -27,11 +27,23 @@ class RecordingEngine(SimulatedEngine):
         return super().submit(requests)
 
 
-def run(reward, *, k=4, length_of=lambda request_id: 3, engine=None):
+class DyingEngine(RecordingEngine):
+    """All workers are lost when some responses are finished and some groups half judged."""
+
+    num_steps = 0
+
+    def step(self):
+        self.num_steps += 1
+        if self.num_steps == 3:
+            raise WorkerLost("worker 0 died")
+        return super().step()
+
+
+def run(reward, *, k=4, length_of=lambda request_id: 3, engine=None, scorer=None):
     return evaluate(
         engine or RecordingEngine(length_of),
         PROMPTS,
-        InlineScorer(reward, decode=lambda ids: str(len(ids))),
+        scorer or InlineScorer(reward, decode=lambda ids: str(len(ids))),
         EvalConfig(samples_per_prompt=k),
         max_response_tokens=8,
         sampling=SamplingSettings(),
@@ -83,6 +95,24 @@ def test_cut_responses_and_rewards_without_an_accuracy_part():
     assert result.truncated_share == pytest.approx(1 / 6) and result.accuracy.mean == pytest.approx(1 / 6)
 
 
+def scorer_of_groups(function):
+    calls = InlineCalls(load_functions(RewardConfig(function=function, workers=0)))
+    return RewardScorer(calls, lambda ids: str(len(ids)), group_size=4)
+
+
+def test_an_evaluation_whose_workers_are_lost_is_made_again_from_its_beginning():
+    def best(responses, *, reference):
+        return [float(i < reference) for i in range(len(responses))]
+
+    scorer = scorer_of_groups(best)
+    with pytest.raises(WorkerLost):
+        run(best, engine=DyingEngine(), scorer=scorer)
+    assert scorer.num_pending
+    again, undisturbed = run(best, scorer=scorer), run(best, scorer=scorer_of_groups(best))
+    assert again.num_samples == 24 and again.correct.tolist() == undisturbed.correct.tolist()
+    assert not scorer.num_pending
+
+
 def test_a_group_function_gets_the_k_responses_of_a_problem():
     sizes = []
 
@@ -90,17 +120,7 @@ def test_a_group_function_gets_the_k_responses_of_a_problem():
         sizes.append((reference, len(responses)))
         return [float(i == 0) for i in range(len(responses))]
 
-    calls = InlineCalls(load_functions(RewardConfig(function=best, workers=0)))
-    result = evaluate(
-        RecordingEngine(),
-        PROMPTS,
-        RewardScorer(calls, lambda ids: str(len(ids)), group_size=4),
-        EvalConfig(samples_per_prompt=4),
-        max_response_tokens=8,
-        sampling=SamplingSettings(),
-        seed=0,
-        policy_version=0,
-    )
+    result = run(best, scorer=scorer_of_groups(best))
     assert sorted(sizes) == [(i, 4) for i in range(6)] and result.accuracy.mean == 0.25
 
 

@@ -89,6 +89,9 @@ class Scorer(Protocol):
         ``index`` for a caller that wants one.
         """
 
+    def forget(self) -> None:
+        """Samples submitted whose verdict was not polled yet never get one, and no longer count."""
+
     def close(self) -> None: ...
 
 
@@ -174,9 +177,15 @@ class RewardScorer:
     def drain(self, timeout_s: float) -> bool:
         return self._wait(timeout_s, lambda: not self._asked)
 
+    def forget(self) -> None:
+        self._asked.clear()
+        self._held.clear()
+        self._verdicts.clear()
+        self._num_open = 0
+
     def close(self) -> None:
         """Whose verdicts are still pending is forgotten; the workers are closed by whoever started them."""
-        self._asked.clear()
+        self.forget()
 
     def take_counts(self) -> ScoringCounts:
         """Counts since the last call."""
@@ -244,7 +253,7 @@ class RewardScorer:
         known = []
         for number, result in arrived:
             asked = self._asked.pop(number, None)
-            if asked is None:  # forgotten by close()
+            if asked is None:  # forgotten
                 continue
             self._counts.calls += 1
             self._counts.call_s += result.seconds

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from rlpost.cluster.actors import Actors, RayCluster
+from rlpost.cluster.mapping import EngineMap
 from rlpost.cluster.workers import RayReplicas
 from rlpost.config import Config
 from rlpost.errors import WorkerLost
 from rlpost.rollout.replicas import Loss
-from rlpost.startup import Runtime, WorkerSettings
+from tests.cluster.bare import settings_of
 from tests.cluster.hanging import NO_REQUESTS, HangingActor
 
 pytestmark = pytest.mark.own_process
@@ -23,7 +24,7 @@ HANG_S = 2.0
 @pytest.fixture(scope="module")
 def cluster():
     cfg = config()
-    cluster = RayCluster(cfg.cluster, cpus=1, gpus=0, sweep=[])
+    cluster = RayCluster(cfg.cluster, EngineMap.of(cfg), cpus=1, gpus=0, sweep=[])
     yield cluster
     cluster.close()
 
@@ -37,21 +38,9 @@ def config() -> Config:
 
 @pytest.fixture
 def actors(cluster: RayCluster, tmp_path: Path):
-    runtime = Runtime(device="cpu", dtype="float32", threads=1)
-    settings = WorkerSettings(
-        cfg=config(),
-        runtime=runtime,
-        model_folder="",
-        vocab_size=18,
-        num_params=1,
-        hidden_size=1,
-        needs_reference=False,
-        max_model_len=8,
-        canary=(),
-    )
     actors = Actors(
         cluster,
-        settings,
+        settings_of(config()),
         shards=tmp_path / "kept-1",
         scratch=tmp_path / "scratch-1",
         logs=tmp_path / "logs",
@@ -73,7 +62,7 @@ def calling(method: str) -> Callable[[Actors], Any]:
 
 def generating(actors: Actors) -> None:
     """As the replica engine does it: the loss is an answer there, which generation goes on without."""
-    transport = RayReplicas(actors, slots=4, abort_timeout_s=60.0)
+    transport = RayReplicas(actors, EngineMap.of(config()), slots=4, abort_timeout_s=60.0)
     for replica in (0, 1):
         transport.send(replica, NO_REQUESTS)
     answers = [*transport.wait()]
@@ -115,7 +104,7 @@ def test_a_worker_that_hangs_is_named_with_its_phase(
 def test_a_worker_that_does_not_stop_in_time_is_named_and_the_other_s_report_counts(actors: Actors) -> None:
     order_to_hang(actors, "stop")
     actors.start()
-    answers = RayReplicas(actors, slots=4, abort_timeout_s=1.0).stop([0, 1])
+    answers = RayReplicas(actors, EngineMap.of(config()), slots=4, abort_timeout_s=1.0).stop([0, 1])
     reason = next(answer.reason for answer in answers if isinstance(answer, Loss))
     assert "worker 1" in reason and "did not end its requests within 1 s" in reason
     assert [answer.replica for answer in answers if not isinstance(answer, Loss)] == [0]

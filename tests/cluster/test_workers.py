@@ -10,7 +10,7 @@ import pytest
 from rlpost.cluster.workers import ClusterWorkers
 from rlpost.config import Config
 from rlpost.errors import ShardsLost, WorkerLost
-from rlpost.startup import Runtime, WorkerSettings
+from tests.cluster.bare import settings_of
 
 
 class Actors:
@@ -55,18 +55,7 @@ def actors() -> Actors:
 def workers(actors: Actors) -> ClusterWorkers:
     cfg = Config()
     cfg.cluster.kind, cfg.cluster.num_workers, cfg.engine.max_slots = "ray", 2, 4
-    settings = WorkerSettings(
-        cfg=cfg,
-        runtime=Runtime(device="cpu", dtype="float32", threads=1),
-        model_folder="",
-        vocab_size=18,
-        num_params=1,
-        hidden_size=1,
-        needs_reference=False,
-        max_model_len=8,
-        canary=(),
-    )
-    workers = ClusterWorkers(None, actors, settings, scratch=Path("scratch"), say=lambda _: None)  # type: ignore[arg-type]
+    workers = ClusterWorkers(None, actors, settings_of(cfg), scratch=Path("scratch"), say=lambda _: None)  # type: ignore[arg-type]
     workers.start()
     workers.keep(0)
     return workers

@@ -33,8 +33,10 @@ def assert_nothing_lost(run: Path, *, steps: int, samples: int, prompts: int, ev
     ended = {draw for draw, *_ in rows["ends"]}
     assert {drawn[draw] for draw in ended} == {uid for uid, _ in trained}
     summary = json.loads((run / "finished.json").read_text())
-    tokens = {id_: num for id_, draw, _, _, _, _, num, *_ in rows["segments"] if draw in ended}
-    assert sum(tokens.values()) == summary["tokens"]["trained"], "a token was lost or is there twice"
+    db = sqlite3.connect(run / "ledger.sqlite")
+    tokens = [num for draw, num in db.execute("SELECT draw, num_tokens FROM segments") if draw in ended]
+    db.close()
+    assert sum(tokens) == summary["tokens"]["trained"], "a token was lost or is there twice"
     assert [row["step"] for row in steps_of(run)] == list(range(1, steps + 1))
     evaluated = [row["step"] for row in read_metrics(run) if "eval/accuracy" in row]
     assert evaluated == list(range(0, steps + 1, eval_every)), "an evaluation is missing or was logged twice"

@@ -57,11 +57,23 @@ class Place:
         except (OSError, ValueError):  # not there yet, or being written
             return {}
 
+    def is_at(self, phase: str, step: int) -> bool:
+        """Whether the run is in this phase with at least so many steps finished."""
+        status = self.status()
+        return status.get("phase") == phase and status["step"] >= step
+
+    def kept(self, run: Path = RUN) -> Path:
+        """Where a run keeps states, but for the end of the name, which each life has for itself."""
+        return life_folder("/dev/shm", PREFIX, self.folder / run)
+
+    def left_outside(self, run: Path = RUN) -> list[str]:
+        """Folders outside the run's own."""
+        places = self.kept(run), life_folder("/tmp", SCRATCH, self.folder / run)
+        return [str(p) for life in places for p in life.parent.glob(life.name.rpartition("-")[0] + "-*")]
+
     def traces(self, run: Path = RUN) -> list[str]:
         """Processes, folders and shared memory of runs that should have ended."""
-        places = life_folder("/dev/shm", PREFIX, self.folder / run), life_folder("/tmp", SCRATCH, self.folder / run)
-        found = [str(p) for life in places for p in life.parent.glob(life.name.rpartition("-")[0] + "-*")]
-        found += [str(p) for p in self.temp.glob("rlpost-ray-*")]
+        found = [*self.left_outside(run), *map(str, self.temp.glob("rlpost-ray-*"))]
         return found + [f"{pid} {name}" for pid, name in processes() if self._is_ours(pid, name)]
 
     def _is_ours(self, pid: int, name: str) -> bool:

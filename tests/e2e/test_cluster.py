@@ -7,6 +7,7 @@ and goes back to its checkpoint. The long form kills at random, fifty times.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -59,7 +60,7 @@ def test_a_killed_controller_is_resumed_and_without_a_kept_state_the_run_goes_ba
     apart = ["cluster.shared_storage=false", f"cluster.scratch_dir={scratch}"]
     run = ["steps=4", "checkpoint.every=2", "cluster.keep_shards=false", *apart, *DATA]
     process = place.start(*run)
-    reached = eventually(lambda: (s := place.status()).get("step", 0) >= 2 and s["phase"] == "generate", 300)
+    reached = eventually(lambda: place.is_at("generate", 2), 300)
     process.kill()
     assert reached, process.communicate()[0]
     check_nothing_is_left(place, GONE_S)
@@ -83,6 +84,39 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(place: Place) -> None:
     assert process.returncode == 130, output
     assert "the same command goes on from there" in output
     check_nothing_is_left(place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_two_machines_that_share_nothing_a_lost_worker_costs_no_step_and_nothing_is_left(place: Place) -> None:
+    """Two nodes of a Ray that was there before, each with folders of its own. Then the controller is killed."""
+    from ray.cluster_utils import Cluster
+
+    scratch = place.folder / "scratch"
+    scratch.mkdir()
+    node = {"num_cpus": 1, "object_store_memory": 200 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        run = ["steps=4", "checkpoint.every=2", f"cluster.address={cluster.address}", *DATA]
+        run += ["cluster.shared_storage=false", f"cluster.scratch_dir={scratch}"]
+        process = place.start(*run, log=place.folder / "log")
+        try:
+            assert eventually(lambda: place.is_at("update", 1), 300)
+            os.kill(place.status()["workers"][1]["pid"], signal.SIGKILL)
+            assert eventually(lambda: place.is_at("generate", 3), 300), (place.folder / "log").read_text()
+            assert len([*Path("/dev/shm").glob(f"{place.kept().name.rpartition('-')[0]}-*/*/")]) == 2, "one for each"
+        finally:
+            process.kill()
+        assert eventually(lambda: not place.left_outside() and not list(scratch.iterdir()), GONE_S)
+        output = rlpost(*CLUSTER, *run, cwd=place.folder)
+    finally:
+        cluster.shutdown()
+    log = (place.folder / "log").read_text()
+    assert "workers are back" in log and "goes back to its last checkpoint" not in log, log
+    assert "resumed after step 2" in output, output
+    check_account(place, 4)
+    assert not place.left_outside() and not list(scratch.iterdir())
 
 
 @pytest.mark.parametrize("setting", ["cluster.address=127.0.0.1:1"])

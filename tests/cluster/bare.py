@@ -1,0 +1,20 @@
+"""Settings of workers that load no model."""
+
+from __future__ import annotations
+
+from rlpost.config import Config
+from rlpost.startup import Runtime, WorkerSettings
+
+
+def settings_of(cfg: Config) -> WorkerSettings:
+    return WorkerSettings(
+        cfg=cfg,
+        runtime=Runtime(device="cpu", dtype="float32", threads=1),
+        model_folder="",
+        vocab_size=18,
+        num_params=1,
+        hidden_size=1,
+        needs_reference=False,
+        max_model_len=8,
+        canary=(),
+    )
