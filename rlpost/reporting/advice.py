@@ -224,6 +224,17 @@ def idle_tail(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | 
     )
 
 
+def full_kv_cache(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
+    names = ("rollout/preemptions", "rollout/launched_samples", "rollout/resumed_samples")
+    preempted, *started = (sum(row.get(name, 0) for row in last) for name in names)
+    if len(last) < WINDOW or preempted <= thresholds.PREEMPTED_SHARE * sum(started):
+        return None
+    return (
+        f"vLLM interrupted {preempted:.0f} answers in the last {WINDOW} steps: the KV cache was full, and their tokens "
+        "were computed again; lower rollout.max_in_flight (or leave it unset), or raise engine.kv_cache_bytes"
+    )
+
+
 def failing_rewards(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     failed, judged = (sum(row.get(name, 0) for row in last) for name in ("reward/failed", "loss/sequences"))
     if len(last) < WINDOW or failed <= thresholds.FAILED_REWARDS_SHARE * (failed + judged):
@@ -255,6 +266,7 @@ RULES: dict[str, tuple[Rule, bool]] = {  # name -> (rule, whether it wakes a per
     "length_collapse": (length_collapse, True),
     "growing_mismatch": (growing_mismatch, True),
     "idle_tail": (idle_tail, False),
+    "full_kv_cache": (full_kv_cache, False),
     "failing_rewards": (failing_rewards, True),
     "skipped_updates": (skipped_updates, True),
 }

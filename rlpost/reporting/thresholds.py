@@ -16,6 +16,7 @@ ACCEPTED_SHARE = 0.2  # of the groups; the filter rejected the rest
 EQUAL_GROUPS_SHARE = 0.8
 TRUNCATED_SHARE = 0.3
 IDLE_SHARE = 0.3
+PREEMPTED_SHARE = 0.1  # of the answers started in a step
 FAILED_REWARDS_SHARE = 0.1
 ENTROPY_FALL = 10.0  # times as low as at first
 MANY_WRONG = 0.1  # the best reward minus the mean: with less, certainty is what was wanted

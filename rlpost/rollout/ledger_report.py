@@ -135,7 +135,9 @@ def _prompt(ledger: Ledger, draw: int) -> list[str]:
 def _sample(ledger: Ledger, draw: int, index: int) -> list[str]:
     key = (draw, index)
     segments = ledger.execute(
-        "SELECT attempt, step, policy_version, num_tokens FROM segments WHERE draw = ? AND idx = ? ORDER BY id", *key
+        "SELECT attempt, step, policy_version, num_tokens, mixed_kv FROM segments WHERE draw = ? AND idx = ? "
+        "ORDER BY id",
+        *key,
     )
     finishes = dict(ledger.execute("SELECT attempt, finish_reason FROM finishes WHERE draw = ? AND idx = ?", *key))
     launches = dict(ledger.execute("SELECT attempt, step FROM launches WHERE draw = ? AND idx = ?", *key))
@@ -149,8 +151,8 @@ def _sample(ledger: Ledger, draw: int, index: int) -> list[str]:
     tokens = sum(row[3] for row in segments if row[0] == attempt)
     state = finishes.get(attempt) or ("paused" if tokens else "waiting")
     lines = [f"sample {index}: {tokens} tokens, {state}"]
-    for number, (of, step, version, num_tokens) in enumerate(segments):
-        started = "launched" if number == 0 or segments[number - 1][0] != of else "resumed"
+    for number, (of, step, version, num_tokens, mixed_kv) in enumerate(segments):
+        started = "launched" if number == 0 or segments[number - 1][0] != of else "kept" if mixed_kv else "resumed"
         last = number + 1 == len(segments) or segments[number + 1][0] != of
         ended = finishes.get(of, "interrupted") if last else "interrupted"
         again = f", attempt {of}" if of else ""

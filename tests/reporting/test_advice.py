@@ -33,6 +33,9 @@ HEALTHY = {
     "rollout/truncated_share": 0.02,
     "rollout/length/admitted_mean": 40.0,
     "rollout/idle_share": 0.05,
+    "rollout/launched_samples": 200,
+    "rollout/resumed_samples": 60,
+    "rollout/preemptions": 20,
     "mismatch/lag_0/abs_log_ratio": 1e-4,
 }
 # rule -> (what later steps show, facts, words of the sentence)
@@ -50,6 +53,7 @@ WRONG = {
     "length_collapse": ({"rollout/length/admitted_mean": 5.0}, {}, "answers shrank from 40 to 5 tokens"),
     "growing_mismatch": ({"mismatch/lag_0/abs_log_ratio": 0.02}, {}, "differ by 0.02 nats, 0.0001 at first"),
     "idle_tail": ({"rollout/idle_share": 0.5}, {}, "50% of the engine's places stood empty"),
+    "full_kv_cache": ({"rollout/preemptions": 70}, {}, "interrupted 110 answers in the last 3 steps"),
     "failing_rewards": ({"reward/failed": 64}, {}, "128 rewards of the last 3 steps failed, 14% of all"),
     "skipped_updates": ({"loss/skipped_updates": 1}, {}, "NaN or infinite"),
 }

@@ -76,9 +76,17 @@ def test_an_account_that_does_not_balance_is_said(tmp_path):
     assert "do not balance" in glance(tmp_path)
 
 
-def test_a_life_tells_versions_and_verdicts(tmp_path):
+@pytest.mark.parametrize(("keep_kv", "word"), [(False, "resumed"), (True, "kept")])
+def test_a_life_tells_versions_and_verdicts(tmp_path, keep_kv, word):
     lengths = {"0:0/0": 3, "0:0/1": 40}
-    shape = {"n": 1, "g": 2, "slots": 4, "staleness": 3, "length_of": lambda rid: lengths.get(rid, 5)}
+    shape = {
+        "n": 1,
+        "g": 2,
+        "slots": 4,
+        "staleness": 3,
+        "length_of": lambda rid: lengths.get(rid, 5),
+        "keep_kv": keep_kv,
+    }
     run = Life(tmp_path, **shape).begin()
     for step in range(6):
         run.step(step)
@@ -92,7 +100,7 @@ def test_a_life_tells_versions_and_verdicts(tmp_path):
     ]
     assert told[5] == "sample 1: 40 tokens, stop"
     assert "policy 0: launched" in told[6] and told[6].endswith("interrupted")
-    assert "resumed" in told[7]
+    assert f": {word}, " in told[7]
     assert sum(int(re.search(r"(\d+) tokens", line)[1]) for line in told[6:] if "policy" in line) == 40
     waiting = [g.uid for g in run.buffer.groups.values()][-1]
     assert life(tmp_path, waiting).splitlines()[0].endswith("; open")

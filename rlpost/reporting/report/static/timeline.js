@@ -275,7 +275,7 @@ function concurrency(spans) {
 
 function summarise(lives, state) {
   const paused = lives.spans.filter(span => span.how === 'paused').length,
-    resumed = lives.spans.filter(span => span.kind === 'resumed').length;
+    resumed = lives.spans.filter(span => span.kind !== 'launched').length;
   const replicas = new Set(lives.spans.map(span => span.replica)).size;
   const curve_ = concurrency(lives.spans);
   const busyTime = sum(lives.spans.map(span => span.end - span.start));
