@@ -47,6 +47,7 @@ def test_a_pair_that_lacks_its_other_half_is_left_out():
     rows = table("dapo", {SYNC: [0.8, 0.8], PLAIN: [0.7]})
     found = compare(rows, "dapo", PLAIN)
     assert found.seeds == (0,) and found.num_planned == 3 and found.interval is None
+    assert compare(rows[1:], "dapo", PLAIN).seeds == (), "seed 0 lacks its synchronous run"
     assert compare(rows, "gspo", PLAIN).seeds == ()
 
 
