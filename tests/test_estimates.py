@@ -1,11 +1,12 @@
 """Estimates against hand-worked and brute-force values."""
 
 from itertools import combinations
+from math import gamma, pi
 
 import numpy as np
 import pytest
 
-from rlpost.estimates import bootstrap_mean, paired_difference, pass_at_k
+from rlpost.estimates import T_975, bootstrap_mean, paired_difference, pass_at_k, t_interval
 
 
 def test_pass_at_k_equals_counting_all_subsets():
@@ -43,3 +44,25 @@ def test_pairing_removes_the_problems_own_difficulty():
 def test_nothing_to_average_is_an_error():
     with pytest.raises(ValueError, match="no problems"):
         bootstrap_mean(np.zeros(0))
+
+
+def test_t_interval_by_hand():
+    # 1, 2, 3, 4, 5: mean 3, s = sqrt(2.5), t(0.975, 4) = 2.7764, half width 2.7764 x sqrt(2.5 / 5) = 1.9632
+    interval = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (interval.low, interval.mean, interval.high) == pytest.approx((1.0368, 3.0, 4.9632), abs=1e-4)
+    assert t_interval([2.0, 2.0]).low == 2.0
+
+
+def test_the_t_table_leaves_five_percent_outside():
+    for degrees, quantile in enumerate(T_975, start=1):
+        x = np.linspace(0.0, quantile, 100_001)
+        scale = gamma((degrees + 1) / 2) / (gamma(degrees / 2) * (degrees * pi) ** 0.5)
+        density = scale * (1 + x * x / degrees) ** (-(degrees + 1) / 2)
+        inside = 2 * np.trapezoid(density, x)
+        assert inside == pytest.approx(0.95, abs=5e-6), degrees
+
+
+@pytest.mark.parametrize("n", [1, 22])
+def test_t_interval_refuses_what_it_has_no_quantile_for(n):
+    with pytest.raises(ValueError, match="expected 2 to 21"):
+        t_interval([0.0] * n)

@@ -4,6 +4,7 @@ import itertools
 import re
 
 import numpy as np
+import pytest
 
 from rlpost.tasks.arithmetic import MAX_TERMS, MAX_VALUE, MIN_TERMS, lessons, problems
 
@@ -22,6 +23,15 @@ def test_splits_are_disjoint_and_reproducible():
     assert len(set(train)) == 5000 and not held_out & set(train)
     assert train[:50] == [row["prompt"] for row in problems(count=50, split="train")]
     assert not held_out & {row["prompt"] for row in itertools.islice(lessons(), 5000)}
+
+
+def test_chains_may_be_longer_and_the_splits_stay_disjoint():
+    held_out = problems(count=300, split="eval", min_terms=8, max_terms=24)
+    train = problems(count=3000, split="train", min_terms=8, max_terms=24)
+    assert {row["num_terms"] for row in held_out} <= set(range(8, 25)) and max(r["num_terms"] for r in held_out) > 20
+    assert not {row["prompt"] for row in held_out} & {row["prompt"] for row in train}
+    with pytest.raises(ValueError, match="min_terms"):
+        problems(count=1, split="eval", min_terms=8, max_terms=7)
 
 
 def test_the_tail_is_heavy():

@@ -45,9 +45,12 @@ class Difference:
 
 def compare(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC, *, at: str = "samples") -> Difference:
     """``at``: "samples", when both have trained as many, at the end of the run; or "time", when the slower one of a
-    pair has spent as much CPU time on training as the faster one's whole run took."""
+    pair has spent as much CPU time on training as the faster one's whole run took. Times of two machines cannot be
+    compared: a pair that was not made on one is left out there."""
+    assert at in ("samples", "time")
     mine, theirs = (by_seed(rows, algo, name) for name in (strategy, baseline))
-    seeds = tuple(sorted(mine.keys() & theirs.keys()))
+    pairs = sorted(mine.keys() & theirs.keys())
+    seeds = tuple(s for s in pairs if at == "samples" or mine[s].machine == theirs[s].machine)
     points = tuple(_difference(mine[seed], theirs[seed], at) for seed in seeds)
     return Difference(
         algo=algo,
@@ -72,7 +75,6 @@ def comparisons() -> list[tuple[str, str, str]]:
 
 
 def _difference(mine: Row, theirs: Row, at: str) -> float:
-    assert at in ("samples", "time")
     if at == "samples":
         return 100 * (mine.final.accuracy - theirs.final.accuracy)
     cpu_s = min(mine.cpu_s, theirs.cpu_s)

@@ -111,6 +111,8 @@ def _verdicts(rows: Sequence[Row]) -> str:
         at_samples, at_time = (compare(rows, algo, strategy, baseline, at=at) for at in ("samples", "time"))
         if at_samples.seeds:
             pairs = f"{len(at_samples.seeds)} of {at_samples.num_planned}"
+            if at_time.seeds != at_samples.seeds:
+                pairs += f"; {len(at_time.seeds)} on one machine"
             lines.append(
                 f"| {algo.upper()} | {strategy} | {pairs} | {_difference(at_samples)} | {_difference(at_time)} |"
             )
@@ -120,6 +122,8 @@ def _verdicts(rows: Sequence[Row]) -> str:
 
 
 def _difference(difference: Difference) -> str:
+    if not difference.points:
+        return "-"
     mean = sum(difference.points) / len(difference.points)
     if difference.interval is None:
         return f"{mean:+.1f} (one pair); not shown to be no worse"

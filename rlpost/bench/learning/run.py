@@ -118,7 +118,7 @@ def _summary(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         weights = weights or [1.0] * len(steps)
         return sum(row.get(name, 0.0) * w for row, w in zip(steps, weights, strict=True)) / max(1e-9, sum(weights))
 
-    lags = sorted({name.split("/")[1] for row in steps for name in row if name.startswith("mismatch/lag_")})
+    lags = sorted({name.split("/")[1] for row in steps for name in row if name.endswith("/token_share")})
     shares = {
         lag: [row.get(f"mismatch/{lag}/token_share", 0.0) * n for row, n in zip(steps, tokens, strict=True)]
         for lag in lags

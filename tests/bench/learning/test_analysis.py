@@ -1,9 +1,12 @@
 """Comparisons against numbers worked by hand, and what may be claimed when."""
 
+import dataclasses
+
 import pytest
 
 from rlpost.bench.learning.analysis import NO_WORSE, NOT_SHOWN, accuracy_at, band_of, compare, last_quarter_gain
 from rlpost.bench.learning.cells import CORRECTED, PLAIN, SYNC, main_cell
+from rlpost.bench.learning.page import make_report
 from tests.bench.learning.rows import row, table
 
 
@@ -47,6 +50,7 @@ def test_a_pair_that_lacks_its_other_half_is_left_out():
     rows = table("dapo", {SYNC: [0.8, 0.8], PLAIN: [0.7]})
     found = compare(rows, "dapo", PLAIN)
     assert found.seeds == (0,) and found.num_planned == 3 and found.interval is None
+    assert compare(rows[1:], "dapo", PLAIN).seeds == (), "seed 0 lacks its synchronous run"
     assert compare(rows, "gspo", PLAIN).seeds == ()
 
 
@@ -58,6 +62,15 @@ def test_at_equal_time_the_slower_one_is_taken_where_the_faster_one_ended():
     assert compare(rows, "grpo", PLAIN, at="time").points == pytest.approx((6.0,))
     slower = [row(sync, 0.9, cpu_s=80.0), row(april, 0.9, cpu_s=100.0)]
     assert compare(slower, "grpo", PLAIN, at="time").points == pytest.approx((-16.0,))
+
+
+def test_times_of_two_machines_are_not_compared():
+    rows = table("dapo", {SYNC: [0.8] * 3, PLAIN: [0.8] * 3})
+    rows[-1] = dataclasses.replace(rows[-1], machine="64 cores, another processor")
+    assert compare(rows, "dapo", PLAIN).seeds == (0, 1, 2)
+    at_time = compare(rows, "dapo", PLAIN, at="time")
+    assert at_time.seeds == (0, 1) and at_time.verdict == NOT_SHOWN
+    assert "| 3 of 3; 2 on one machine |" in make_report(rows).text
 
 
 def test_a_curve_is_linear_between_its_points_and_flat_outside():

@@ -99,8 +99,9 @@ def test_what_a_process_uses_is_measured_and_it_keeps_to_its_core(tmp_path):
 
 def test_a_stop_ends_the_process_under_way(tmp_path, monkeypatch):
     """SIGTERM while a run is under way: nothing is left running, nothing is appended."""
-    pid_file = tmp_path / "pid"
-    code = f"import os, time, pathlib\npathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
+    pid_file, late = tmp_path / "pid", tmp_path / "late"
+    code = f"import os, time, pathlib\npathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\n"
+    code += f"time.sleep(60)\npathlib.Path({str(late)!r}).touch()"
 
     def run_cell(cell, *, digest, folder, core):
         _run(["-c", code], folder / "log", core)
@@ -120,6 +121,7 @@ def test_a_stop_ends_the_process_under_way(tmp_path, monkeypatch):
     thread.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
+    assert not late.exists(), "it was waited for, not ended"
     assert not plan(tmp_path).table.exists()
 
 
