@@ -24,7 +24,7 @@ from rlpost.cluster.shards import PREFIX, life_folder
 from rlpost.colocation import Publication
 from rlpost.errors import ShardsLost, WorkerLost
 from rlpost.rollout.replicas import Exchange, Loss, ReplicaEngine, Report
-from rlpost.startup import WorkerSettings
+from rlpost.startup import WorkerSettings, collect_garbage_rarely
 
 SCRATCH = "rlpost-scratch"
 LOGS = "workers"  # folder of the run directory with what the workers print
@@ -243,6 +243,7 @@ def start_cluster(
     settings: WorkerSettings, run_dir: Path, *, say: Callable[[str], None], beat: Callable[[], None]
 ) -> ClusterWorkers:
     """Ray, the workers and their parts. Raises RunError where there is no room, or they do not start in time."""
+    collect_garbage_rarely()
     run_dir = run_dir.absolute()
     shards = life_folder(settings.cfg.cluster.shards_dir, PREFIX, run_dir)
     scratch = life_folder(settings.cfg.cluster.scratch_dir, SCRATCH, run_dir)

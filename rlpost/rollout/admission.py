@@ -14,15 +14,59 @@ groups are also started first, a step still ends. Pure; ``rollout.buffer`` is th
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from rlpost.rollout.open_groups import OpenGroup
 
 FIRST_COMPLETE, FIRST_BEGUN = "first_complete", "first_begun"
 
 
+class Assignment:
+    """The untrained groups that may train in a step with *first_begun*, kept while the step draws, admits and drops.
+
+    Within a step no deadline moves (``rollout.staleness``) and a new group comes last, so the groups stand in one line,
+    and those assigned are the ones up to a place in it. Admitting one leaves the place where it is: one less is left
+    to admit. Every move takes constant time on average, however many groups are open.
+
+    Args:
+        groups: untrained and not admitted.
+        count: how many are still to be admitted.
+    """
+
+    def __init__(self, groups: Iterable[OpenGroup], count: int, *, step: int, max_staleness: int) -> None:
+        self._step, self._max_staleness = step, max_staleness
+        self._line = sorted(groups, key=self._key)
+        self._end = min(count, len(self._line))  # place after the last one assigned
+        self._missing = count - self._end  # assigned as soon as they are drawn
+
+    def __contains__(self, group: OpenGroup) -> bool:
+        return self._end > 0 and self._key(group) <= self._key(self._line[self._end - 1])
+
+    def add(self, group: OpenGroup) -> None:
+        """It was drawn just now."""
+        self._line.append(group)
+        if self._missing:
+            self._missing -= 1
+            self._end += 1
+
+    def replace_dropped(self, untrained: Container[str]) -> OpenGroup | None:
+        """An assigned group was dropped: the one that takes its place, None where there is none yet.
+
+        ``untrained``: uids of the groups that are still there.
+        """
+        while self._end < len(self._line):
+            self._end += 1
+            if self._line[self._end - 1].uid in untrained:
+                return self._line[self._end - 1]
+        self._missing += 1
+        return None
+
+    def _key(self, group: OpenGroup) -> tuple[int, int]:
+        return group.deadline(self._step, self._max_staleness), group.order
+
+
 def assigned(groups: Iterable[OpenGroup], count: int, *, step: int, max_staleness: int) -> set[str]:
-    """Uids of the ``count`` untrained groups that may train next with *first_begun*. O(groups)."""
-    first = heapq.nsmallest(count, groups, key=lambda g: (g.deadline(step, max_staleness), g.order))
-    return {g.uid for g in first}
+    """Uids of the ``count`` untrained groups that may train next with *first_begun*."""
+    groups = list(groups)
+    assignment = Assignment(groups, count, step=step, max_staleness=max_staleness)
+    return {g.uid for g in groups if g in assignment}

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from rlpost.errors import RunError, explain
-from rlpost.rollout.admission import FIRST_BEGUN, FIRST_COMPLETE, assigned
+from rlpost.rollout.admission import FIRST_BEGUN, FIRST_COMPLETE, Assignment
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.open_groups import FINISHED, JUDGED, PAUSED, RUNNING, WAITING, OpenGroup, OpenSample
 from rlpost.rollout.oversampling import OversampleController
@@ -83,6 +83,8 @@ class RolloutBuffer:
         self._ledger_s = 0.0
         self._num_by_oldest: Counter[int | None] = Counter()  # groups in ``groups`` by oldest_version
         self._ready: dict[str, OpenGroup] = {}
+        self._assignment: Assignment | None = None  # of this step; with first_begun only
+        self._ready_assigned: dict[str, OpenGroup] = {}  # those of ``_ready``
         self._startable: list[tuple[int, int, int, str]] = []  # heap of (deadline, unfinished, order, uid)
 
     # ---- a step's frame -------------------------------------------------------------------------------------
@@ -90,18 +92,20 @@ class RolloutBuffer:
     def begin_step(self, step: int) -> None:
         assert not self.admitted, "settle() must be called before the next step begins"
         self.step = step
-        if self.controller is not None:
-            waiting = 0
-            if self.admission == FIRST_BEGUN:  # those that wait now, and as many again as the step trains
-                waiting = len(self._ready) - len(self.ready()) + self.groups_per_step
-            choice = self.controller.choose(waiting=waiting)
-            self.max_open, self.open_limit_reason = choice.max_open, choice.reason
         self._startable = []
         for group in self.groups.values():
             if self.restart_stale and self._is_late(group) and not any(s.state == FINISHED for s in group.samples):
                 self._restart(group)
             group.count_samples()
             self._offer(group)
+        if self.admission == FIRST_BEGUN:
+            self._assign()
+        if self.controller is not None:
+            waiting = 0
+            if self.admission == FIRST_BEGUN:  # those that wait now, and as many again as the step trains
+                waiting = len(self._ready) - len(self._ready_assigned) + self.groups_per_step
+            choice = self.controller.choose(waiting=waiting)
+            self.max_open, self.open_limit_reason = choice.max_open, choice.reason
         if self.ledger is not None:
             with self._timed():
                 self.ledger.record("begins", None, step + 1)
@@ -172,6 +176,8 @@ class RolloutBuffer:
         if self.ledger is not None:
             self.ledger.record_draw(group.order, self.step + 1, prompt, len(samples))
         group.count_samples()
+        if self._assignment is not None:
+            self._assignment.add(group)
         self._offer(group)
 
     def next_sample(self) -> tuple[OpenGroup, OpenSample] | None:
@@ -265,6 +271,8 @@ class RolloutBuffer:
         if not group.num_unjudged:
             group.state = "ready"
             self._ready[uid] = group
+            if self._assignment is not None and group in self._assignment:
+                self._ready_assigned[uid] = group
             return True
         return False
 
@@ -277,12 +285,8 @@ class RolloutBuffer:
     def ready(self) -> list[OpenGroup]:
         """Complete groups in the order they are considered: earliest deadline first, then age. With first_begun, only
         those that are assigned to this step."""
-        ready: Iterable[OpenGroup] = self._ready.values()
-        if self.admission == FIRST_BEGUN and self._ready:
-            left = self.groups_per_step - len(self.admitted)
-            due = assigned(self.groups.values(), left, step=self.step, max_staleness=self.max_staleness)
-            ready = [g for g in ready if g.uid in due]
-        return sorted(ready, key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
+        ready = self._ready if self._assignment is None else self._ready_assigned
+        return sorted(ready.values(), key=lambda g: (g.deadline(self.step, self.max_staleness), g.order))
 
     def try_admit(self, group: OpenGroup) -> bool:
         """Admit a ready group to this step's batch if the staleness rule allows it."""
@@ -296,6 +300,10 @@ class RolloutBuffer:
     def drop(self, group: OpenGroup, end: str) -> None:
         """A ready group that will not train: ``end`` is rejected[filter] or failed[reason]."""
         self._leave(group)
+        if self._assignment is not None and group in self._assignment:
+            replacement = self._assignment.replace_dropped(self.groups)
+            if replacement is not None and replacement.state == "ready":
+                self._ready_assigned[replacement.uid] = replacement
         if self.controller is not None:
             self.controller.note_dropped([s.num_tokens for s in group.samples])
         self._end(group, end)
@@ -431,6 +439,12 @@ class RolloutBuffer:
         slack = group.deadline(self.step, self.max_staleness) - self.step
         return may_admit(self._due(), slack, admitted=len(self.admitted), groups_per_step=self.groups_per_step)
 
+    def _assign(self) -> None:
+        self._assignment = Assignment(
+            self.groups.values(), self.groups_per_step, step=self.step, max_staleness=self.max_staleness
+        )
+        self._ready_assigned = {uid: group for uid, group in self._ready.items() if group in self._assignment}
+
     def _is_late(self, group: OpenGroup) -> bool:
         return group.deadline(self.step, self.max_staleness) < self.step
 
@@ -444,6 +458,7 @@ class RolloutBuffer:
     def _leave(self, group: OpenGroup) -> None:
         del self.groups[group.uid]
         del self._ready[group.uid]
+        self._ready_assigned.pop(group.uid, None)
         self._forget_oldest(group.oldest_version)
 
     def _end(self, group: OpenGroup, end: str) -> None:

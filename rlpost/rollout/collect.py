@@ -340,6 +340,8 @@ class _Collection:
                 return
             if self.buffer.try_admit(group):
                 self.filtered_in_a_row = 0
+            elif not self.buffer.restart_stale:
+                return  # what is due later is refused, too: rule 2 asks more of it
 
     def filter(self, group: OpenGroup) -> None:
         """A complete group is dropped here, for a named reason, or stays ready."""

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpost.rollout.admission import assigned
+from rlpost.rollout.admission import Assignment, assigned
 from rlpost.rollout.open_groups import OpenGroup
 from rlpost.rollout.staleness import may_admit
 from rlpost.types import Prompt
@@ -79,3 +79,39 @@ def test_what_is_assigned_the_staleness_rule_allows(ages, n, taken, max_stalenes
         if group.uid in chosen:
             slack = group.deadline(step, max_staleness) - step
             assert may_admit(due, slack, admitted=taken, groups_per_step=n)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.data(),
+    ages=st.lists(st.integers(0, 4), max_size=20),
+    n=st.integers(1, 6),
+)
+def test_the_assignment_follows_every_draw_admission_and_drop(data, ages, n):
+    """After any moves it holds the first of the line that are left, as sorting all groups again would find them."""
+    step, staleness = 10, 4
+    groups = {str(k): _group(k, step, oldest=step - age) for k, age in enumerate(ages)}
+    assignment = Assignment(groups.values(), n, step=step, max_staleness=staleness)
+    left, num_drawn = n, len(groups)
+    for move in data.draw(st.lists(st.sampled_from(["draw", "admit", "drop"]), max_size=25)):
+        inside = [g for g in groups.values() if g in assignment]
+        if move == "draw":
+            group = _group(num_drawn, step, oldest=None)
+            groups[group.uid], num_drawn = group, num_drawn + 1
+            assignment.add(group)
+        elif move == "admit" and inside and left > 1:
+            group = data.draw(st.sampled_from(inside))
+            del groups[group.uid]
+            left -= 1
+        elif move == "drop" and groups:
+            group = data.draw(st.sampled_from(list(groups.values())))
+            del groups[group.uid]
+            if group in assignment:
+                assignment.replace_dropped(groups)
+        line = sorted(groups.values(), key=lambda g: (g.deadline(step, staleness), g.order))
+        assert {g.uid for g in groups.values() if g in assignment} == {g.uid for g in line[:left]}
+
+
+def _group(order, step, *, oldest):
+    prompt = Prompt(uid=str(order), token_ids=np.zeros(1, np.int32), text="")
+    return OpenGroup(prompt=prompt, order=order, drawn_step=step, oldest_version=oldest)
