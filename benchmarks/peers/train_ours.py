@@ -76,6 +76,7 @@ def run(row: str, seed: int, overrides: list[str], laps: Laps) -> Run:
             samples=int(metrics["loss/sequences"]),
             tokens=int(metrics["loss/tokens"]),
             reward=float(metrics["reward/mean"]),
+            generate_s=float(metrics["time/generate"]),
         )
         for metrics, at in zip(trained, laps.steps, strict=True)
     ]

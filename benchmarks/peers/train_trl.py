@@ -32,8 +32,7 @@ from rlpost.session import Session, open_session
 def run(seed: int, overrides: list[str], extra: dict[str, Any], *, patched: bool, started: float) -> Run:
     cfg = settings.load(seed=seed, own=[], overrides=overrides)
     session = open_session(cfg)  # writes the environment, so before the first heavy import
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # TRL started by plain ``python``: no process group, no DDP
-        del os.environ[name]
+    drop_rank()
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(session, extra | {"output_dir": folder}, patched=patched)
@@ -46,10 +45,16 @@ def run(seed: int, overrides: list[str], extra: dict[str, Any], *, patched: bool
         name=settings.TRL,
         seed=seed,
         start_s=recorder.start_s,
-        steps=read_trl_log(trainer.state.log_history, recorder.times, samples),
+        steps=read_trl_log(trainer.state.log_history, recorder.times, recorder.generate_s, samples),
         evaluations=recorder.evaluations,
         facts={"overrides": overrides, "arguments": settings.trl_arguments(cfg) | extra},
     )
+
+
+def drop_rank() -> None:
+    """Unsets what rlpost sets for DeepSpeed: TRL then runs as under plain ``python``, without DDP round the model."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        del os.environ[name]
 
 
 def build_trainer(session: Session, extra: dict[str, Any], *, patched: bool) -> Any:
@@ -114,6 +119,7 @@ def record(trainer: Any, session: Session, started: float) -> Any:
         def __init__(self) -> None:
             self.start_s = 0.0
             self.times: list[Time] = []
+            self.generate_s: list[float] = []  # one call of the engine a step
             self.evaluations: list[Evaluation] = []
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -138,6 +144,15 @@ def record(trainer: Any, session: Session, started: float) -> Any:
 
     recorder = Recorder()
     trainer.add_callback(recorder)
+    generate = trainer.vllm_generation.generate
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        before = time.perf_counter()
+        result = generate(*args, **kwargs)
+        recorder.generate_s.append(time.perf_counter() - before)
+        return result
+
+    trainer.vllm_generation.generate = timed
     return recorder
 
 

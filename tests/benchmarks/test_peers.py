@@ -12,21 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import settings
-from benchmarks.peers.records import (
-    Clock,
-    Evaluation,
-    Run,
-    Step,
-    Time,
-    rate,
-    read_run,
-    read_trl_log,
-    samples_to,
-    seconds_to,
-    spread,
-    summarize,
-    to_markdown,
-)
+from benchmarks.peers.figures import generating_share, rate, samples_to, seconds_to, spread, summarize, to_markdown
+from benchmarks.peers.records import Clock, Evaluation, Run, Step, Time, read_run, read_trl_log
 from rlpost.train.schedule import lr_at
 
 FIXTURE = Path(__file__).parent / "trl_log_history.json"
@@ -44,7 +31,7 @@ def at(wall_s: float, cpu_s: float = 0.0) -> Time:
 def make_run(name: str, seed: int, step_s: float, accuracies: list[float]) -> Run:
     """Steps of ``step_s`` and 256 samples of 10 tokens, an evaluation every 2; CPU time is half the wall's."""
     steps = [
-        Step(step=n, time=at(n * step_s, n * step_s / 2), samples=256, tokens=2560, reward=0.5)
+        Step(step=n, time=at(n * step_s, n * step_s / 2), samples=256, tokens=2560, reward=0.5, generate_s=0.25)
         for n in range(1, 2 * len(accuracies) - 1)
     ]
     evaluations = [
@@ -129,18 +116,19 @@ def test_what_trl_cannot_be_asked_for_is_refused(override: str) -> None:
 
 def test_the_log_of_a_real_run_of_trl_is_read() -> None:
     history = json.loads(FIXTURE.read_text())
-    steps = read_trl_log(history, [at(1.0), at(2.5)], samples=256)
+    steps = read_trl_log(history, [at(1.0), at(2.5)], [0.3, 0.4], samples=256)
     assert [step.step for step in steps] == [1, 2]
     assert [step.time.wall_s for step in steps] == [1.0, 2.5]
+    assert [step.generate_s for step in steps] == [0.3, 0.4]
     assert [step.samples for step in steps] == [256, 256]
-    assert [step.tokens for step in steps] == [5570, 6764], "mean_length times samples, a whole number"
-    assert [step.reward for step in steps] == pytest.approx([0.5664, 0.5508], abs=1e-4)
+    assert [step.tokens for step in steps] == [6101, 6478], "mean_length times samples, a whole number"
+    assert [step.reward for step in steps] == pytest.approx([156 / 256, 143 / 256])
 
 
 def test_a_step_that_trl_did_not_log_is_refused() -> None:
     history = json.loads(FIXTURE.read_text())
     with pytest.raises(ValueError, match="expected 1 to 3"):
-        read_trl_log(history, [at(1.0), at(2.0), at(3.0)], samples=256)
+        read_trl_log(history, [at(1.0), at(2.0), at(3.0)], [0.1, 0.1, 0.1], samples=256)
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -166,6 +154,7 @@ def test_rates_leave_out_the_first_step() -> None:
     first = replace(run.steps[0], time=at(1.0), samples=10_000)
     slow = replace(run, steps=[first, *run.steps[1:]])
     assert rate(slow, "samples", "wall_s") == pytest.approx(3 * 256 / 7.0)
+    assert generating_share(slow) == pytest.approx(100 * 3 * 0.25 / 7.0)
 
 
 def test_a_seed_that_does_not_get_there_counts_as_slowest() -> None:
