@@ -49,7 +49,7 @@ def main(seed: int, overrides: list[str]) -> bool:
     apart = sum(float(np.abs(theirs[name] - our_weights[name]).sum()) for name in before)
     print(f"{sum(group.num_tokens for group in groups)} tokens in {len(groups)} groups")
     print(f"gradient norm: TRL {their_norm:.6f}, rlpost {our_norm:.6f}")
-    print(f"weights after the step: apart by {apart / moved:.5f} of what the step moved")
+    print(f"weights after the step: apart by {apart / moved:.1e} of what the step moved")
     return abs(our_norm / their_norm - 1) <= MAX_NORM_ERROR and apart / moved <= MAX_WEIGHT_ERROR
 
 
