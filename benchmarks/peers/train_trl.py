@@ -17,13 +17,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.peers import settings, vllm_for_trl
 from benchmarks.peers.records import Clock, Evaluation, Run, Time, read_trl_log
 from rlpost.evaluate import eval_sampling, evaluate
 from rlpost.rewards.answers import exact_answer
-from rlpost.rollout.engine import EngineStep, Request
+from rlpost.rollout.engine import Engine, EngineStep, Request
 from rlpost.rollout.prompts import PromptCursor, draw_prompts
 from rlpost.rollout.vllm_engine import read_delta, sampling_params
 from rlpost.session import Session, open_session
@@ -160,8 +160,9 @@ def measure_accuracy(trainer: Any, session: Session) -> float:
     """Our evaluation on TRL's engine with the weights as they are now: same problems, same seeds, same judge."""
     cfg = session.cfg
     trainer.vllm_generation.sync_weights()
+    engine = BorrowedEngine(trainer.vllm_generation.llm, cfg.engine.max_slots)
     result = evaluate(
-        BorrowedEngine(trainer.vllm_generation.llm, cfg.engine.max_slots),
+        cast(Engine, engine),
         session.eval_prompts,
         session.eval_scorer,
         cfg.eval,
@@ -198,9 +199,6 @@ class BorrowedEngine:
         return EngineStep(
             deltas=deltas, duration_s=time.perf_counter() - started, num_running=len(self._live), num_prefill_tokens=0
         )
-
-    def abort_all(self) -> EngineStep:
-        raise NotImplementedError("an evaluation aborts nothing")
 
     @property
     def num_in_flight(self) -> int:
