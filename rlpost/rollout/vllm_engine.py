@@ -184,7 +184,7 @@ class VLLMEngine:
             self._engine.add_request(
                 request.request_id,
                 prompt,
-                _sampling_params(request.sampling, request.max_new_tokens, request.seed),
+                sampling_params(request.sampling, request.max_new_tokens, request.seed),
             )
             self._live.add(request.request_id)
         return [0] * len(requests)
@@ -436,7 +436,8 @@ def _require_one_logprob_each(request_id: str, num_tokens: int, logprobs: np.nda
         )
 
 
-def _sampling_params(sampling: SamplingSettings, max_new_tokens: int, seed: int) -> Any:
+def sampling_params(sampling: SamplingSettings, max_new_tokens: int, seed: int) -> Any:
+    """vLLM's ``SamplingParams`` for one request of the engine protocol."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
