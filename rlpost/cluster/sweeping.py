@@ -18,6 +18,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rlpost.errors import RunError, explain
+
 # The inner shell is no child of this process: Ray ends a process's children with it. A worker that outlives a killed
 # controller for a moment may write again, hence three times. Some processes of a private Ray whose controller was
 # killed stay for a minute or more (its agents try to reach it); they are known by what they have open in its folder.
@@ -74,7 +76,7 @@ class Keepers:
         self._of_node: dict[str, Any] = {}
 
     def cover(self, nodes: Iterable[str]) -> None:
-        """Have one on each of these nodes (Ray's ids). Raises RayError where a node takes none."""
+        """Have one on each of these nodes (Ray's ids). Raises RunError where a node takes none."""
         here = ray.get_runtime_context().get_node_id()
         remote: Any = ray.remote(num_cpus=0, max_restarts=0)(Sweeper)
         new = {
@@ -83,8 +85,13 @@ class Keepers:
             )
             for node in sorted({*nodes} - {here, *self._of_node})
         }
-        ray.get([keeper.__ray_ready__.remote() for keeper in new.values()], timeout=_READY_S)
         self._of_node |= new
+        try:
+            ray.get([keeper.__ray_ready__.remote() for keeper in new.values()], timeout=_READY_S)
+        except RayError as error:
+            do = "look at the machine (`ray status`); the same command resumes"
+            got = f"none within {_READY_S:g} s on one of {sorted(new)} ({type(error).__name__})"
+            raise RunError(explain("cluster: a process that cleans up", got, "one on each machine", do)) from error
 
     def sweep(self) -> None:
         for keeper in self._of_node.values():
