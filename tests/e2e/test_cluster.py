@@ -47,6 +47,7 @@ def test_a_run_survives_a_death_in_generation_one_in_the_update_and_a_hang(place
     assert output.count("workers are started anew") == 3, output
     assert "died in phase 'update'" in output and re.search("no sign of life for .* s in phase|did not end its", output)
     assert "goes back to its last checkpoint" not in output, "the state was kept: no finished step is made again"
+    assert "Traceback" not in output and "Unhandled error" not in output, "what is survived needs no trace"
     check_account(place, 8)
     check_nothing_is_left(place)
 
