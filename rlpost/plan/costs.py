@@ -57,7 +57,7 @@ def fit_update(steps: Sequence[RecordedStep], *, ranks: int) -> UpdateFit:
     points = [(s.tokens / ranks, s.update_s) for s in steps]
     tokens = [x for x, _ in points]
     rate = statistics.median(y / max(1.0, x) for x, y in points)
-    if max(tokens) - min(tokens) < MIN_SPREAD * statistics.median(tokens):
+    if max(tokens) - min(tokens) <= MIN_SPREAD * statistics.median(tokens):
         return UpdateFit(update_s=0.0, update_token_s=rate, is_proportional=True)
     slopes = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in itertools.combinations(points, 2) if x1 != x2]
     slope = max(0.0, statistics.median(slopes))

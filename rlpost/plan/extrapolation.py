@@ -88,7 +88,7 @@ def _about_update(cfg: Config, recording: Recording, costs: Costs, given: Collec
 
 def _about_lengths(cfg: Config, recording: Recording) -> list[str]:
     cap, before = cfg.rollout.max_response_tokens, recording.cfg.rollout.max_response_tokens
-    lengths = [n for group in recording.groups for n in group.lengths]
+    lengths = [n for group in recording.typical_groups for n in group.lengths]
     cut = sum(n >= before for n in lengths) / len(lengths)
     if cap > before and cut:
         return [f"{cut:.1%} of the run's responses were cut at {before} tokens, and are taken to end there"]

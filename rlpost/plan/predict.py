@@ -99,7 +99,7 @@ def make_plan(cfg: Config, request: Request) -> Plan:
         again, groups = priced, None
         if recording is not None:
             again, _ = _calibrate(cfg, recording, _drawn_from(recording.steps, rng), request)
-            groups = _drawn_from(recording.groups, rng)
+            groups = _drawn_from(recording.typical_groups, rng)
         lengths = _lengths(cfg, request, recording, cfg.seed + 1 + repeat, groups)
         repeats.append(_predict_all(cfg, request, again, lengths, ratios))
     rows = [_with_errors(row, [repeat[n] for repeat in repeats]) for n, row in enumerate(rows)]
@@ -131,7 +131,7 @@ def _calibrate(
     accounts = simulate(
         recording.cfg,
         engine,
-        shuffled(recording.groups, seed=0, first=recording.groups),
+        shuffled(recording.typical_groups, seed=0, first=recording.groups),
         prompt_tokens=recording.prompt_tokens,
         num_steps=recording.num_replayed,
         kv_slots=recording.kv_slots,
@@ -150,7 +150,7 @@ def _calibrate(
         simulated_generate_s=statistics.fmean(account.duration_s for account in replayed),
         measured_step_s=statistics.median(step.step_s for step in steps),
     )
-    idle = [s.idle_share - _idle_share([r]) for s, r in zip(steps, replayed, strict=True)]
+    idle = [s.idle_share - _idle_share(r) for s, r in zip(steps, replayed, strict=True)]
     return Priced(
         costs=replace(costs, **request.costs),
         idle_shift=statistics.median(idle),
@@ -169,7 +169,7 @@ def _lengths(
     if request.lengths is not None:
         return Lengths(length_of=make_lengths(request.lengths, cap=cfg.rollout.max_response_tokens, seed=seed))
     assert recording is not None, "check_request asks for one of both"
-    return shuffled(groups or recording.groups, seed=seed)
+    return shuffled(groups or recording.typical_groups, seed=seed)
 
 
 def _drawn_from(values: Sequence[T], rng: np.random.Generator) -> list[T]:
@@ -215,14 +215,14 @@ def _predict(cfg: Config, request: Request, priced: Priced, lengths: Lengths, ra
         update_s=update_s,
         publish_s=costs.publish_s,
         other_s=costs.other_s,
-        idle_share=min(1.0, max(0.0, _idle_share(window) + priced.idle_shift)),
+        idle_share=min(1.0, max(0.0, statistics.fmean(map(_idle_share, window)) + priced.idle_shift)),
         carried_share=figures.carried_share,
         trained_tokens_per_s=sum(a.trained for a in window) / len(window) / step_s,
     )
 
 
-def _idle_share(accounts: Sequence[StepAccount]) -> float:
-    return 1 - sum(a.busy_slot_s for a in accounts) / sum(a.offered_slot_s for a in accounts)
+def _idle_share(account: StepAccount) -> float:
+    return 1 - account.busy_slot_s / account.offered_slot_s
 
 
 def _update_s(cfg: Config, costs: Costs, account: StepAccount) -> float:

@@ -1,8 +1,8 @@
 """What a recorded run tells a plan: response lengths, engine iterations, and how long each step's phases took.
 
 Reads ``config.yaml``, ``metrics.jsonl`` and ``timeline.jsonl`` of a run directory and nothing else. Steps are those
-after the warm-up within the last :data:`WINDOW`; response lengths are those of all groups begun in the window, finished
-or not, so that a short run's lengths are not those of its short responses. Called by ``plan.predict``.
+after the warm-up within the last :data:`WINDOW`; response lengths are those of all groups begun in them, finished or
+not, so that a short run's lengths are not those of its short responses. Called by ``plan.predict``.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class Recording:
     evaluations: list[dict[str, Any]]  # sums over the engines' iterations in evaluations after the warm-up
     prompt_tokens: float  # mean
     prefill_share: float  # of the prompt and replayed tokens handed to engines, those computed (not in a prefix cache)
+
+    @property
+    def typical_groups(self) -> list[RecordedGroup]:
+        """Those begun in the steps that count: a policy that learns answers otherwise at the run's beginning."""
+        return [group for group in self.groups if group.first_step >= self.steps[0].step]
 
     @property
     def kv_slots(self) -> int | None:

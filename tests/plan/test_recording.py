@@ -98,6 +98,8 @@ def test_the_warm_up_is_left_out(short):
     assert [step.step for step in recording.steps] == [4, 5, 6, 7, 8]
     assert len(recording.evaluations) == 1, "the last one; the first was before the run's first step"
     assert recording.first_step == 1 and recording.num_replayed == 8
+    assert min(group.first_step for group in recording.groups) == 1, "the replay begins where the run did"
+    assert min(group.first_step for group in recording.typical_groups) == 4
     row = [json.loads(line) for line in (short / "metrics.jsonl").read_text().splitlines()][3]
     assert recording.steps[0].step_s == pytest.approx(row["time/step"])
     assert recording.steps[0].tokens == row["loss/tokens"] + PROMPT_TOKENS * row["loss/sequences"]
