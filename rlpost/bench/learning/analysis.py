@@ -130,9 +130,6 @@ def explored(rows: Sequence[Row], cells: Sequence[Cell]) -> dict[tuple[float, in
     return found
 
 
-def last_quarter_gain(row: Row) -> float:
-    """Points of reward gained in the last quarter of the training samples: the mean of the last eighth minus that of
-    the eighth before the last quarter. Above 0, learning was not over."""
-    n = max(1, len(row.reward) // 8)
-    before = row.reward[-3 * n : -2 * n] or row.reward[:1]
-    return 100 * (sum(row.reward[-n:]) / n - sum(before) / len(before))
+def last_gain(row: Row) -> float:
+    """Points of held-out accuracy gained since the evaluation before the last one. Above 0, learning was not over."""
+    return 100 * (row.final.accuracy - row.curve[-2].accuracy)

@@ -17,7 +17,7 @@ from rlpost.bench.learning.analysis import (
     compare,
     comparisons,
     explored,
-    last_quarter_gain,
+    last_gain,
 )
 from rlpost.bench.learning.cells import SEEDS, STRATEGIES, SYNC, Cell, all_cells, explored_cells, main_cells
 from rlpost.bench.learning.figures import draw_curves, draw_exploration
@@ -89,7 +89,8 @@ def _state(rows: Sequence[Row], num_left_out: int) -> str:
         slower = median(row.wall_s / row.cpu_s for row in rows)
         text += (
             f" Made {_span(dates)} on {machines}, {revisions} revision{'s' * (revisions > 1)} of the program, load "
-            f"average {min(loads):.1f} to {max(loads):.1f}. By the clock training took {slower:.2f} times its CPU time "
+            f"average {median(loads):.0f} (median), at most {max(loads):.0f}. By the clock training took {slower:.2f} "
+            f"times its CPU time "
             f"(median): {_clock(slower)}"
         )
     if num_left_out:
@@ -137,10 +138,10 @@ def _difference(difference: Difference) -> str:
 def _runs_table(rows: Sequence[Row]) -> str:
     lines = [
         "The runs, means over their seeds. Carried: trained tokens that an older policy sampled; two and more: by two "
-        "versions or more. Last quarter: what the reward in training gained in it, points. Right: mean length of the "
-        "right responses at the end, tokens.",
+        "versions or more. Last gain: points since the evaluation before the last one, a fifth of the run earlier. "
+        "Right: mean length of the right responses at the end, tokens.",
         "",
-        "| Algorithm | Strategy | Runs | Accuracy before and after | Last quarter | Length before and after | Right "
+        "| Algorithm | Strategy | Runs | Accuracy before and after | Last gain | Length before and after | Right "
         "| Carried | Two and more | Clipped below, above | Truncated weights | CPU s, training | CPU s, all |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -161,7 +162,7 @@ def _run_cells(runs: Sequence[Row], strategy: str) -> str:
     cells = [
         f"{mean([100 * r.curve[0].accuracy for r in runs]):.1f}, {mean(finals):.1f} % "
         f"({min(finals):.1f} to {max(finals):.1f})",
-        f"{mean([last_quarter_gain(r) for r in runs]):+.1f}",
+        f"{mean([last_gain(r) for r in runs]):+.1f}",
         f"{mean([r.curve[0].response_tokens for r in runs]):.0f}, {mean([r.final.response_tokens for r in runs]):.0f}",
         f"{mean([r.right_tokens for r in runs]):.0f}",
         "-" if strategy == SYNC else f"{100 * mean([r.carried_share for r in runs]):.0f} %",

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rlpost.bench.learning.analysis import NO_WORSE, NOT_SHOWN, accuracy_at, band_of, compare, last_quarter_gain
+from rlpost.bench.learning.analysis import NO_WORSE, NOT_SHOWN, accuracy_at, band_of, compare, last_gain
 from rlpost.bench.learning.cells import CORRECTED, PLAIN, SYNC, main_cell
 from rlpost.bench.learning.page import make_report
 from tests.bench.learning.rows import row, table
@@ -95,6 +95,6 @@ def test_the_exact_evaluation_ends_the_curve():
     assert row(main_cell("grpo", SYNC, 0), 0.5).accuracy_curve[-1].num_judged == 2000
 
 
-def test_gain_of_the_last_quarter():
-    run = row(main_cell("grpo", SYNC, 0), 0.5)  # 40 steps, a hundredth each: eighths of 5 steps lie 10 steps apart
-    assert last_quarter_gain(run) == pytest.approx(10.0)
+def test_the_last_gain_is_since_the_evaluation_before():
+    run = row(main_cell("grpo", SYNC, 0), 0.5)  # 0.3 half-way
+    assert last_gain(run) == pytest.approx(20.0)
