@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -135,3 +137,28 @@ def test_nothing_is_lost_whoever_dies(slots, die, exchange_s, reserve_share, n, 
     assert history[-1].stopped == (not engine.max_slots)
     if history[-1].stopped:  # nothing is admitted, nothing runs, and the step can be made again
         assert not buffer.admitted and buffer.states()["in_flight"] == 0
+
+
+def test_replicas_with_free_slots_report_early_only_while_there_is_something_to_give():
+    """Eight long samples hold two slots each of four replicas with four; nobody has more to submit."""
+    counts = {}
+    for more in (True, False):
+        transport = replicas([4, 4, 4, 4], exchange_s=20.0)
+        sent = transport.send
+        flags = []
+
+        def send(n, exchange, sent=sent, flags=flags, more=more):
+            flags.append(exchange.has_more)
+            sent(n, replace(exchange, has_more=exchange.has_more or more))
+
+        transport.send = send
+        engine = ReplicaEngine(transport, reserve_share=0.0)
+        names = [f"{n}/0" for n in range(200)]
+        long = [name for name in names if heavy_tailed(name) > 30][:8]
+        short = [name for name in names if heavy_tailed(name) < 4][:8]
+        engine.submit([request(name) for name in [*long, *short]])
+        while engine.num_in_flight:
+            engine.step()
+        assert flags[0] and not flags[-1], "a full engine has more to come, a drained one has not"
+        counts[more] = sum(transport.answered)
+    assert counts[False] < 0.5 * counts[True]
