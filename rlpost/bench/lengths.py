@@ -1,7 +1,8 @@
 """Response lengths that a benchmark forces: named distributions, and those of a recorded run.
 
 A length is a pure function of (seed, prompt, sample), so every strategy, engine and resumption meets the same prompt
-with the same lengths. Called by ``bench.rollout``; never generates anything.
+with the same lengths. Called by ``bench.rollout`` and
+``plan.predict``; never generates anything.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def make_lengths(name: str, *, cap: int, seed: int) -> LengthOf:
         return _recorded(Path(name.removeprefix(RECORDED)), cap=cap, seed=seed)
     if name not in DISTRIBUTIONS:
         known = ", ".join([*DISTRIBUTIONS, f"{RECORDED}RUN_DIR"])
-        raise ConfigError(explain("--lengths", name, known, "name one of them"))
+        raise ConfigError(explain("lengths", name, known, "name one of them"))
     inverse_cdf = DISTRIBUTIONS[name]
     return lambda request_id: min(cap, max(1, round(inverse_cdf(_uniform(f"{seed}|{request_id}"), cap))))
 
@@ -73,7 +74,7 @@ def _recorded(run_dir: Path, *, cap: int, seed: int) -> LengthOf:
         groups += by_uid.values()
     if not groups:
         do = "name a run made with logging.keep_rollouts=true"
-        raise RunError(explain("--lengths", f"{run_dir} without rollouts", "rollouts/step-*.parquet", do))
+        raise RunError(explain("lengths", f"{run_dir} without rollouts", "rollouts/step-*.parquet", do))
 
     def length_of(request_id: str) -> int:
         uid, _, index = request_id.rpartition("/")

@@ -47,6 +47,11 @@ def find_extrapolated(
         notes.append(f"the run's KV cache held {recording.kv_slots} samples at once; that {taken}")
     notes += _about_samples(cfg, run)
     notes += _about_update(cfg, recording, costs, given)
+    if not recording.evaluations and not {"iteration_s", "sample_s"} <= set(given):
+        notes.append(
+            "the run has no evaluation after its warm-up: where its slots were always full, an iteration's fixed cost "
+            "and a sample's cannot be told apart"
+        )
     if lengths is None:
         notes += _about_lengths(cfg, recording)
     other = [c for c in changed_keys(to_yaml(run), to_yaml(cfg)) if not _is_among(c.key, (*MODELLED, *FREE))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,7 @@ def record(folder, overrides, *, steps, truth=TRUTH, drop=False, kv_slots=None):
     token_ids = np.zeros(PROMPT_TOKENS, np.int32)
     prompts = (Prompt(uid=f"0:{n}", token_ids=token_ids, text="") for n in itertools.count())
     writer = TimelineWriter(folder, engine.now)
-    writer.log(1, iterations={"phase": "generate"} | iteration_sums(dry_out(cfg, truth)))
+    writer.log(1, iterations={"phase": "eval"} | iteration_sums(dry_out(cfg, truth)))
     with (folder / "metrics.jsonl").open("w") as log:
         for step in range(steps):
             stats = collect(engine, buffer, prompts, scorer, settings, step=step)
@@ -141,3 +142,11 @@ def dry_out(cfg, truth):
     prompts = (Prompt(uid=f"9:{n}", token_ids=np.zeros(9, np.int32), text="") for n in itertools.count())
     scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
     return collect(engine, buffer, prompts, scorer, settings, step=0).work
+
+
+def rewrite(run, copy, name, change):
+    """A copy of the run whose lines of one file went through ``change``, which gives the line or None."""
+    shutil.copytree(run, copy)
+    rows = [change(json.loads(line)) for line in (run / name).read_text().splitlines()]
+    (copy / name).write_text("".join(json.dumps(row) + "\n" for row in rows if row is not None))
+    return copy

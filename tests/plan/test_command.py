@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlpost import cli
-from tests.plan.recorded import BASE, TWO_WORKERS, record
+from tests.plan.recorded import BASE, TWO_WORKERS, record, rewrite
 
 FEW = ["--steps", "4", "--repeats", "2"]
 GIVEN = [f"cost.{name}=0.001" for name in "iteration_s sample_s prefill_s update_s update_token_s publish_s".split()]
@@ -46,6 +46,15 @@ def test_json_holds_the_same_and_what_is_extrapolated(capsys, short):
     for words in ("cluster=local", "2 workers where the run had 1", "cost.reduce_s", "max_slots=64", "train.lr"):
         assert words in said
     assert "seed" not in said
+
+
+def test_a_run_without_an_evaluation_is_told_what_it_lacks(capsys, short, tmp_path):
+    def without(row):
+        return {k: v for k, v in row.items() if row.get("iterations", {}).get("phase") != "eval" or k != "iterations"}
+
+    run_dir = rewrite(short, tmp_path / "run", "timeline.jsonl", without)
+    code, out, _ = run(capsys, *BASE, f"from={run_dir}", "--ratios", "2", *FEW)
+    assert code == 0 and "no evaluation after its warm-up" in out
 
 
 def test_an_adaptive_configuration_has_a_row_of_its_own(capsys, short):

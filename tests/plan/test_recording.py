@@ -1,27 +1,18 @@
 """What is read of a run: whole lengths of unfinished responses, prompts, the steps that count; what is refused."""
 
 import json
-import shutil
 
 import pytest
 
 from rlpost.errors import RunError
 from rlpost.plan.recording import WINDOW, read_recording
 from rlpost.reporting.timeline import read_timeline
-from tests.plan.recorded import PROMPT_TOKENS, length_of, record
+from tests.plan.recorded import PROMPT_TOKENS, length_of, record, rewrite
 
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
     return record(tmp_path_factory.mktemp("runs") / "short", [], steps=8)
-
-
-def rewrite(run, copy, name, change):
-    """A copy of the run whose lines of one file went through ``change``, which gives the line or None."""
-    shutil.copytree(run, copy)
-    rows = [change(json.loads(line)) for line in (run / name).read_text().splitlines()]
-    (copy / name).write_text("".join(json.dumps(row) + "\n" for row in rows if row is not None))
-    return copy
 
 
 def test_finished_responses_have_their_lengths_and_others_longer_ones(short):
@@ -96,7 +87,7 @@ def test_a_synchronous_run_tells_what_was_computed_of_a_prompt(tmp_path):
 def test_the_warm_up_is_left_out(short):
     recording = read_recording(short, warm_up=3)
     assert [step.step for step in recording.steps] == [4, 5, 6, 7, 8]
-    assert len(recording.evaluations) == 1, "the last one; the first was before the run's first step"
+    assert len(recording.evaluations) == 1, "the last one; the first belongs to step 1"
     assert recording.first_step == 1 and recording.num_replayed == 8
     assert min(group.first_step for group in recording.groups) == 1, "the replay begins where the run did"
     assert min(group.first_step for group in recording.typical_groups) == 4
