@@ -90,8 +90,7 @@ def _state(rows: Sequence[Row], num_left_out: int) -> str:
         text += (
             f" Made {_span(dates)} on {machines}, {revisions} revision{'s' * (revisions > 1)} of the program, load "
             f"average {median(loads):.0f} (median), at most {max(loads):.0f}. By the clock training took {slower:.2f} "
-            f"times its CPU time "
-            f"(median): {_clock(slower)}"
+            f"times its CPU time (median): {_clock(slower)}"
         )
     if num_left_out:
         text += f" {num_left_out} rows of other settings are in the table and not counted here."

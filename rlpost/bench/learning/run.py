@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,7 @@ def run_cell(cell: Cell, *, digest: str, folder: Path, core: int | None) -> Row:
     samples, wall_s, cpu_s = (getattr(curve[-1], name) for name in ("samples", "wall_s", "cpu_s"))
     return Row(
         cell=cell.name,
-        algo=cell.algo,
-        seed=cell.seed,
-        oversample=cell.oversample,
-        max_staleness=cell.max_staleness,
-        corrected=cell.corrected,
+        **asdict(cell),
         digest=digest,
         revision=revision,
         versions={name: _version_of(name) for name in ("torch", "vllm", "deepspeed")},

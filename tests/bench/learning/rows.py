@@ -1,5 +1,7 @@
 """Rows of a made-up table, for the tests of this folder."""
 
+from dataclasses import asdict
+
 from rlpost.bench.learning.cells import STRATEGIES, main_cell
 from rlpost.bench.learning.table import Point, Row
 
@@ -21,11 +23,6 @@ def row(cell, accuracy, *, cpu_s=100.0, digest="d", **values):
     curve = [point(0, 0.1, cpu_s=0.0), point(20, (0.1 + accuracy) / 2, cpu_s=cpu_s / 2), point(40, 0.0, cpu_s=cpu_s)]
     fields = dict(
         cell=cell.name,
-        algo=cell.algo,
-        seed=cell.seed,
-        oversample=cell.oversample,
-        max_staleness=cell.max_staleness,
-        corrected=cell.corrected,
         digest=digest,
         revision="abc",
         versions={"torch": "2.13.0"},
@@ -57,7 +54,7 @@ def row(cell, accuracy, *, cpu_s=100.0, digest="d", **values):
         idle_share=0.1,
         discarded_share=0.0,
     )
-    return Row(**(fields | values))
+    return Row(**(asdict(cell) | fields | values))
 
 
 def table(algo, accuracies, **values):
