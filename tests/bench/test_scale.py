@@ -1,4 +1,4 @@
-"""The controller's cost with more replicas, in its short form: it grows with samples and exchanges, and with nothing else.
+"""The controller's cost with more replicas, in short: it grows with samples and exchanges, and with nothing else.
 
 No times are asserted but their ratio between two sizes; the curve to 1,024 replicas is ``benchmarks/scale.py``.
 """
