@@ -92,9 +92,7 @@ def test_a_worker_that_hangs_while_it_starts_is_named_with_its_phase(actors: Act
     actors.kill_all()
     actors.log(0).with_name("orders").unlink()
     actors.start()
-    assert not actors.lost and not {who.pid for who in actors.who} & {*before}, (
-        "fresh processes, known by their own ids"
-    )
+    assert not actors.lost and not {who.pid for who in actors.who} & {*before}, "fresh ones, by their own ids"
 
 
 @pytest.mark.parametrize("method, phase, act", PHASES)
