@@ -186,7 +186,7 @@ class Actors:
 
     def start(self) -> None:
         """Fresh processes for all ranks. Raises WorkerLost where one dies, RunError where they take too long."""
-        self._lost, self._pulses, self.doing = {}, {}, "start"
+        self._lost, self._pulses, self.who, self.doing = {}, {}, [], "start"
         self._logs.mkdir(parents=True, exist_ok=True)
         remote: Any = ray.remote(concurrency_groups={"health": 2})(self._actor)  # type: ignore[call-overload]
         self.handles = [

@@ -88,6 +88,11 @@ def test_a_worker_that_hangs_while_it_starts_is_named_with_its_phase(actors: Act
     order_to_hang(actors, "start")
     with pytest.raises(WorkerLost, match=r"worker 1 \(process .*no sign of life for . s in phase 'start'.*was killed"):
         actors.start()
+    before = [who.pid for who in actors.who]
+    actors.kill_all()
+    actors.log(0).with_name("orders").unlink()
+    actors.start()
+    assert not actors.lost and not {who.pid for who in actors.who} & {*before}, "fresh ones, by their own ids"
 
 
 @pytest.mark.parametrize("method, phase, act", PHASES)
