@@ -222,7 +222,8 @@ def _predict(cfg: Config, request: Request, priced: Priced, lengths: Lengths, ra
 
 
 def _idle_share(account: StepAccount) -> float:
-    return 1 - account.busy_slot_s / account.offered_slot_s
+    """0 for a step that found all its groups complete and generated nothing."""
+    return 1 - account.busy_slot_s / account.offered_slot_s if account.offered_slot_s else 0.0
 
 
 def _update_s(cfg: Config, costs: Costs, account: StepAccount) -> float:

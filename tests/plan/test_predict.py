@@ -101,3 +101,12 @@ def test_a_kv_cache_that_held_fewer_samples_is_the_limit_again(folder):
     truth = record(folder / "small cache, synchronous", ["rollout.oversample=1.0"], steps=STEPS, kv_slots=10)
     check(made.rows[0], truth)
     assert made.extrapolated == ["the run's KV cache held 10 samples at once; that is taken as the limit again"]
+
+
+def test_steps_that_find_their_groups_complete_generate_nothing_and_idle_nothing(folder):
+    """One group a step, of which many finish together: some steps begin with a complete one."""
+    other = ["rollout.groups_per_step=1", "rollout.oversample=4", "cluster=ray", "cluster.exchange_s=1"]
+    run = record(folder / "ready", other, steps=STEPS)
+    assert min(step.generate_s for step in read_recording(run, warm_up=6).steps) == pytest.approx(TRUTH.rollout_s)
+    (row,) = plan(run, *other).rows
+    assert 0 < row.idle_share < 1
