@@ -134,7 +134,8 @@ def test_nothing_is_lost_whoever_dies(slots, die, exchange_s, reserve_share, n, 
     engine, buffer, history = run_steps(
         transport, 8, reserve_share=reserve_share, n=n, g=g, oversample=oversample, staleness=2
     )
-    assert history[-1].stopped == (not engine.max_slots)
+    assert history[-1].stopped or len(history) == 8
+    assert not history[-1].stopped or not engine.max_slots  # all may also be lost in the very last stop
     if history[-1].stopped:  # nothing is admitted, nothing runs, and the step can be made again
         assert not buffer.admitted and buffer.states()["in_flight"] == 0
 
