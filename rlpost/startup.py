@@ -90,6 +90,7 @@ def write_environment(runtime: Runtime, *, vocab_size: int, rank: int = 0, world
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # of a private Ray's workers; its 15 lets anything else on the machine go first
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # what the peers of a lost worker raise, as they must
     }
     if runtime.device == "cpu":
