@@ -19,26 +19,36 @@ pytestmark = pytest.mark.own_process  # forks, which a process with threads of o
 
 
 def run_world(world: int, speak: Callable[[int], None]) -> list[int]:
-    """Exit codes of ``world`` processes that meet at one port and do ``speak(rank)``; forked to import torch once."""
+    """Exit codes of ``world`` processes that meet at one port and do ``speak(rank)``; forked to import torch once.
+
+    The store comes after the forks and its port through a pipe: its thread may hold a lock of libc, and a child that is
+    forked then would wait for it for ever.
+    """
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    reads, writes = os.pipe()
     children = []
     for rank in range(world):
         pid = os.fork()
         if not pid:
-            _be_a_member(rank, world, store.port, speak)
+            _be_a_member(rank, world, reads, speak)
         children.append(pid)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(writes, b"%5d" % store.port * world)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    os.close(reads)
+    os.close(writes)
+    return codes
 
 
-def _be_a_member(rank: int, world: int, port: int, speak: Callable[[int], None]) -> None:
+def _be_a_member(rank: int, world: int, reads: int, speak: Callable[[int], None]) -> None:
     code = 1
     try:
         import torch.distributed as dist
 
+        port = int(os.read(reads, 5))
         store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
         speak(rank)
         code = 0
     except BaseException:
