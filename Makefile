@@ -1,7 +1,7 @@
 # Every target installs what is missing first and does nothing twice.
 #   make demo      train the small arithmetic model with RL (a few minutes on two cores)
 #   make test      all tests but the slow ones, with the real vLLM and DeepSpeed
-#   make check     ruff, mypy and the fast tests (under two minutes)
+#   make check     ruff, mypy and the fast tests (about two minutes)
 #   make docs      the documentation as a site, in site/; a broken link ends it
 #   make slow      the long tests: remaking the shipped model, two ranks, other model types
 #   make uplot     fetch the plotting library of `rlpost report` again, in version UPLOT (needs npm)
