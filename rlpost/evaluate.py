@@ -190,6 +190,28 @@ def _request(prompt: Prompt, index: int, limit: int, seed: int, sampling: Sampli
     )
 
 
+def evaluate_session(
+    session: Session,
+    engine: Engine,
+    *,
+    policy_version: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """:func:`evaluate` on the session's evaluation problems, as its configuration has it."""
+    cfg = session.cfg
+    return evaluate(
+        engine,
+        session.eval_prompts,
+        session.eval_scorer,
+        cfg.eval,
+        max_response_tokens=session.eval_response_tokens,
+        sampling=eval_sampling(cfg, session.stop_token_ids),
+        seed=cfg.seed,
+        policy_version=policy_version,
+        on_progress=on_progress,
+    )
+
+
 def eval_sampling(cfg: Config, stop_token_ids: Sequence[int]) -> SamplingSettings:
     return SamplingSettings(
         temperature=cfg.eval.temperature, top_p=cfg.eval.top_p, stop_token_ids=tuple(stop_token_ids)
@@ -225,17 +247,7 @@ def _evaluate_model(session: Session, progress: Progress) -> EvalResult:
     )
     try:
         progress.phase("eval")
-        return evaluate(
-            engine,
-            session.eval_prompts,
-            session.eval_scorer,
-            cfg.eval,
-            max_response_tokens=session.eval_response_tokens,
-            sampling=eval_sampling(cfg, session.stop_token_ids),
-            seed=cfg.seed,
-            policy_version=0,
-            on_progress=progress.evaluating,
-        )
+        return evaluate_session(session, engine, policy_version=0, on_progress=progress.evaluating)
     finally:
         engine.shutdown()
 

@@ -22,7 +22,7 @@ from rlpost.durable import run_dir
 from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
 from rlpost.durable.stopping import Stopped, StopRequest
 from rlpost.errors import ShardsLost
-from rlpost.evaluate import eval_sampling, evaluate
+from rlpost.evaluate import evaluate_session
 from rlpost.history import History
 from rlpost.recovery import Recovery
 from rlpost.reporting import timeline
@@ -84,9 +84,7 @@ def train(cfg: Config) -> dict[str, Any]:
 
 
 T = TypeVar("T")
-LENGTHS_OF_STEPS = (
-    16  # so many steps' prompts tell how long answers are: lengths drift with the policy over tens of steps
-)
+LENGTHS_OF_STEPS = 16  # so many steps' prompts tell how long answers are: they drift with the policy over tens of steps
 DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for verdicts at each one would stop generation for slow rewards
 
 
@@ -450,17 +448,7 @@ class Trainer:
             self.stop.raise_if_requested()
 
         try:
-            result = evaluate(
-                self.worker.engine,
-                session.eval_prompts,
-                session.eval_scorer,
-                cfg.eval,
-                max_response_tokens=session.eval_response_tokens,
-                sampling=eval_sampling(cfg, session.stop_token_ids),
-                seed=cfg.seed,
-                policy_version=self.step,
-                on_progress=on_progress,
-            )
+            result = evaluate_session(session, self.worker.engine, policy_version=self.step, on_progress=on_progress)
         except Stopped as stopped:
             if not stopped.at_once:
                 self.worker.engine.abort_all()  # it is made again after the resume

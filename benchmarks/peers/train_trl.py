@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from benchmarks.peers import settings, vllm_for_trl
 from benchmarks.peers.records import Clock, Evaluation, Run, Time, read_trl_log
-from rlpost.evaluate import eval_sampling, evaluate
+from rlpost.evaluate import evaluate_session
 from rlpost.rewards.answers import exact_answer
 from rlpost.rollout.engine import Engine, EngineStep, Request
 from rlpost.rollout.prompts import PromptCursor, draw_prompts
@@ -161,16 +161,7 @@ def measure_accuracy(trainer: Any, session: Session) -> float:
     cfg = session.cfg
     trainer.vllm_generation.sync_weights()
     engine = BorrowedEngine(trainer.vllm_generation.llm, cfg.engine.max_slots)
-    result = evaluate(
-        cast(Engine, engine),
-        session.eval_prompts,
-        session.eval_scorer,
-        cfg.eval,
-        max_response_tokens=session.eval_response_tokens,
-        sampling=eval_sampling(cfg, session.stop_token_ids),
-        seed=cfg.seed,
-        policy_version=trainer.state.global_step,
-    )
+    result = evaluate_session(session, cast(Engine, engine), policy_version=trainer.state.global_step)
     return result.accuracy.mean
 
 

@@ -63,10 +63,3 @@ class Assignment:
 
     def _key(self, group: OpenGroup) -> tuple[int, int]:
         return group.deadline(self._step, self._max_staleness), group.order
-
-
-def assigned(groups: Iterable[OpenGroup], count: int, *, step: int, max_staleness: int) -> set[str]:
-    """Uids of the ``count`` untrained groups that may train next with *first_begun*."""
-    groups = list(groups)
-    assignment = Assignment(groups, count, step=step, max_staleness=max_staleness)
-    return {g.uid for g in groups if g in assignment}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.cluster.member_program import PROMPTS
+from tests.random_models import random_model
+from tests.two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.own_process  # its engines start in processes of their own, which takes a while
 
@@ -28,29 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def make_model(choice: dict[str, Any], seed: int) -> Any:
-    choice = dict(choice)
-    config = AutoConfig.for_model(
-        choice.pop("model_type"),
-        vocab_size=75,
-        hidden_size=128,
-        intermediate_size=160,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        head_dim=32,
-        max_position_embeddings=256,
-        initializer_range=0.15,
-        bos_token_id=None,
-        eos_token_id=7,
-        pad_token_id=None,
-        dtype="float32",
-        **choice,
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
-    for parameter in model.parameters():  # norms and biases too: all ones or zeros would hide a mix-up
-        if parameter.dim() == 1:
-            parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
+    return random_model(seed, hidden_size=128, num_attention_heads=4, max_position_embeddings=256, **choice)
 
 
 @pytest.fixture(
@@ -64,19 +40,7 @@ def published(
     make_model(MODELS[request.param], seed=0).save_pretrained(folder / "model")
     model = make_model(MODELS[request.param], seed=1)
     save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / "published.safetensors")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    program = [sys.executable, str(ROOT / "tests" / "cluster" / "member_program.py")]
-    processes = [
-        subprocess.Popen([*program, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)[-4000:]
-    return model, [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
+    return model, run_two_ranks("cluster/member_program.py", folder, environment={"TORCHDYNAMO_DISABLE": "1"})
 
 
 def test_each_member_holds_its_part_bit_for_bit_and_together_they_hold_everything(published: Any) -> None:

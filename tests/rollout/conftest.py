@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.random_models import random_model
+
 MAX_SLOTS = 8
 MAX_MODEL_LEN = 320
-VOCABULARY = 75  # no multiple of vLLM's padding of 64
-EOS = 7  # in the model's config; the engine must stop only at the stop tokens it is given
 
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3_tied": {"model_type": "qwen3", "tie_word_embeddings": True},
@@ -31,35 +31,14 @@ KV_SEQUENCES = int(os.environ.get("RLPOST_CONTRACT_KV_SEQUENCES", MAX_SLOTS))
 
 
 def make_hf_model(seed: int) -> Any:
-    """A random model whose distributions are neither flat nor certain."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    choice = dict(MODELS[MODEL])
-    config = AutoConfig.for_model(
-        choice.pop("model_type"),
-        vocab_size=VOCABULARY,
+    return random_model(
+        seed,
         hidden_size=96,
-        intermediate_size=160,
-        num_hidden_layers=2,
         num_attention_heads=3,
         num_key_value_heads=1,
-        head_dim=32,
         max_position_embeddings=MAX_MODEL_LEN,
-        initializer_range=0.15,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=None,
-        dtype="float32",
-        **choice,
+        **MODELS[MODEL],
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).float().eval()
-        for parameter in model.parameters():  # norms and biases too: all ones or zeros would hide a mix-up
-            if parameter.dim() == 1:
-                parameter.data += 0.2 * torch.randn_like(parameter)
-    return model
 
 
 def build_vllm_engine(folder: Path, *, kv_sequences: int = KV_SEQUENCES, keep_kv: bool = False) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpost.rollout.admission import Assignment, assigned
+from rlpost.rollout.admission import Assignment
 from rlpost.rollout.open_groups import OpenGroup
 from rlpost.rollout.staleness import may_admit
 from rlpost.types import Prompt
@@ -73,7 +73,8 @@ def test_what_is_assigned_the_staleness_rule_allows(ages, n, taken, max_stalenes
     cumulative = np.cumsum(due)
     if any(c > (n - taken) + k * n for k, c in enumerate(cumulative)):
         return  # invariant (I) does not hold, so the buffer is never in this state
-    chosen = assigned(groups, n - taken, step=step, max_staleness=max_staleness)
+    assignment = Assignment(groups, n - taken, step=step, max_staleness=max_staleness)
+    chosen = {group.uid for group in groups if group in assignment}
     assert len(chosen) == min(len(groups), n - taken)
     for group in groups:
         if group.uid in chosen:

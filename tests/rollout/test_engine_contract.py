@@ -22,7 +22,8 @@ from rlpost.config import Config
 from rlpost.errors import ModelError, RunError
 from rlpost.rollout import kv_cache, vllm_engine
 from rlpost.rollout.engine import Delta, EngineStep, EngineWork, Request, SamplingSettings
-from tests.rollout.conftest import EOS, KV_SEQUENCES, MAX_MODEL_LEN, MAX_SLOTS, MODEL, VOCABULARY
+from tests.random_models import EOS, VOCABULARY
+from tests.rollout.conftest import KV_SEQUENCES, MAX_MODEL_LEN, MAX_SLOTS, MODEL
 
 pytestmark = pytest.mark.own_process
 

@@ -1,8 +1,5 @@
 """Two ranks (gloo, no ports) whose rows ``cluster.ranks`` divides train as one rank does, at every ZeRO stage."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from rlpost.cluster.ranks import split_rows
 from rlpost.train.saved_weights import write_model
 from tests.train import cases, parity
+from tests.two_ranks import run_two_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,19 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_ranks(folder, program):
     """Both ranks' results."""
     cases.save_model(folder / "model", tied=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "train" / "rank_program.py"), program]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)[-4000:]
-    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(2)]
+    return run_two_ranks("train/rank_program.py", folder, program)
 
 
 # ---- two ranks and one, on the same groups ---------------------------------------------------------------------
