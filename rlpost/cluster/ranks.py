@@ -6,20 +6,18 @@ gradients among themselves. Called by ``loop`` through :class:`~rlpost.cluster.w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlpost.cluster.files import Courier
+from rlpost.cluster.files import Call, Courier
 from rlpost.train.policy import Objective, UpdateResult
 from rlpost.types import PackedRow, TrainBatch
 
 ATTENTION_FLOP_SHARE = 12  # a token's attention over n tokens costs as much as its matrices at n = 12 x hidden size
-
-Call = Callable[..., list[Any]]  # Actors.call
 
 
 class RankedTrainer:

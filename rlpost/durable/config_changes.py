@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,12 @@ def changed_keys(before: str, now: str) -> list[Change]:
 
 def is_harmless(key: str) -> bool:
     """Whether the key has no say in what a run computes."""
-    return any(key == h or (h.endswith("*") and key.startswith(h[:-1])) for h in HARMLESS)
+    return is_among(key, HARMLESS)
+
+
+def is_among(key: str, names: Collection[str]) -> bool:
+    """Whether ``names`` has the key, or a beginning of it with ``*`` behind."""
+    return any(key == name or (name.endswith("*") and key.startswith(name[:-1])) for name in names)
 
 
 def refuse_changes(changes: Sequence[Change]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from rlpost.compose import to_yaml
 from rlpost.config import Config
-from rlpost.durable.config_changes import changed_keys
+from rlpost.durable.config_changes import changed_keys, is_among
 from rlpost.plan.costs import Costs, fit_update
 from rlpost.plan.recording import Recording
 
@@ -54,7 +54,7 @@ def find_extrapolated(
         )
     if lengths is None:
         notes += _about_lengths(cfg, recording)
-    other = [c for c in changed_keys(to_yaml(run), to_yaml(cfg)) if not _is_among(c.key, (*MODELLED, *FREE))]
+    other = [c for c in changed_keys(to_yaml(run), to_yaml(cfg)) if not is_among(c.key, (*MODELLED, *FREE))]
     if other:
         notes.append("costs and lengths are the run's, though these differ: " + "; ".join(map(str, other)))
     return notes
@@ -98,7 +98,3 @@ def _about_lengths(cfg: Config, recording: Recording) -> list[str]:
     if cap > before and cut:
         return [f"{cut:.1%} of the run's responses were cut at {before} tokens, and are taken to end there"]
     return []
-
-
-def _is_among(key: str, names: Collection[str]) -> bool:
-    return any(key == name or (name.endswith("*") and key.startswith(name[:-1])) for name in names)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import platform
 import resource
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 from rlpost import __version__
 from rlpost.bench.learning.cells import Cell
 from rlpost.bench.learning.table import Point, Row
+from rlpost.bench.machine import cpu_name
 from rlpost.errors import RunError, explain
 from rlpost.locations import PACKAGE
 from rlpost.reporting.metrics import read_steps
@@ -192,12 +192,7 @@ def find_revision() -> str:
 
 def describe_machine() -> str:
     """Such as ``2 cores, Intel(R) Xeon(R) Processor``."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
+    return f"{os.cpu_count()} cores, {cpu_name()}"
 
 
 def _version_of(name: str) -> str:
