@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from rlpost import __version__
+from rlpost import __version__, help_texts
 from rlpost.durable.stopping import Stopped
 from rlpost.errors import ConfigError, RunError, UserError
 
@@ -23,25 +23,6 @@ if TYPE_CHECKING:
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-DESCRIPTION = """\
-RL post-training of language models: vLLM generates, DeepSpeed ZeRO updates, by turns on the same device, with
-active partial rollouts (APRIL) by default.
-
-start here:
-  rlpost recipes                                    what can be run
-  rlpost check recipe=math/arithmetic               is everything there? seconds, no device touched
-  rlpost train recipe=math/arithmetic               the demo: minutes on a laptop, no GPU, no download
-"""
-
-OVERRIDES = """\
-overrides are Hydra's key=value:
-  steps=50 train.lr=2e-6                            single keys (rlpost config --keys lists them all)
-  algo=gspo rollout=sync train=zero3                another option of a group
-  data.train.path=my.jsonl model.path=my_model      your data, your model (a folder or a hub name)
-  reward.function=my_package.my_module.score        your function
-  recipe=path/to/mine.yaml                          your own recipe file
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -322,14 +303,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="rlpost", description=DESCRIPTION, epilog=OVERRIDES, formatter_class=_raw)
+    parser = _Parser(
+        prog="rlpost", description=help_texts.DESCRIPTION, epilog=help_texts.OVERRIDES, formatter_class=_raw
+    )
     parser.add_argument("--version", action="version", version=f"rlpost {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
 
     def add(
         name: str, run: Callable[[argparse.Namespace], int], summary: str, text: str, *, recipe: bool = True
     ) -> argparse.ArgumentParser:
-        epilog = OVERRIDES if recipe else None
+        epilog = help_texts.OVERRIDES if recipe else None
         usage = f"rlpost {name} recipe=GROUP/NAME [key=value ...]" if recipe else None
         command = commands.add_parser(
             name, help=summary, description=text, epilog=epilog, usage=usage, formatter_class=_raw
@@ -340,50 +323,61 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("train", run_train, "train a policy by RL", TRAIN)
-    add("sft", run_sft, "warm-start a model by imitation", SFT)
-    add("eval", run_eval, "evaluate a model: mean@k, pass@k, intervals", EVAL)
-    check = add("check", run_check, "check a run without touching a device", CHECK)
+    add("train", run_train, "train a policy by RL", help_texts.TRAIN)
+    add("sft", run_sft, "warm-start a model by imitation", help_texts.SFT)
+    add("eval", run_eval, "evaluate a model: mean@k, pass@k, intervals", help_texts.EVAL)
+    check = add("check", run_check, "check a run without touching a device", help_texts.CHECK)
     check.add_argument(
         "--for", dest="command", choices=["train", "eval", "sft"], default="train", help="which command to check for"
     )
-    config = add("config", run_config, "show the resolved configuration, or every key", CONFIG)
+    config = add("config", run_config, "show the resolved configuration, or every key", help_texts.CONFIG)
     config.add_argument(
         "--keys", nargs="?", const="", metavar="PREFIX", help="list keys with default and meaning, e.g. --keys rollout"
     )
-    exporting = add("export", run_export, "a run's model as a Hugging Face folder", EXPORT, recipe=False)
+    exporting = add("export", run_export, "a run's model as a Hugging Face folder", help_texts.EXPORT, recipe=False)
     exporting.add_argument("run_dir", metavar="RUN_DIR", help="a run directory, or one of its checkpoints")
     exporting.add_argument("out", metavar="OUT", help="a new folder")
     exporting.add_argument("--step", type=int, help="the checkpoint after so many steps; the newest if not given")
-    buffer = add("buffer", run_buffer, "what a run drew, holds and trained; one prompt's life", BUFFER, recipe=False)
+    buffer = add(
+        "buffer", run_buffer, "what a run drew, holds and trained; one prompt's life", help_texts.BUFFER, recipe=False
+    )
     buffer.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be going on")
     buffer.add_argument("uid", nargs="?", metavar="UID", help="a draw, EPOCH:POSITION, as in rollouts/")
-    report = add("report", run_report, "one HTML file that shows a run, or compares several", REPORT, recipe=False)
+    report = add(
+        "report", run_report, "one HTML file that shows a run, or compares several", help_texts.REPORT, recipe=False
+    )
     report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a run directory; the run may be going on")
     report.add_argument("-o", dest="out", metavar="FILE", help="default: report.html in the run's folder, or here")
-    watching = add("watch", run_watch, "a run live in the terminal, from outside", WATCH, recipe=False)
+    watching = add("watch", run_watch, "a run live in the terminal, from outside", help_texts.WATCH, recipe=False)
     watching.add_argument("run_dir", metavar="RUN_DIR", help="a run directory, here or on a shared disk")
     watching.add_argument("--once", action="store_true", help="print one frame and end")
-    runs = add("runs", run_runs, "the runs below a folder; how two of them differ", RUNS, recipe=False)
+    runs = add("runs", run_runs, "the runs below a folder; how two of them differ", help_texts.RUNS, recipe=False)
     runs.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where to look; runs if not given")
     runs.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two run directories")
-    tracing = add("timeline", run_timeline, "a run's timeline as a trace for Perfetto", TIMELINE, recipe=False)
+    tracing = add(
+        "timeline", run_timeline, "a run's timeline as a trace for Perfetto", help_texts.TIMELINE, recipe=False
+    )
     tracing.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be going on")
     what = "file to write, compressed where it ends in .gz; RUN_DIR/trace.json.gz if not given"
     tracing.add_argument("out", nargs="?", metavar="OUT", help=what)
-    dashboard = add("dashboard", run_dashboard, "a ready-made workspace and report in W&B", DASHBOARD, recipe=False)
+    dashboard = add(
+        "dashboard", run_dashboard, "a ready-made workspace and report in W&B", help_texts.DASHBOARD, recipe=False
+    )
     dashboard.add_argument("service", choices=["wandb"], help="where")
     dashboard.add_argument("run_dir", metavar="RUN_DIR", help="a run directory: its project and its group are shown")
     dashboard.add_argument("--entity", help="the W&B user or team; the account's own if not given")
     bench = commands.add_parser(
-        "bench", help="how fast rollouts are, and how well they teach", description=BENCH, formatter_class=_raw
+        "bench",
+        help="how fast rollouts are, and how well they teach",
+        description=help_texts.BENCH,
+        formatter_class=_raw,
     )
     benchmarks = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser)
     rollout = benchmarks.add_parser(
         "rollout",
         help="how near to the engine's saturated rate rollouts come",
-        description=BENCH_ROLLOUT,
-        epilog=OVERRIDES,
+        description=help_texts.BENCH_ROLLOUT,
+        epilog=help_texts.OVERRIDES,
         usage="rlpost bench rollout recipe=GROUP/NAME [key=value ...] [options]",
         formatter_class=_raw,
     )
@@ -401,7 +395,7 @@ def build_parser() -> argparse.ArgumentParser:
     learning = benchmarks.add_parser(
         "learning",
         help="do partial rollouts learn as well as synchronous ones: a study of many runs",
-        description=BENCH_LEARNING,
+        description=help_texts.BENCH_LEARNING,
         formatter_class=_raw,
     )
     instead = learning.add_mutually_exclusive_group()
@@ -421,8 +415,8 @@ def build_parser() -> argparse.ArgumentParser:
     planning = commands.add_parser(
         "plan",
         help="what a step will take on a cluster, and which oversample ratio is best",
-        description=PLAN,
-        epilog=OVERRIDES,
+        description=help_texts.PLAN,
+        epilog=help_texts.OVERRIDES,
         usage="rlpost plan recipe=GROUP/NAME from=RUN_DIR [key=value ...] [options]",
         formatter_class=_raw,
     )
@@ -443,155 +437,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _raw(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28)
-
-
-TRAIN = """\
-Trains a policy. Writes runs/NAME/: metrics.jsonl, the resolved config, checkpoints, rollouts. An unfinished run of the
-same name goes on where its last checkpoint stands; a finished one is left alone and NAME-2 is started.
-
-examples:
-  rlpost train recipe=math/arithmetic
-  rlpost train recipe=math/arithmetic algo=gspo name=try-gspo seed=1
-  rlpost train recipe=math/gsm8k data.train.path=train.jsonl data.eval.path=test.jsonl model.path=my_model
-"""
-
-SFT = """\
-Makes a warm-started model by imitating lessons from sft.generator, in sft.output or runs/NAME-sft/model.
-
-example:
-  rlpost sft recipe=math/arithmetic                 the demo's model again, about 15 minutes on one core
-"""
-
-EVAL = """\
-Evaluates model.path on data.eval: mean@k and pass@k with the number of samples and a confidence interval.
-
-examples:
-  rlpost eval recipe=math/arithmetic eval.samples_per_prompt=4
-  rlpost eval recipe=math/arithmetic model.path=runs/arithmetic/model eval.temperature=0
-"""
-
-CHECK = """\
-Checks everything that needs no device, in seconds: keys, combinations, model folder, data with line numbers, prompt
-lengths, reward, run directory. Prints the batch arithmetic, a memory plan per device, and what could not be checked.
-
-examples:
-  rlpost check recipe=math/dapo_17k_qwen3_4b
-  rlpost check recipe=math/gsm8k data.train.path=train.jsonl data.eval.path=test.jsonl train=zero3
-"""
-
-EXPORT = """\
-Writes a Hugging Face folder (safetensors, configuration, tokenizer, model card) from a run's newest sound checkpoint,
-or from the one after --step steps. It needs no GPU, and the run may be going on.
-
-examples:
-  rlpost export runs/arithmetic my-model
-  rlpost export runs/arithmetic my-model --step 20
-"""
-
-BENCH = """\
-Benchmarks. `rollout` trains nothing and takes minutes; `learning` is a study of many training runs.
-"""
-
-BENCH_ROLLOUT = """\
-Measures rollouts without training: the saturated engine, synchronous rollouts, APRIL's published scheduler and ours, on
-the same prompts, forced response lengths, slots (engine.max_slots) and cap (rollout.max_response_tokens). Prints a
-table; writes results.json and results.svg.
-
-examples:
-  rlpost bench rollout recipe=math/arithmetic --engines simulated
-  rlpost bench rollout recipe=math/arithmetic rollout.max_response_tokens=256 --lengths lognormal
-"""
-
-PLAN = """\
-Predicts a step of a configuration from a recorded run, for each oversample ratio: seconds of each phase, idle slots,
-carried tokens, tokens trained per second; and names the best ratio. The real scheduler runs on a virtual clock with the
-run's response lengths and measured costs; nothing is started. What the run says nothing about is listed as
-extrapolated.
-
-from=RUN_DIR is the recorded run. lengths=lognormal|uniform|bimodal|recorded:RUN_DIR replaces its lengths. cost.NAME=X
-replaces a cost, in seconds; without a run all of them must be given: iteration_s, sample_s, prefill_s, rollout_s,
-update_s, update_token_s, reduce_s, publish_s, other_s, and prompt_tokens.
-
-examples:
-  rlpost plan recipe=math/arithmetic from=runs/arithmetic
-  rlpost plan recipe=math/arithmetic from=runs/arithmetic cluster=ray cluster.num_workers=8 engine.max_slots=256
-  rlpost plan recipe=math/arithmetic from=runs/arithmetic rollout.max_staleness=8 --ratios 2,4,8 --json
-"""
-
-BENCH_LEARNING = """\
-Compares synchronous rollouts and APRIL, with and without correction, for GRPO, GSPO and DAPO over several seeds, on the
-recipe math/arithmetic_long. Makes the runs that the table lacks, one after another, each in a fresh process on one
-core, and appends a row for each that is finished; what stops it costs the run under way, and the same command goes on.
-Run it in a checkout: table, pictures and page lie in docs/.
-
-examples:
-  rlpost bench learning --list
-  rlpost bench learning --minutes 60
-  rlpost bench learning --only 'gspo-*-s0,gspo-*-s1'
-  rlpost bench learning --report                    writes the section of docs/april.md
-"""
-
-BUFFER = """\
-Shows the run's ledger: how many prompts were drawn and where each of them is, where every token went, and what is still
-open. With a uid: what happened to this prompt's responses, by step and policy version, and how they were judged.
-
-examples:
-  rlpost buffer runs/arithmetic
-  rlpost buffer runs/arithmetic 0:17
-"""
-
-REPORT = """\
-Writes one HTML file that opens from disk, without a network: did it learn, was the engine busy, is it healthy, where
-did the time go; lengths, rewards, failures; every answer with its tokens; the life of every sample. Several runs are
-compared, and those that differ in the seed alone become one band.
-
-examples:
-  rlpost report runs/arithmetic                     writes runs/arithmetic/report.html
-  rlpost report runs/april-* runs/sync-* -o compare.html
-"""
-
-WATCH = """\
-Shows a run that was started elsewhere: phase, progress, curves, last answers, warnings. It only reads the run's files,
-so it may come and go; Ctrl-C leaves. Without a terminal, or with --once, it prints one frame.
-
-examples:
-  rlpost watch runs/arithmetic
-  rlpost watch runs/arithmetic --once
-"""
-
-RUNS = """\
-Lists the runs below a folder: state (running; waiting: stopped in good order; failed; killed; finished), steps, best
-score, recipe. With --compare: which settings of two runs differ, and their metrics over the steps that both have.
-
-examples:
-  rlpost runs
-  rlpost runs --compare runs/arithmetic runs/try-gspo
-"""
-
-TIMELINE = """\
-Writes timeline.jsonl as a trace that Perfetto (https://ui.perfetto.dev) and chrome://tracing open: the loop's phases,
-what each slot of the engine did and when, where a sample was interrupted and went on, how many were running.
-
-examples:
-  rlpost timeline runs/arithmetic
-  rlpost timeline runs/arithmetic trace.json
-"""
-
-DASHBOARD = """\
-Builds a W&B workspace (panels in sections, seeds of an experiment as one band) and a report for a run's project, and
-says where they are. Without an account it writes the layout to RUN_DIR/wandb_dashboard.json.
-
-example:
-  rlpost dashboard wandb runs/arithmetic
-"""
-
-CONFIG = """\
-Prints the whole configuration as YAML, as the run would use it and save it; recipe=FILE takes it back.
-
-examples:
-  rlpost config recipe=math/arithmetic algo=dapo
-  rlpost config --keys train                        every key below train: default and meaning
-"""
 
 
 if __name__ == "__main__":

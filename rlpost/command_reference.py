@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from rlpost.cli import OVERRIDES, build_parser
+from rlpost.cli import build_parser
+from rlpost.help_texts import OVERRIDES
 
 INTRODUCTION = """\
 # Command line
