@@ -78,12 +78,12 @@ def fill(buffer: RolloutBuffer, stream: Iterator[Prompt], num_groups: int, num_t
     buffer._startable.clear()  # only the groups still to come
     for number in range(num_groups):
         buffer.add(next(stream))
-        while (chosen := buffer.next_sample()) is not None:
-            buffer.receive(chosen[0].uid, chosen[1].index, token_ids, logprobs, "")
+        for group, sample in buffer.next_samples(G):
+            buffer.receive(group, sample, token_ids, logprobs, "")
+            buffer.pause(group, sample, go_on=False)
+        buffer._startable.clear()
         if number % 200 == 199:
-            buffer.pause_running()
             buffer.store()
-    buffer.pause_running()
     buffer.store()
 
 
@@ -104,7 +104,7 @@ def take_steps(buffer: RolloutBuffer, stream: Iterator[Prompt], num_tokens: int,
         max_filtered_groups=1000,
         reject=lambda group: None,
     )
-    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
+    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
     costs = []
     for step in range(1, steps + 1):
         started = time.perf_counter()

@@ -52,7 +52,7 @@ def measure(
     calls: Calls = RewardWorkers(cfg) if workers else InlineCalls(load_functions(cfg))
     try:
         calls.wait_ready()
-        scorer = RewardScorer(calls, lambda ids: "".join(map(chr, ids)))
+        scorer = RewardScorer(calls, lambda parts: "".join(map(chr, parts[0])))
         rates = [run(scorer, pairs, count) for _ in range(repeats + 1)][1:]
     finally:
         calls.close()
@@ -69,7 +69,7 @@ def run(scorer: RewardScorer, pairs: list[tuple[str, str]], count: int) -> float
     for index in range(count):
         reference, response = pairs[index % len(pairs)]
         prompt = Prompt(uid="0:0", token_ids=np.zeros(1, np.int32), text="?", reference=reference)
-        scorer.submit(prompt, index, np.array([ord(c) for c in response], np.int32), "stop")
+        scorer.submit(prompt, index, [np.array([ord(c) for c in response], np.int32)], "stop")
     assert scorer.drain(600)
     verdicts = scorer.poll()
     assert len(verdicts) == count and all(v.failure is None for v in verdicts)

@@ -103,7 +103,7 @@ def evaluate(
             if delta.finish_reason:
                 finish[delta.request_id] = delta.finish_reason
                 uid, _, index = delta.request_id.rpartition("/")
-                scorer.submit(by_uid[uid], int(index), np.concatenate(tokens[delta.request_id]), delta.finish_reason)
+                scorer.submit(by_uid[uid], int(index), tokens[delta.request_id], delta.finish_reason)
         for delta in result.returned:  # its replica was lost: it is made again, with the same seed
             uid, _, index = delta.request_id.rpartition("/")
             queue.append((by_uid[uid], int(index)))

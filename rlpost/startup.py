@@ -11,7 +11,6 @@ Called by ``session``, ``loop``, ``sft`` and ``cluster.worker``; importing this 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import shutil
@@ -36,10 +35,6 @@ SMALL_MODEL_PARAMS = 20_000_000  # below this a second OpenMP thread costs more 
 SMALL_VOCABULARY = 32_768  # below this vLLM's CPU sampler needs no compiled kernel
 
 
-# Objects that have piled up before Python looks for cycles among the young, the middle-aged and all objects.
-CONTROLLER_GC = (50_000, 20, 50)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
     """What the machine offers and what was chosen of it."""
@@ -47,12 +42,6 @@ class Runtime:
     device: str  # "cpu" or "cuda"
     dtype: str  # "float32" or "bfloat16"
     threads: int
-
-
-def collect_garbage_rarely() -> None:
-    """For a process that holds the samples of a whole cluster and no device: looking for cycles among millions of
-    live objects, of which none is part of one, took two fifths of its time."""
-    gc.set_threshold(*CONTROLLER_GC)
 
 
 def has_gpu() -> bool:

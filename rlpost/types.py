@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,7 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)  # the data row's other columns
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """The tokens of a sample that one policy version produced. Filled by ``rollout.collect``.
 
     ``mixed_kv``: they were sampled by the weights of ``policy_version``, but some keys and values that they attended to

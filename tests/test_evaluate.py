@@ -43,7 +43,7 @@ def run(reward, *, k=4, length_of=lambda request_id: 3, engine=None, scorer=None
     return evaluate(
         engine or RecordingEngine(length_of),
         PROMPTS,
-        scorer or InlineScorer(reward, decode=lambda ids: str(len(ids))),
+        scorer or InlineScorer(reward, decode=lambda parts: str(sum(map(len, parts)))),
         EvalConfig(samples_per_prompt=k),
         max_response_tokens=8,
         sampling=SamplingSettings(),
@@ -97,7 +97,7 @@ def test_cut_responses_and_rewards_without_an_accuracy_part():
 
 def scorer_of_groups(function):
     calls = InlineCalls(load_functions(RewardConfig(function=function, workers=0)))
-    return RewardScorer(calls, lambda ids: str(len(ids)), group_size=4)
+    return RewardScorer(calls, lambda parts: str(sum(map(len, parts))), group_size=4)
 
 
 def test_an_evaluation_whose_workers_are_lost_is_made_again_from_its_beginning():

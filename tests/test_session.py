@@ -47,7 +47,7 @@ def test_a_context_without_room_for_a_prompt(opened):
 
 def judge(made, text):
     ids = made.tokenizer.encode(text)
-    made.scorer.submit(made.eval_prompts[0], 0, np.array([*ids, 16], np.int32), "stop")
+    made.scorer.submit(made.eval_prompts[0], 0, [np.array([*ids, 16], np.int32)], "stop")
     (verdict,) = made.scorer.poll()
     return verdict
 

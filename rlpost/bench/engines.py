@@ -43,7 +43,7 @@ class ForcedLengths:
         so_far = self._cap - request.max_new_tokens
         left = min(self._cap, self.length_of(request.request_id)) - so_far
         assert left >= 1, f"{request.request_id} has {so_far} tokens already"
-        return replace(request, max_new_tokens=left, sampling=replace(request.sampling, stop_token_ids=()))
+        return request._replace(max_new_tokens=left, sampling=replace(request.sampling, stop_token_ids=()))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

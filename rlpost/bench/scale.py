@@ -18,6 +18,7 @@ from statistics import NormalDist
 import numpy as np
 
 from rlpost.bench.strategies import no_scores
+from rlpost.cluster.cycle_search import CycleSearch
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
 from rlpost.rollout.engine import SamplingSettings
@@ -26,7 +27,6 @@ from rlpost.rollout.oversampling import OversampleController
 from rlpost.rollout.replicas import Exchange, Loss, ReplicaEngine, Replicas, Report
 from rlpost.rollout.simulated_engine import StepCost
 from rlpost.rollout.simulated_replicas import SimulatedReplicas
-from rlpost.startup import collect_garbage_rarely
 from rlpost.types import Prompt
 
 SAMPLES_PER_GROUP = 8
@@ -84,10 +84,10 @@ class MeteredReplicas:
         self.cpu_s = 0.0
         self.exchanges = self.reports = 0
 
-    def send(self, replica: int, exchange: Exchange) -> None:
+    def send(self, exchanges: Sequence[tuple[int, Exchange]]) -> None:
         started = time.process_time()
-        self._replicas.send(replica, exchange)
-        self.exchanges += 1
+        self._replicas.send(exchanges)
+        self.exchanges += len(exchanges)
         self.cpu_s += time.process_time() - started
 
     def wait(self) -> Sequence[Report | Loss]:
@@ -152,7 +152,6 @@ def build_replicas(load: Load) -> SimulatedReplicas:
 
 
 def run(load: Load, *, ledger: Ledger | None = None) -> Point:
-    collect_garbage_rarely()  # as a run on a cluster does
     slots = load.replicas * load.slots
     groups = slots // SAMPLES_PER_GROUP
     transport = MeteredReplicas(build_replicas(load))
@@ -180,11 +179,13 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
         reject=lambda group: None,
     )
     scorer, stream = no_scores(), prompts()
+    cycle_search = CycleSearch()
     busy_s = offered_s = virtual_s = controller_s = transport_s = 0.0
     samples = tokens = reports = exchanges = 0
     for step in range(load.warm_up + load.steps):
         started, inside, seen, sent = time.process_time(), transport.cpu_s, transport.reports, transport.exchanges
-        stats = collect(engine, buffer, stream, scorer, settings, step=step)
+        with cycle_search.held_back():  # as a cluster's device does
+            stats = collect(engine, buffer, stream, scorer, settings, step=step)
         trained = buffer.rollout()
         buffer.store()
         buffer.settle()

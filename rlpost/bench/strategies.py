@@ -147,4 +147,4 @@ def account_of(stats: RolloutStats, groups: list[Group], *, held: int) -> StepAc
 
 def no_scores() -> Scorer:
     """Every response is worth the same: rewards are no part of what is measured."""
-    return InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
+    return InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")

@@ -324,12 +324,14 @@ class Actors:
         rows = [asdict(who) | asdict(pulses.get(who.rank, unknown)) for who in self.who]
         return [row | {"phase": "lost"} if row["rank"] in self._lost else row for row in rows]
 
-    def wait(self, refs: Sequence[Any], deadline: float = math.inf) -> list[Any]:
-        """Those of ``refs`` that are there, at least one unless ``deadline`` (monotonic) passes; beats meanwhile."""
+    def wait(self, refs: Sequence[Any], deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Any]:
+        """Those of ``refs`` that are there ``gather_s`` after the first one of them, none where ``deadline``
+        (monotonic) passes before; beats meanwhile."""
         while time.monotonic() <= deadline:
             ready, _ = ray.wait(list(refs), num_returns=1, timeout=_POLL_S)
             self._beat()
             if ready:
+                time.sleep(gather_s)
                 more, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
                 return list(more)
         return []

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.cluster.actors import Actors, RayCluster, open_cluster
+from rlpost.cluster.cycle_search import CycleSearch
 from rlpost.cluster.files import Courier, copy_common
 from rlpost.cluster.mapping import EngineMap
 from rlpost.cluster.ranks import RankedTrainer
 from rlpost.cluster.shards import PREFIX, life_folder
 from rlpost.colocation import Publication
 from rlpost.errors import ShardsLost, WorkerLost
-from rlpost.rollout.replicas import Exchange, Loss, ReplicaEngine, Report
-from rlpost.startup import WorkerSettings, collect_garbage_rarely
+from rlpost.rollout.replicas import Exchange, Loss, ReplicaEngine, Report, gather_s
+from rlpost.startup import WorkerSettings
 
 SCRATCH = "rlpost-scratch"
 LOGS = "workers"  # folder of the run directory with what the workers print
@@ -118,7 +119,13 @@ class ClusterWorkers:
         """What holds state of the workers' processes."""
         cfg = self._settings.cfg
         slots, timeout_s = cfg.engine.max_slots, cfg.cluster.abort_timeout_s
-        transport = RayReplicas(self._actors, EngineMap.of(cfg), slots=slots, abort_timeout_s=timeout_s)
+        transport = RayReplicas(
+            self._actors,
+            EngineMap.of(cfg),
+            slots=slots,
+            exchange_s=cfg.cluster.exchange_s,
+            abort_timeout_s=timeout_s,
+        )
         self.engine = ReplicaEngine(transport, reserve_share=cfg.cluster.reserve_share)
         self.device = ClusterDevice(self._actors, self.engine)
 
@@ -128,12 +135,14 @@ class ClusterDevice:
 
     def __init__(self, actors: Actors, engine: ReplicaEngine) -> None:
         self._actors, self._engine = actors, engine
+        self._cycle_search = CycleSearch()
         self.turn = "engine"
 
     @contextmanager
     def generating(self) -> Iterator[None]:
         assert self.turn == "engine", "publish_weights() gives the device to the engine"
-        yield
+        with self._cycle_search.held_back():
+            yield
         assert self._engine.num_in_flight == 0, "requests were left in flight"
 
     @contextmanager
@@ -162,24 +171,28 @@ class RayReplicas:
     that loses a member is lost, and what is left of it is ended at once: it may wait for the others for ever.
     """
 
-    def __init__(self, actors: Actors, engines: EngineMap, *, slots: int, abort_timeout_s: float) -> None:
+    def __init__(
+        self, actors: Actors, engines: EngineMap, *, slots: int, exchange_s: float, abort_timeout_s: float
+    ) -> None:
         self._actors, self._engines = actors, engines
+        self._gather_s = gather_s(engines.num_engines, exchange_s)
         self.slots: Sequence[int] = [slots] * engines.num_engines
         self._under_way: list[deque[Any]] = [deque() for _ in self.slots]  # the leaders' answers to come, in order
         self._following: dict[Any, int] = {}  # calls to other members: rank
         self._timeout_s = abort_timeout_s
         self._num_stops = 0
 
-    def send(self, replica: int, exchange: Exchange) -> None:
+    def send(self, exchanges: Sequence[tuple[int, Exchange]]) -> None:
         self._actors.doing = "generate"
-        handle = self._actors.handles[self._engines.leader(replica)]
-        self._under_way[replica].append(handle.exchange.remote(exchange))
-        self._let_follow(replica)
+        for replica, exchange in exchanges:
+            handle = self._actors.handles[self._engines.leader(replica)]
+            self._under_way[replica].append(handle.exchange.remote(exchange))
+            self._let_follow(replica)
 
     def wait(self) -> Sequence[Report | Loss]:
         reports: list[Report | Loss] = []
         while not reports:
-            reports = self._hear()
+            reports = self._hear(gather_s=self._gather_s)
         return reports
 
     def stop(self, replicas: Sequence[int]) -> Sequence[Report | Loss]:
@@ -208,11 +221,11 @@ class RayReplicas:
         for rank in self._engines.members(n)[1:]:
             self._following[self._actors.handles[rank].follow.remote()] = rank
 
-    def _hear(self, deadline: float = math.inf) -> list[Report | Loss]:
+    def _hear(self, deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Report | Loss]:
         """What has come in, which may be nothing but calls of members that followed to their end."""
         heads = {answers[0]: n for n, answers in enumerate(self._under_way) if answers}
         reports: list[Report | Loss] = []
-        for ref in self._actors.wait([*heads, *self._following], deadline):
+        for ref in self._actors.wait([*heads, *self._following], deadline, gather_s=gather_s):
             n = heads[ref] if ref in heads else self._engines.engine_of(self._following[ref])
             rank = self._following.pop(ref, self._engines.leader(n))
             if ref in heads and not self._under_way[n]:
@@ -243,7 +256,6 @@ def start_cluster(
     settings: WorkerSettings, run_dir: Path, *, say: Callable[[str], None], beat: Callable[[], None]
 ) -> ClusterWorkers:
     """Ray, the workers and their parts. Raises RunError where there is no room, or they do not start in time."""
-    collect_garbage_rarely()
     run_dir = run_dir.absolute()
     shards = life_folder(settings.cfg.cluster.shards_dir, PREFIX, run_dir)
     scratch = life_folder(settings.cfg.cluster.scratch_dir, SCRATCH, run_dir)

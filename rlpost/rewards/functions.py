@@ -15,7 +15,7 @@ import json
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlpost import __version__, plugins
 from rlpost.config import RewardConfig
@@ -28,8 +28,7 @@ from rlpost.rewards.selection import FunctionSpec, list_functions
 TRL_KEYWORDS = frozenset({"prompts", "completions", "completion_ids"})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """One answer to be judged."""
 
     text: str
@@ -37,8 +36,7 @@ class Response:
     token_ids: Sequence[int] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What all responses of a call answer."""
 
     prompt: str
@@ -131,7 +129,8 @@ class LoadedFunction:
             if self.facts.is_async:
                 return self.loop.run_until_complete(self.judge_async(question, responses))
             value = self._call(question, responses)
-            if inspect.isawaitable(value):  # of a decorated async function, which does not look like one
+            # A decorated async function does not look like one.
+            if not isinstance(value, float | dict) and inspect.isawaitable(value):
                 value = self.loop.run_until_complete(_finish(value))
             return self._read(value, len(responses))
         # A user's function may raise anything, and code it runs may call exit(): data that metrics count.
@@ -191,7 +190,8 @@ class LoadedFunction:
             reasons = [r.finish_reason for r in responses]
             return self.target([r.text for r in responses], **self._keep({**keywords, "finish_reasons": reasons}))
         (response,) = responses
-        return self.target(response.text, **self._keep({**keywords, "finish_reason": response.finish_reason}))
+        keywords["finish_reason"] = response.finish_reason
+        return self.target(response.text, **self._keep(keywords))
 
     def _trl_keywords(self, question: Question, responses: Sequence[Response]) -> dict[str, Any]:
         count = len(responses)

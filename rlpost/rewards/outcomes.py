@@ -47,6 +47,8 @@ def read_outcome(outcome: Any) -> tuple[float, dict[str, float]]:
 
 def to_outcome(value: Any, *, nan_is_none: bool = False) -> Outcome:
     """Any value a function may return for one response, a failure among them; never raises."""
+    if type(value) is float and math.isfinite(value):  # what most functions return: no need to ask what it is
+        return Outcome(reward=value)
     if isinstance(value, BaseException):
         return Outcome(failure=describe_failure(value))
     if value is None or (nan_is_none and isinstance(value, numbers.Real) and math.isnan(value)):

@@ -123,6 +123,7 @@ class RolloutBuffer:
         with self._timed():
             self.ledger.commit()
         for group in self.groups.values():
+            group.frozen = None
             for sample in group.samples:
                 if sample.segments:
                     sample.segments, sample.evicted = (), True
@@ -180,23 +181,25 @@ class RolloutBuffer:
             self._assignment.add(group)
         self._offer(group)
 
-    def next_sample(self) -> tuple[OpenGroup, OpenSample] | None:
-        """The sample to start next: earliest deadline first (so carried-over groups come first), then the group with
-        the fewest samples left, then the oldest. It counts as running from here on."""
+    def next_samples(self, limit: int) -> list[tuple[OpenGroup, OpenSample]]:
+        """The samples to start next, of one group and at most ``limit``; none where none waits. Earliest deadline first
+        (so carried-over groups come first), then the group with the fewest samples left, then the oldest. They count as
+        running from here on."""
         while self._startable:
             entry = self._startable[0]
             group = self.groups.get(entry[3])
             if group is None or not group.num_startable or entry != self._entry(group):
                 heapq.heappop(self._startable)  # a later entry of the same group holds its place
                 continue
-            sample = next(s for s in group.samples if s.state in (WAITING, PAUSED))
-            sample.state, sample.mixed_kv = RUNNING, False
-            group.num_startable -= 1
-            if sample.first_step < 0:
-                sample.first_step = self.step
-                self._record("launches", group, sample)
-            return group, sample
-        return None
+            found = [(group, s) for s in group.samples if s.state == WAITING or s.state == PAUSED][:limit]
+            group.num_startable -= len(found)
+            for _, sample in found:
+                sample.state, sample.mixed_kv = RUNNING, False
+                if sample.first_step < 0:
+                    sample.first_step = self.step
+                    self._record("launches", group, sample)
+            return found
+        return []
 
     def go_on(self, uid: str, index: int) -> tuple[OpenGroup, OpenSample]:
         """A paused sample whose KV cache the engine kept runs again, before anything is scheduled."""
@@ -223,12 +226,10 @@ class RolloutBuffer:
     # ---- what the engine and the scorer report --------------------------------------------------------------
 
     def receive(
-        self, uid: str, index: int, token_ids: np.ndarray, logprobs: np.ndarray, finish_reason: str
-    ) -> OpenSample:
+        self, group: OpenGroup, sample: OpenSample, token_ids: np.ndarray, logprobs: np.ndarray, finish_reason: str
+    ) -> None:
         """New tokens of a running sample, in order, each exactly once."""
-        group = self.groups[uid]
-        sample = group.samples[index]
-        assert sample.state == RUNNING and len(token_ids) == len(logprobs), (uid, index, sample.state)
+        assert sample.state == RUNNING and len(token_ids) == len(logprobs), (group.uid, sample.index, sample.state)
         if len(token_ids):
             sample.append(token_ids, logprobs)
             self.tokens_received += len(token_ids)
@@ -242,37 +243,38 @@ class RolloutBuffer:
             self._record("finishes", group, sample, finish_reason)
             if not group.num_unfinished:
                 group.state = "scoring"
+            elif group.num_startable:
+                self._offer(group)
+
+    def pause(self, group: OpenGroup, sample: OpenSample, *, go_on: bool = True) -> None:
+        """A running sample left the engine unfinished and keeps its tokens. ``go_on``: it may be started again in this
+        step, else with the next one."""
+        self._seal(group, sample)
+        sample.state = PAUSED if sample.num_tokens else WAITING
+        group.num_startable += 1
+        if go_on:
             self._offer(group)
-        return sample
-
-    def pause_running(self) -> None:
-        """After an abort: everything in flight keeps its tokens and waits for the next step."""
-        for group in self.groups.values():
-            for sample in group.samples:
-                if sample.state == RUNNING:
-                    self._pause(group, sample)
-
-    def pause(self, uid: str, index: int) -> None:
-        """A running sample left the engine unfinished, in the middle of a step; it may be started again."""
-        group = self.groups[uid]
-        self._pause(group, group.samples[index])
-        self._offer(group)
 
     def judge(
-        self, uid: str, index: int, reward: float | None, parts: Mapping[str, float], failure: str | None
+        self,
+        group: OpenGroup,
+        sample: OpenSample,
+        reward: float | None,
+        parts: Mapping[str, float],
+        failure: str | None,
     ) -> bool:
         """A verdict arrived; True when it was the group's last one, which makes the group ready."""
-        group = self.groups[uid]
-        sample = group.samples[index]
-        assert sample.state == FINISHED and (reward is None) == (failure is not None), (uid, index, reward, failure)
+        known = (group.uid, sample.index, reward, failure)
+        assert sample.state == FINISHED and (reward is None) == (failure is not None), known
         sample.reward, sample.reward_parts, sample.failure, sample.state = reward, parts, failure, JUDGED
-        self._record("verdicts", group, sample, reward, json.dumps(dict(parts)), failure)
+        if self.ledger is not None:
+            self._record("verdicts", group, sample, reward, json.dumps(dict(parts)), failure)
         group.num_unjudged -= 1
         if not group.num_unjudged:
             group.state = "ready"
-            self._ready[uid] = group
+            self._ready[group.uid] = group
             if self._assignment is not None and group in self._assignment:
-                self._ready_assigned[uid] = group
+                self._ready_assigned[group.uid] = group
             return True
         return False
 
@@ -480,6 +482,7 @@ class RolloutBuffer:
         for sample in group.samples:
             sample.restart()
         group.state = "open"
+        group.frozen = None
         self._ready.pop(group.uid, None)
         self._set_oldest(group, None)
 
@@ -497,11 +500,6 @@ class RolloutBuffer:
         segment = sample.seal(self.step)
         if segment is not None and self.ledger is not None:
             self.ledger.record_segment(group.order, sample.index, group.attempt, self.step + 1, segment)
-
-    def _pause(self, group: OpenGroup, sample: OpenSample) -> None:
-        self._seal(group, sample)
-        sample.state = PAUSED if sample.num_tokens else WAITING
-        group.num_startable += 1
 
     def _record(self, table: str, group: OpenGroup, sample: OpenSample, *values: Any) -> None:
         if self.ledger is not None:

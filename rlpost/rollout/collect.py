@@ -15,8 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import NamedTuple
 
 from rlpost.errors import RunError, explain
 from rlpost.rollout.buffer import REWARD_FAILED, LedgerError, RolloutBuffer
@@ -43,12 +42,11 @@ class CollectSettings:
     score_every: int = 0  # deterministic mode: engine steps between two looks at the verdicts; 0: whenever one is there
 
 
-@dataclass(frozen=True, slots=True)
-class Stay:
+class Stay(NamedTuple):
     """A sample that is in the engine now."""
 
-    uid: str
-    index: int
+    group: OpenGroup
+    sample: OpenSample
     start_s: float
     tokens_before: int
     kind: str
@@ -69,16 +67,16 @@ class Spans:
     kind: list[str] = field(default_factory=list)  # launched, resumed where an earlier stay was interrupted, or kept
     end: list[str] = field(default_factory=list)  # stop, length, paused by an abort, or lost with its replica
 
-    def add(self, stay: Stay, *, policy_version: int, end_s: float, num_tokens: int, end: str) -> None:
-        """``num_tokens``: of the whole sample, by now."""
-        self.uid.append(stay.uid)
-        self.index.append(stay.index)
-        self.replica.append(stay.replica)
+    def add(self, stay: Stay, policy_version: int, end_s: float, end: str) -> None:
+        group, sample, start_s, tokens_before, kind, replica = stay
+        self.uid.append(group.prompt.uid)
+        self.index.append(sample.index)
+        self.replica.append(replica)
         self.policy_version.append(policy_version)
-        self.start_s.append(stay.start_s)
+        self.start_s.append(start_s)
         self.end_s.append(end_s)
-        self.tokens.append(num_tokens - stay.tokens_before)
-        self.kind.append(stay.kind)
+        self.tokens.append(sample.num_tokens - tokens_before)
+        self.kind.append(kind)
         self.end.append(end)
 
 
@@ -220,7 +218,7 @@ class _Collection:
         self.buffer.load_tokens(*zip(*pairs, strict=True))
         now = self.engine.now()
         for (request_id, _, _), (group, sample) in zip(kept, pairs, strict=True):
-            self.running[request_id] = Stay(group.uid, sample.index, now, sample.num_tokens, "kept", 0)
+            self.running[request_id] = Stay(group, sample, now, sample.num_tokens, "kept", 0)
         self.stats.num_kept = len(kept)
 
     def resubmit_unjudged(self) -> None:
@@ -237,73 +235,60 @@ class _Collection:
         engine = self.engine
         free = min(self.settings.max_in_flight, engine.max_slots) + engine.reserve - engine.num_in_flight
         while len(chosen) < free:
-            found = self.buffer.next_sample()
-            if found is not None:
-                chosen.append(found)
+            found = self.buffer.next_samples(free - len(chosen))
+            if found:
+                chosen += found
             elif self.buffer.may_draw():
                 self.buffer.add(next(self.prompts))
             else:
                 break
         if chosen:
             self.buffer.load_tokens(*zip(*chosen, strict=True))
-            now = engine.now()
+            now, step = engine.now(), self.buffer.step
             requests = [self.make_request(group, sample) for group, sample in chosen]
             replicas = engine.submit(requests)
             for (group, sample), request, replica in zip(chosen, requests, replicas, strict=True):
-                is_new = sample.first_step == self.buffer.step and not sample.num_tokens
-                kind = "launched" if is_new else "resumed"
-                stay = Stay(group.uid, sample.index, now, sample.num_tokens, kind, replica)
-                self.running[request.request_id] = stay
+                kind = "launched" if sample.first_step == step and not sample.num_tokens else "resumed"
+                self.running[request.request_id] = Stay(group, sample, now, sample.num_tokens, kind, replica)
 
     def make_request(self, group: OpenGroup, sample: OpenSample) -> Request:
-        parts = (group.prompt.token_ids, *(s.token_ids for s in sample.segments))
-        if sample.num_tokens:
+        settings, uid, index, so_far = self.settings, group.prompt.uid, sample.index, sample.num_tokens
+        parts = (group.prompt.token_ids, *[s.token_ids for s in sample.segments])
+        if so_far:
             self.stats.num_resumed += 1
-            self.stats.num_replayed += sum(len(p) for p in parts)
+            self.stats.num_replayed += len(group.prompt.token_ids) + so_far
         elif sample.first_step == self.buffer.step:
             self.stats.num_launched += 1
-        return Request(
-            request_id=f"{group.uid}/{sample.index}",
-            parts=parts,
-            max_new_tokens=self.settings.max_response_tokens - sample.num_tokens,
-            seed=sample_seed(self.settings.seed, group.uid, sample.index, sample.num_tokens, group.attempt),
-            sampling=self.settings.sampling,
-        )
+        seed = sample_seed(settings.seed, uid, index, so_far, group.attempt)
+        return Request(f"{uid}/{index}", parts, settings.max_response_tokens - so_far, seed, settings.sampling)
 
     def receive(self, deltas: Sequence[Delta]) -> None:
-        for delta in deltas:
-            stay = self.running[delta.request_id]
-            sample = self.buffer.receive(stay.uid, stay.index, delta.token_ids, delta.logprobs, delta.finish_reason)
-            self.stats.num_generated += len(delta.token_ids)
-            if delta.finish_reason:
-                del self.running[delta.request_id]
-                self.note_stay(stay, sample, delta.finish_reason)
-                self.submit_for_judging(self.buffer.groups[stay.uid], sample)
+        buffer, running, spans = self.buffer, self.running, self.stats.spans
+        step, now, before = buffer.step, self.engine.now(), buffer.tokens_received
+        for request_id, token_ids, logprobs, finish_reason in deltas:
+            stay = running[request_id]
+            group, sample = stay.group, stay.sample
+            buffer.receive(group, sample, token_ids, logprobs, finish_reason)
+            if finish_reason:
+                del running[request_id]
+                spans.add(stay, step, now, finish_reason)
+                self.submit_for_judging(group, sample)
+        self.stats.num_generated += buffer.tokens_received - before
 
     def take_back(self, returned: Sequence[Delta]) -> None:
         """Samples whose replica was lost: what it had handed over is theirs, and they may start again elsewhere."""
+        now = self.engine.now()
         for delta in returned:
             stay = self.running.pop(delta.request_id)
-            sample = self.buffer.receive(stay.uid, stay.index, delta.token_ids, delta.logprobs, "")
+            self.buffer.receive(stay.group, stay.sample, delta.token_ids, delta.logprobs, "")
             self.stats.num_generated += len(delta.token_ids)
-            self.note_stay(stay, sample, "lost")
-            if not sample.num_tokens and sample.first_step == self.buffer.step:
+            self.stats.spans.add(stay, self.buffer.step, now, "lost")
+            if not stay.sample.num_tokens and stay.sample.first_step == self.buffer.step:
                 self.stats.num_launched -= 1  # it is to be launched again
-            self.buffer.pause(stay.uid, stay.index)
-
-    def note_stay(self, stay: Stay, sample: OpenSample, end: str) -> None:
-        self.stats.spans.add(
-            stay,
-            policy_version=self.buffer.step,
-            end_s=self.engine.now(),
-            num_tokens=sample.num_tokens,
-            end=end,
-        )
+            self.buffer.pause(stay.group, stay.sample)
 
     def submit_for_judging(self, group: OpenGroup, sample: OpenSample) -> None:
-        tokens = [s.token_ids for s in sample.segments] or [np.zeros(0, np.int32)]
-        token_ids = tokens[0] if len(tokens) == 1 else np.concatenate(tokens)
-        self.scorer.submit(group.prompt, sample.index, token_ids, sample.finish_reason)
+        self.scorer.submit(group.prompt, sample.index, [s.token_ids for s in sample.segments], sample.finish_reason)
 
     def verdicts_are_due(self) -> bool:
         return not self.settings.score_every or len(self.stats.work.step_s) % self.settings.score_every == 0
@@ -330,8 +315,9 @@ class _Collection:
             self.stats.failures[kind] = self.stats.failures.get(kind, 0) + 1
             self.stats.num_failed_rewards += 1
             self.stats.last_failure = verdict.failure
-        if self.buffer.judge(verdict.uid, verdict.index, verdict.reward, verdict.parts, verdict.failure):
-            self.filter(self.buffer.groups[verdict.uid])
+        group = self.buffer.groups[verdict.uid]
+        if self.buffer.judge(group, group.samples[verdict.index], verdict.reward, verdict.parts, verdict.failure):
+            self.filter(group)
 
     def admit_ready(self) -> None:
         """Admit what the staleness rule allows, earliest deadline first."""
@@ -346,7 +332,7 @@ class _Collection:
     def filter(self, group: OpenGroup) -> None:
         """A complete group is dropped here, for a named reason, or stays ready."""
         self.buffer.load_tokens([group])
-        frozen = group.freeze()
+        frozen = group.freeze()  # and kept: most groups train in the step in which they are complete
         if len(frozen.scored) < min(2, len(frozen.samples)):
             self.drop(group, f"failed[{REWARD_FAILED}]", REWARD_FAILED)
             return
@@ -383,10 +369,11 @@ class _Collection:
         else:
             self.stats.abort_s = self.engine.now() - started
         assert self.engine.num_in_flight == 0, "the engine kept requests after an abort"
+        now, step = self.engine.now(), self.buffer.step
         for stay in self.running.values():
-            self.note_stay(stay, self.buffer.groups[stay.uid].samples[stay.index], "paused")
+            self.stats.spans.add(stay, step, now, "paused")
+            self.buffer.pause(stay.group, stay.sample, go_on=False)
         self.running.clear()
-        self.buffer.pause_running()
         if self.settings.score_every and self.scorer.num_pending:
             self.take_verdicts()  # so that a step's end depends on nothing that is still being judged
 

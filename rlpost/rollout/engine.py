@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,8 +25,7 @@ class SamplingSettings:
     stop_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One sample to generate or to go on with: the prompt and what was already generated, by token ids."""
 
     request_id: str
@@ -46,8 +45,7 @@ class Request:
         return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """New tokens of one request since its last delta. ``finish_reason`` is "", "stop" or "length"."""
 
     request_id: str
@@ -66,6 +64,7 @@ class Iterations:
     step_s: array[float] = field(default_factory=lambda: array("d"))  # wall time, the caller's code included
     running: array[int] = field(default_factory=lambda: array("q"))  # samples that held a slot
     prefill: array[int] = field(default_factory=lambda: array("q"))  # prompt (and replayed) tokens computed
+    num_prefilled: int = 0  # tokens: the sum of ``prefill``
     num_preempted: int = 0  # samples interrupted because the KV cache was full, over all iterations
     kv_usage_max: float = 0.0  # largest share of the KV cache that was taken
 
@@ -74,6 +73,7 @@ class Iterations:
         self.step_s += array("d", (step_s,)) * times
         self.running += array("q", (running,)) * times
         self.prefill += array("q", (prefill,)) * times
+        self.num_prefilled += prefill * times
 
     def add_engine_step(self, step_s: float, result: EngineStep) -> None:
         """One iteration of one engine, which took ``step_s`` with the caller's code."""
@@ -85,6 +85,7 @@ class Iterations:
         self.step_s += other.step_s
         self.running += other.running
         self.prefill += other.prefill
+        self.num_prefilled += other.num_prefilled
         self.num_preempted += other.num_preempted
         self.kv_usage_max = max(self.kv_usage_max, other.kv_usage_max)
 
@@ -101,7 +102,7 @@ class EngineStep:
     duration_s: float
     num_running: int  # samples that held a slot during the step
     num_prefill_tokens: int  # prompt (and replayed) tokens computed, prefix-cache hits left out
-    iterations: Iterations | None = None  # of replicas, since the last step; None: this step was one iteration
+    iterations: Sequence[Iterations] | None = None  # of replicas, since the last step; None: this was one iteration
     num_preempted: int = 0  # samples interrupted because the KV cache was full; they go on by themselves
     kv_usage: float = 0.0  # share of the KV cache that is taken; 0 where it is not known
     returned: Sequence[Delta] = ()  # of samples that are in flight no longer though unfinished: their replica was lost
@@ -119,7 +120,8 @@ class EngineWork(Iterations):
         if result.iterations is None:
             self.add_engine_step(wall_s, result)
         else:
-            self.extend(result.iterations)
+            for iterations in result.iterations:
+                self.extend(iterations)
         self.wall_s += wall_s
         self.own_s += max(0.0, wall_s - result.duration_s)
 

@@ -44,16 +44,11 @@ class OpenSample:
         """Turn the current version's tokens into a segment, which is returned; None where there are none."""
         if not self.chunks:
             return None
-        token_ids, logprobs = self.chunks[0]
+        token_ids, logprobs = self.chunks[0]  # i32 and f32, as engines hand them over
         if len(self.chunks) > 1:  # a replica hands a sample over whole: one chunk, which need not be copied
             token_ids = np.concatenate([c[0] for c in self.chunks])
             logprobs = np.concatenate([c[1] for c in self.chunks])
-        segment = Segment(
-            token_ids=token_ids.astype(np.int32, copy=False),
-            rollout_logprobs=logprobs.astype(np.float32, copy=False),
-            policy_version=policy_version,
-            mixed_kv=self.mixed_kv,
-        )
+        segment = Segment(token_ids, logprobs, policy_version, mixed_kv=self.mixed_kv)
         self.segments = (*self.segments, segment)
         self.chunks = None
         return segment
@@ -79,6 +74,7 @@ class OpenGroup:
     num_startable: int = 0  # samples that wait or are paused
     num_unfinished: int = 0  # those, and the running ones
     num_unjudged: int = 0
+    frozen: Group | None = None  # made once; given up with the samples' tokens
 
     @property
     def uid(self) -> str:
@@ -107,6 +103,9 @@ class OpenGroup:
         return "paused" if any(s.num_tokens or s.finish_reason for s in self.samples) else "waiting"
 
     def freeze(self) -> Group:
+        """The complete group as it trains; all its tokens must be here."""
+        if self.frozen is not None:
+            return self.frozen
         assert not any(s.evicted for s in self.samples), f"group {self.uid}: tokens lie in the ledger only"
         samples = tuple(
             Sample(
@@ -120,4 +119,5 @@ class OpenGroup:
             )
             for s in self.samples
         )
-        return Group(uid=self.uid, prompt=self.prompt, samples=samples)
+        self.frozen = Group(uid=self.uid, prompt=self.prompt, samples=samples)
+        return self.frozen

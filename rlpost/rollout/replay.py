@@ -168,7 +168,7 @@ def _simulated_seconds(
         return "as recorded" if int(group.uid) in record.dropped else None
 
     settings = replace(settings, reject=reject, max_filtered_groups=1 << 30)
-    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
+    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
     for step in range(record.num_steps):
         collect(engine, buffer, _numbered_prompts(prompt_tokens, buffer.num_drawn), scorer, settings, step=step)
         buffer.settle()

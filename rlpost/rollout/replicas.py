@@ -10,8 +10,9 @@ The controller does no work per token, nor per running sample and exchange: a fi
 tokens of those still running come as one block of arrays that is only put aside. It is opened when the replica is lost:
 its samples then come back with all tokens up to its last report.
 
-Who waits for whom: ``step`` waits for the next report of any replica, and ``abort_all`` for the last one of each, at
-most as long as the transport allows; then that replica counts as lost.
+Who waits for whom: ``step`` waits for the next report of any replica and, where there are many, for those that come
+soon after it (:func:`gather_s`); ``abort_all`` waits for the last report of each replica, at most as long as the
+transport allows, and then that replica counts as lost.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,28 +30,35 @@ from rlpost.rollout.engine import NOTHING, Delta, Engine, EngineStep, Iterations
 
 IN_FLIGHT = 2  # exchanges under way to a replica
 HUNGRY_SHARE = 0.1  # of an exchange's time: with slots to fill at once a replica answers after so much
+GATHER_SHARE = 0.025  # of an exchange's time: reports that come within it of the first one are taken in together
+GATHER_FROM = 16  # replicas: with fewer there is little to gather
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exchange:
+def gather_s(num_replicas: int, exchange_s: float) -> float:
+    """Seconds that a report may wait for others. Each turn of the controller has a cost of its own (new samples are
+    chosen, complete groups looked at, Ray asked about every replica), and no replica waits for its answer: another
+    exchange is under way to it."""
+    return GATHER_SHARE * exchange_s if num_replicas >= GATHER_FROM else 0.0
+
+
+class Exchange(NamedTuple):
     """What the controller tells a replica: take these requests, run for a while, report."""
 
     requests: Sequence[Request]
     has_more: bool = True  # samples wait: with free slots and nothing queued, report early
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenBlock:
-    """New tokens of samples that still run, end to end."""
+class TokenBlock(NamedTuple):
+    """New tokens of samples that still run, end to end. Requests are known by their number among all that the replica
+    was sent since its last stop, which costs less than their names, here and on the way."""
 
-    request_ids: Sequence[str]
+    numbers: np.ndarray  # i32[samples]
     lengths: np.ndarray  # i32[samples]
     token_ids: np.ndarray  # i32[sum of lengths]
     logprobs: np.ndarray  # f32[sum of lengths]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """A replica's answer to one exchange, or to a stop."""
 
     replica: int
@@ -72,7 +80,8 @@ class Replicas(Protocol):
 
     slots: Sequence[int]  # of each replica: samples it decodes together
 
-    def send(self, replica: int, exchange: Exchange) -> None: ...
+    def send(self, exchanges: Sequence[tuple[int, Exchange]]) -> None:
+        """Each to the replica of its number."""
 
     def wait(self) -> Sequence[Report | Loss]:
         """At least one report or loss; called only while an exchange is under way."""
@@ -99,12 +108,16 @@ class ReplicaLoop:
         self._queue: deque[Request] = deque()
         self._tokens: dict[str, list[Delta]] = {}  # of every request held: its deltas so far
         self._reported: dict[str, int] = {}  # how many of those a report has carried
+        self._numbers: dict[str, int] = {}  # of every request held, see TokenBlock
+        self._num_sent = 0
 
     def run(self, exchange: Exchange) -> Report:
         for request in exchange.requests:
             self._queue.append(request)
             self._tokens[request.request_id] = []
             self._reported[request.request_id] = 0
+            self._numbers[request.request_id] = self._num_sent
+            self._num_sent += 1
         ended: list[Delta] = []
         iterations = Iterations()
         started = before = self._engine.now()
@@ -127,6 +140,8 @@ class ReplicaLoop:
         self._queue.clear()
         self._tokens.clear()
         self._reported.clear()
+        self._numbers.clear()
+        self._num_sent = 0
         return Report(replica=self._replica, ended=ended, running=None, iterations=Iterations())
 
     def _fill(self) -> None:
@@ -141,7 +156,8 @@ class ReplicaLoop:
             parts.append(delta)
             if delta.finish_reason:
                 ended.append(_joined(delta.request_id, parts, delta.finish_reason))
-                del self._tokens[delta.request_id], self._reported[delta.request_id]
+                for held in (self._tokens, self._reported, self._numbers):
+                    del held[delta.request_id]
         return ended
 
     def _block(self) -> TokenBlock | None:
@@ -152,7 +168,7 @@ class ReplicaLoop:
         for name, _ in new:
             self._reported[name] = len(self._tokens[name])
         return TokenBlock(
-            request_ids=[name for name, _ in new],
+            numbers=np.array([self._numbers[name] for name, _ in new], np.int32),
             lengths=np.array([sum(len(d.token_ids) for d in parts) for _, parts in new], np.int32),
             token_ids=np.concatenate([d.token_ids for _, parts in new for d in parts]),
             logprobs=np.concatenate([d.logprobs for _, parts in new for d in parts]),
@@ -165,15 +181,20 @@ class _Replica:
 
     slots: int
     reserve: int
-    held: dict[str, None] = field(default_factory=dict)  # request ids, in the order submitted
+    room: int  # slots + reserve - requests held
+    held: dict[str, int] = field(default_factory=dict)  # request id: its number, see TokenBlock; in the order submitted
+    num_sent: int = 0
     outbox: list[Request] = field(default_factory=list)
     under_way: int = 0  # exchanges
     blocks: list[TokenBlock] = field(default_factory=list)  # of this step
     lost: str | None = None
 
-    @property
-    def room(self) -> int:
-        return self.slots + self.reserve - len(self.held)
+    def forget_requests(self) -> None:
+        self.held.clear()
+        self.outbox.clear()
+        self.blocks.clear()
+        self.num_sent = self.under_way = 0
+        self.room = self.slots + self.reserve
 
 
 class ReplicaEngine:
@@ -187,8 +208,9 @@ class ReplicaEngine:
     def __init__(self, replicas: Replicas, *, reserve_share: float = 0.25) -> None:
         self._transport = replicas
         self.kv_capacity: KVCapacity | None = None
-        self._replicas = [_Replica(slots, int(np.ceil(slots * reserve_share))) for slots in replicas.slots]
-        self._replica_of: dict[str, int] = {}
+        reserves = [int(np.ceil(slots * reserve_share)) for slots in replicas.slots]
+        self._replicas = [_Replica(s, r, s + r) for s, r in zip(replicas.slots, reserves, strict=True)]
+        self._num_held = 0  # requests, of all replicas
         self._roomiest = [(-r.room, n) for n, r in enumerate(self._replicas)]  # heap with stale entries
         heapq.heapify(self._roomiest)
         self._to_send: set[int] = set()
@@ -219,7 +241,7 @@ class ReplicaEngine:
         """
         if not self.max_slots:
             raise WorkerLost("; ".join(loss.reason for loss in self.losses))
-        if not self._replica_of:
+        if not self._num_held:
             return NOTHING
         self._send()
         assert self._under_way, "requests are held, and nobody was told"
@@ -235,14 +257,10 @@ class ReplicaEngine:
         started = self._transport.now()
         reports = self._transport.stop(busy) if busy else ()
         result = self._take_in(reports, started)
-        # What had not been sent, and what a lost replica held, was generated no further than is known here.
-        unsent = [Delta(request_id=i, token_ids=_NO_TOKENS, logprobs=_NO_LOGPROBS) for i in self._replica_of]
-        self._replica_of.clear()
+        unsent = [Delta(i, _NO_TOKENS, _NO_LOGPROBS) for replica in self._replicas for i in replica.held]
         for replica in self._replicas:
-            replica.held.clear()
-            replica.blocks.clear()
-            replica.under_way = 0
-        self._under_way = self._most_held = 0
+            replica.forget_requests()
+        self._num_held = self._under_way = self._most_held = 0
         self._to_send.clear()
         self._roomiest = [(-r.room, n) for n, r in enumerate(self._replicas) if r.lost is None]
         heapq.heapify(self._roomiest)
@@ -263,7 +281,7 @@ class ReplicaEngine:
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._replica_of)
+        return self._num_held
 
     def now(self) -> float:
         return self._transport.now()
@@ -272,15 +290,18 @@ class ReplicaEngine:
 
     def _place(self, request: Request) -> int:
         while True:
-            room, n = heapq.heappop(self._roomiest)
+            room, n = self._roomiest[0]
             replica = self._replicas[n]
-            if replica.lost is None and -room == replica.room:
+            if -room == replica.room and replica.lost is None:
                 break
+            heapq.heappop(self._roomiest)
         assert replica.room > 0, "the caller keeps num_in_flight <= max_slots + reserve"
-        replica.held[request.request_id] = None
+        replica.held[request.request_id] = replica.num_sent
+        replica.num_sent += 1
         replica.outbox.append(request)
-        self._replica_of[request.request_id] = n
-        heapq.heappush(self._roomiest, (-replica.room, n))
+        replica.room -= 1
+        self._num_held += 1
+        heapq.heapreplace(self._roomiest, (-replica.room, n))
         self._to_send.add(n)
         return n
 
@@ -290,21 +311,24 @@ class ReplicaEngine:
         Whoever submits fills the engine as far as a limit of its own. Fewer than there were can only mean that nothing
         is left to submit, and a report before its time would be answered with nothing.
         """
-        self._most_held = max(self._most_held, len(self._replica_of))
-        has_more = len(self._replica_of) == self._most_held
+        self._most_held = max(self._most_held, self._num_held)
+        has_more = self._num_held == self._most_held
+        exchanges = []
         for n in self._to_send:
             replica = self._replicas[n]
             while replica.lost is None and replica.held and replica.under_way < IN_FLIGHT:
                 requests, replica.outbox = replica.outbox, []
                 replica.under_way += 1
                 self._under_way += 1
-                self._transport.send(n, Exchange(requests=requests, has_more=has_more))
+                exchanges.append((n, Exchange(requests=requests, has_more=has_more)))
         self._to_send.clear()
+        if exchanges:
+            self._transport.send(exchanges)
 
     def _take_in(self, reports: Iterable[Report | Loss], started: float) -> EngineStep:
         ended: list[Delta] = []
         returned: list[Delta] = []
-        iterations = Iterations()
+        iterations: list[Iterations] = []
         for report in reports:
             n = report.replica
             replica = self._replicas[n]
@@ -313,19 +337,21 @@ class ReplicaEngine:
                 continue
             replica.under_way -= 1
             self._under_way -= 1
-            for delta in report.ended:
-                del replica.held[delta.request_id], self._replica_of[delta.request_id]
+            for request_id, *_ in report.ended:
+                del replica.held[request_id]
+            replica.room += len(report.ended)
+            self._num_held -= len(report.ended)
             ended += report.ended
             if report.running is not None:
                 replica.blocks.append(report.running)
-            iterations.extend(report.iterations)
+            iterations.append(report.iterations)
             heapq.heappush(self._roomiest, (-replica.room, n))
             self._to_send.add(n)
         return EngineStep(
             deltas=ended,
             duration_s=self._transport.now() - started,
-            num_running=len(self._replica_of),
-            num_prefill_tokens=sum(iterations.prefill),
+            num_running=self._num_held,
+            num_prefill_tokens=sum([one.num_prefilled for one in iterations]),
             iterations=iterations,
             returned=returned,
         )
@@ -338,18 +364,15 @@ class ReplicaEngine:
         replica.lost = reason
         self._under_way -= replica.under_way
         tokens: dict[str, list[Delta]] = {request_id: [] for request_id in replica.held}
+        names = {number: request_id for request_id, number in replica.held.items()}
         for block in replica.blocks:
             bounds = np.cumsum(block.lengths)
-            for request_id, end, length in zip(block.request_ids, bounds, block.lengths, strict=True):
-                if request_id in tokens:
+            for number, end, length in zip(block.numbers.tolist(), bounds, block.lengths, strict=True):
+                if number in names:
                     part = slice(end - length, end)
-                    ids, logprobs = block.token_ids[part], block.logprobs[part]
-                    tokens[request_id].append(Delta(request_id=request_id, token_ids=ids, logprobs=logprobs))
-        for request_id in replica.held:
-            del self._replica_of[request_id]
-        replica.held.clear()
-        replica.outbox.clear()
-        replica.blocks.clear()
+                    tokens[names[number]].append(Delta(names[number], block.token_ids[part], block.logprobs[part]))
+        self._num_held -= len(replica.held)
+        replica.forget_requests()
         self._count_capacity()
         return [_joined(request_id, parts, "") for request_id, parts in tokens.items()]
 

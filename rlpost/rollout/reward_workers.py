@@ -21,9 +21,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rlpost.config import RewardConfig
 from rlpost.errors import ConfigError, explain
@@ -40,8 +40,7 @@ LOOK_AROUND_S = 0.5  # how soon a worker's death is noticed that its socket does
 MAX_FAILED_STARTS = 3  # in a row
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One question to one function: a response, or all responses of a group."""
 
     function: int
@@ -49,13 +48,12 @@ class Call:
     responses: tuple[Response, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallResult:
+class CallResult(NamedTuple):
     outcomes: tuple[Outcome, ...]  # one for each response
     seconds: float
 
 
-Deliver = Callable[[CallResult], None]
+Deliver = Callable[[tuple[int, CallResult]], None]  # with the caller's number of the call
 
 
 class Calls(Protocol):
@@ -66,7 +64,8 @@ class Calls(Protocol):
     def wait_ready(self) -> None:
         """Block until the functions are loaded. Raises ConfigError where they cannot be."""
 
-    def submit(self, call: Call, deliver: Deliver) -> None: ...
+    def submit(self, call: Call, number: int, deliver: Deliver) -> CallResult | None:
+        """The result where it is there at once; else ``deliver`` is called once, maybe on another thread."""
 
     def check(self) -> None:
         """Raises what broke the calling itself."""
@@ -87,10 +86,10 @@ class InlineCalls:
     def wait_ready(self) -> None:
         return None
 
-    def submit(self, call: Call, deliver: Deliver) -> None:
+    def submit(self, call: Call, number: int, deliver: Deliver) -> CallResult:
         started = time.perf_counter()
         outcomes = self._functions[call.function].judge(call.question, call.responses)
-        deliver(CallResult(outcomes=tuple(outcomes), seconds=time.perf_counter() - started))
+        return CallResult(outcomes=tuple(outcomes), seconds=time.perf_counter() - started)
 
     def check(self) -> None:
         return None
@@ -113,6 +112,7 @@ class _Job:
     number: int
     call: Call
     frame: bytes  # the call as the worker gets it
+    caller_number: int
     deliver: Deliver
     alone: bool = False  # was in a worker that died with other calls in it
     started_s: float = 0.0
@@ -167,12 +167,15 @@ class RewardWorkers:
         if self._broken is not None:
             raise ConfigError(self._broken)
 
-    def submit(self, call: Call, deliver: Deliver) -> None:
+    def submit(self, call: Call, number: int, deliver: Deliver) -> None:
         """Queue a call; ``deliver`` is called once, on another thread, whatever becomes of it."""
         assert not self._closing, "the workers were closed"
         self._numbers += 1
-        frame = encode_frame({"number": self._numbers, **asdict(call)})
-        self._inbox.put(_Job(self._numbers, call, frame, deliver))
+        question, responses = call.question._asdict(), [response._asdict() for response in call.responses]
+        frame = encode_frame(
+            {"number": self._numbers, "function": call.function, "question": question, "responses": responses}
+        )
+        self._inbox.put(_Job(self._numbers, call, frame, number, deliver))
         self._wake()
 
     def check(self) -> None:
@@ -293,7 +296,8 @@ class RewardWorkers:
                     return False
                 del worker.jobs[number]
                 seconds = time.monotonic() - job.started_s
-                job.deliver(CallResult(outcomes=tuple(o for o in read if o is not None), seconds=seconds))
+                result = CallResult(outcomes=tuple(o for o in read if o is not None), seconds=seconds)
+                job.deliver((job.caller_number, result))
             case _:
                 return False
         return True
@@ -353,7 +357,7 @@ class RewardWorkers:
     def _fail(self, job: _Job, failure: str) -> None:
         seconds = time.monotonic() - job.started_s if job.started_s else 0.0
         outcomes = (Outcome(failure=failure),) * len(job.call.responses)
-        job.deliver(CallResult(outcomes=outcomes, seconds=seconds))
+        job.deliver((job.caller_number, CallResult(outcomes=outcomes, seconds=seconds)))
 
     def _remove(self, worker: _Worker) -> str:
         """Kill it; another takes its place. Returns how it had ended."""

@@ -12,8 +12,9 @@ uses a scorer, the run's main one; results reach it through a queue.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -41,18 +42,18 @@ __all__ = [
 RewardFunction = Callable[
     ..., Any
 ]  # (response, *, prompt, reference, finish_reason, columns) -> float | dict[str, float]
-Decode = Callable[[np.ndarray], str]  # i32[R] -> text
+Decode = Callable[[Sequence[np.ndarray]], str]  # i32[...] each, a response's tokens in parts -> text
 CHECK_S = 1.0  # while waiting, how often to look whether the workers still work
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """``reward`` is None exactly where ``failure`` says why."""
 
     uid: str
     index: int
     reward: float | None
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float]
     failure: str | None = None
 
 
@@ -70,7 +71,8 @@ class ScoringCounts:
 
 
 class Scorer(Protocol):
-    def submit(self, prompt: Prompt, index: int, token_ids: np.ndarray, finish_reason: str) -> None: ...
+    def submit(self, prompt: Prompt, index: int, parts: Sequence[np.ndarray], finish_reason: str) -> None:
+        """``parts``: i32[...] each, the response's tokens in order."""
 
     def poll(self) -> Sequence[Verdict]:
         """Verdicts that arrived since the last call; never blocks."""
@@ -102,7 +104,8 @@ class _Sample:
     uid: str
     index: int
     response: Response
-    outcomes: dict[int, Outcome] = field(default_factory=dict)  # by function
+    outcomes: list[Outcome | None]  # by function
+    num_missing: int
 
 
 @dataclass(slots=True)
@@ -137,6 +140,8 @@ class RewardScorer:
         self.cache = cache
         self._calls, self._decode = calls, decode
         self._group_size, self._retries = group_size, retries
+        self._take_tokens: bool | None = None
+        self._judge_groups = False
         self._verdicts: list[Verdict] = []
         self._num_open = 0  # samples without a verdict yet
         self._held: dict[str, list[_Sample]] = {}  # by uid, until the group is whole
@@ -147,20 +152,24 @@ class RewardScorer:
 
     # ---- the protocol ----------------------------------------------------------------------------------------
 
-    def submit(self, prompt: Prompt, index: int, token_ids: np.ndarray, finish_reason: str) -> None:
+    def submit(self, prompt: Prompt, index: int, parts: Sequence[np.ndarray], finish_reason: str) -> None:
         facts = self._calls.facts
-        kept = tuple(token_ids.tolist()) if any(one.takes_tokens for one in facts) else ()
-        response = Response(text=self._decode(token_ids), finish_reason=finish_reason, token_ids=kept)
-        sample = _Sample(prompt.uid, index, response)
+        kept: tuple[int, ...] = ()
+        if self._take_tokens is None:  # known as soon as the functions are
+            self._take_tokens = any(one.takes_tokens for one in facts)
+            self._judge_groups = any(one.per_group for one in facts)
+        if self._take_tokens:
+            kept = tuple(chain.from_iterable(part.tolist() for part in parts))
+        response = Response(self._decode(parts), finish_reason, kept)
+        sample = _Sample(prompt.uid, index, response, [None] * len(facts), len(facts))
         self._num_open += 1
-        question = Question(prompt=prompt.text, reference=prompt.reference, columns=dict(prompt.columns))
-        group = self._complete_group(sample) if any(one.per_group for one in facts) else []
+        question = Question(prompt.text, prompt.reference, dict(prompt.columns))
+        group = self._complete_group(sample) if self._judge_groups else []
         for number, one in enumerate(facts):
             if not one.per_group:
                 self._ask(number, one, question, [sample])
             elif group:
                 self._ask(number, one, question, group)
-        self._take_in()
 
     def poll(self) -> Sequence[Verdict]:
         self._take_in()
@@ -205,9 +214,9 @@ class RewardScorer:
 
     def _ask(self, function: int, facts: FunctionFacts, question: Question, samples: list[_Sample]) -> None:
         responses = [sample.response for sample in samples]
-        if not facts.takes_tokens:
-            responses = [Response(text=r.text, finish_reason=r.finish_reason) for r in responses]
-        call = Call(function=function, question=question, responses=tuple(responses))
+        if self._take_tokens and not facts.takes_tokens:
+            responses = [Response(r.text, r.finish_reason) for r in responses]
+        call = Call(function, question, tuple(responses))
         key = None
         if self.cache is not None and facts.cacheable:
             key = digest_call(call, facts)
@@ -222,9 +231,11 @@ class RewardScorer:
     def _make(self, asked: _Asked) -> None:
         number = self._next_number
         self._next_number += 1
-        self._asked[number] = asked
-        results = self._results
-        self._calls.submit(asked.call, lambda result: results.put((number, result)))
+        result = self._calls.submit(asked.call, number, self._results.put)
+        if result is None:
+            self._asked[number] = asked
+        else:
+            self._receive([(asked, result)])
 
     def _wait(self, timeout_s: float, done: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + timeout_s
@@ -234,27 +245,27 @@ class RewardScorer:
             if left <= 0:
                 return False
             try:
-                number, result = self._results.get(timeout=min(left, CHECK_S))
+                arrived = self._results.get(timeout=min(left, CHECK_S))
             except Empty:
                 self._calls.check()
             else:
-                self._receive([(number, result)])
+                self._recognize([arrived])
         return True
 
     def _take_in(self) -> None:
-        while not self._results.empty():  # a call made again in this process answers at once
-            arrived = []
-            while not self._results.empty():
-                arrived.append(self._results.get())
-            self._receive(arrived)
+        arrived = []
+        while not self._results.empty():
+            arrived.append(self._results.get())
+        self._recognize(arrived)
         self._calls.check()
 
-    def _receive(self, arrived: list[tuple[int, CallResult]]) -> None:
+    def _recognize(self, arrived: list[tuple[int, CallResult]]) -> None:
+        pairs = [(self._asked.pop(number, None), result) for number, result in arrived]
+        self._receive([(asked, result) for asked, result in pairs if asked is not None])  # else forgotten
+
+    def _receive(self, answered: list[tuple[_Asked, CallResult]]) -> None:
         known = []
-        for number, result in arrived:
-            asked = self._asked.pop(number, None)
-            if asked is None:  # forgotten
-                continue
+        for asked, result in answered:
             self._counts.calls += 1
             self._counts.call_s += result.seconds
             self._counts.max_call_s = max(self._counts.max_call_s, result.seconds)
@@ -273,7 +284,8 @@ class RewardScorer:
         facts = self._calls.facts
         for sample, outcome in zip(samples, outcomes, strict=True):
             sample.outcomes[function] = outcome
-            if len(sample.outcomes) == len(facts):
+            sample.num_missing -= 1
+            if not sample.num_missing:
                 self._num_open -= 1
                 self._verdicts.append(_combine(sample, facts))
 
@@ -284,13 +296,15 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> Verdict:
     Parts of a combination: each function's own reward under its name, its parts as NAME.PART, and ``accuracy``, which
     evaluation reads, of the first function that gives one.
     """
-    outcomes = [sample.outcomes[number] for number in range(len(facts))]
+    outcomes = [outcome for outcome in sample.outcomes if outcome is not None]
+    if len(outcomes) == 1 and outcomes[0].reward is not None and not facts[0].name:
+        return Verdict(sample.uid, sample.index, facts[0].weight * outcomes[0].reward, outcomes[0].parts)
     failure = next((outcome.failure for outcome in outcomes if outcome.failure), None)
     pairs = [(one, outcome) for one, outcome in zip(facts, outcomes, strict=True) if outcome.reward is not None]
     if failure is None and not pairs:
         failure = "none: no function of the reward gave a verdict"
     if failure is not None:
-        return Verdict(uid=sample.uid, index=sample.index, reward=None, failure=failure)
+        return Verdict(sample.uid, sample.index, None, {}, failure)
     parts: dict[str, float] = {}
     total = 0.0
     for one, outcome in pairs:
@@ -305,7 +319,7 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> Verdict:
                 parts.setdefault("accuracy", value)
             else:
                 parts[f"{one.name}.{name}"] = value
-    return Verdict(uid=sample.uid, index=sample.index, reward=total, parts=parts)
+    return Verdict(sample.uid, sample.index, total, parts)
 
 
 class InlineScorer(RewardScorer):
@@ -325,8 +339,8 @@ def make_decode(tokenizer: Any, end_ids: Sequence[int]) -> Decode:
     """Token ids to text without the tokens that end a response."""
     ends = frozenset(end_ids)
 
-    def decode(token_ids: np.ndarray) -> str:
-        ids = token_ids.tolist()
+    def decode(parts: Sequence[np.ndarray]) -> str:
+        ids = list(chain.from_iterable(part.tolist() for part in parts))
         while ids and ids[-1] in ends:
             ids.pop()
         return tokenizer.decode(ids, skip_special_tokens=True)

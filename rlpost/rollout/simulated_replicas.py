@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlpost.rollout.engine import Delta, Iterations, Request
-from rlpost.rollout.replicas import HUNGRY_SHARE, Exchange, Loss, Report, TokenBlock
+from rlpost.rollout.replicas import HUNGRY_SHARE, Exchange, Loss, Report, TokenBlock, gather_s
 from rlpost.rollout.simulated_engine import StepCost
 
 ROUNDING_S = 1e-9  # an exchange that is over but for a rounding error is over
@@ -30,6 +30,7 @@ ROUNDING_S = 1e-9  # an exchange that is over but for a rounding error is over
 class _Running:
     """A sample that holds a slot. Iterations are counted over the replica's life."""
 
+    request_id: str
     started: int  # iterations before its first
     finish_reason: str
 
@@ -43,8 +44,9 @@ class _Replica:
     iteration: int = 0
     prefill: int = 0  # tokens to compute in the next iteration
     queue: deque[Request] = field(default_factory=deque)
-    running: dict[str, _Running] = field(default_factory=dict)  # in the order started
-    finishes: list[tuple[int, str]] = field(default_factory=list)  # heap: iteration, request id
+    num_sent: int = 0  # requests since the last stop, those in the queue left out
+    running: dict[int, _Running] = field(default_factory=dict)  # by number (see TokenBlock), in the order started
+    finishes: list[tuple[int, int]] = field(default_factory=list)  # heap: iteration, number
     inbox: deque[Exchange] = field(default_factory=deque)  # the one that runs included
     # of the exchange that runs
     started_s: float = 0.0
@@ -84,6 +86,7 @@ class SimulatedReplicas:
         self._replicas = [_Replica(s) for s in slots]
         self._length_of, self._limit = length_of, max_response_tokens
         self._cost, self._exchange_s = cost, exchange_s
+        self._gather_s = gather_s(len(slots), exchange_s)
         self._events: list[tuple[float, int]] = []  # heap: when a replica's jump ends; one entry for each busy replica
         self._clock_s = 0.0
         longest_block = max(max_response_tokens, max(slots) * self._most_iterations())
@@ -92,22 +95,27 @@ class SimulatedReplicas:
 
     # ---- the protocol ----------------------------------------------------------------------------------------
 
-    def send(self, replica: int, exchange: Exchange) -> None:
-        one = self._replicas[replica]
-        one.inbox.append(exchange)
-        if len(one.inbox) == 1:
-            one.clock_s = max(one.clock_s, self._clock_s)
-            self._begin(replica)
+    def send(self, exchanges: Sequence[tuple[int, Exchange]]) -> None:
+        for replica, exchange in exchanges:
+            one = self._replicas[replica]
+            one.inbox.append(exchange)
+            if len(one.inbox) == 1:
+                one.clock_s = max(one.clock_s, self._clock_s)
+                self._begin(replica)
 
     def wait(self) -> Sequence[Report | Loss]:
-        """The next report, and whatever else arrives at the same moment."""
+        """The next report, and whatever else arrives while they are gathered."""
         reports: list[Report | Loss] = []
-        while self._events and (not reports or self._events[0][0] <= self._clock_s):
+        until_s = math.inf
+        while self._events and self._events[0][0] <= until_s:
             self._clock_s, n = heapq.heappop(self._events)
             report = self._next_event(n)
             if report is not None:
                 reports.append(report)
+                until_s = min(until_s, self._clock_s + self._gather_s)
         assert reports, "wait() with no exchange under way would wait for ever"
+        if self._events:
+            self._clock_s = until_s
         return reports
 
     def stop(self, replicas: Sequence[int]) -> Sequence[Report | Loss]:
@@ -173,9 +181,11 @@ class SimulatedReplicas:
         so_far = self._limit - request.max_new_tokens
         total = self._length_of(request.request_id)
         reason = "stop" if total <= self._limit else "length"
-        one.running[request.request_id] = _Running(one.iteration, reason)
+        number = one.num_sent
+        one.num_sent += 1
+        one.running[number] = _Running(request.request_id, one.iteration, reason)
         remaining = max(1, min(total, self._limit) - so_far)
-        heapq.heappush(one.finishes, (one.iteration + remaining, request.request_id))
+        heapq.heappush(one.finishes, (one.iteration + remaining, number))
         one.prefill += request.num_tokens
         one.num_started += 1
 
@@ -189,9 +199,8 @@ class SimulatedReplicas:
             one.iterations.add(each_s, running, 0, times=num_iterations - 1)
             one.prefill = 0
         while one.finishes and one.finishes[0][0] == one.iteration:
-            request_id = heapq.heappop(one.finishes)[1]
-            sample = one.running.pop(request_id)
-            one.ended.append(self._delta(request_id, one.iteration - sample.started, sample.finish_reason))
+            sample = one.running.pop(heapq.heappop(one.finishes)[1])
+            one.ended.append(self._delta(sample.request_id, one.iteration - sample.started, sample.finish_reason))
 
     def _answer(self, n: int) -> Report:
         """The report of the exchange at the head of the inbox, which is over."""
@@ -213,7 +222,7 @@ class SimulatedReplicas:
             lengths[-place] = min(num_iterations, one.iteration - sample.started)
         size = int(lengths.sum())
         return TokenBlock(
-            request_ids=list(one.running),
+            numbers=np.fromiter(one.running, np.int32, len(one.running)),
             lengths=lengths,
             token_ids=self._tokens[:size],
             logprobs=self._logprobs[:size],
@@ -221,12 +230,12 @@ class SimulatedReplicas:
 
     def _unfinished(self, one: _Replica) -> list[Delta]:
         """Everything it holds, whole, and forget it."""
-        deltas = [self._delta(name, one.iteration - sample.started, "") for name, sample in one.running.items()]
+        deltas = [self._delta(s.request_id, one.iteration - s.started, "") for s in one.running.values()]
         deltas += [self._delta(request.request_id, 0, "") for request in one.queue]
         one.running.clear()
         one.queue.clear()
         one.finishes.clear()
-        one.prefill = 0
+        one.prefill = one.num_sent = 0
         return deltas
 
     def _delta(self, request_id: str, num_tokens: int, finish_reason: str) -> Delta:

@@ -52,8 +52,8 @@ def test_one_row_by_hand() -> None:
 
 
 def test_the_mixed_kv_mark_follows_its_tokens_and_costs_nothing_where_there_is_none() -> None:
-    mixed = replace(segment(2, 4), mixed_kv=True)
-    foreign = replace(segment(1, 4, trainable=False), mixed_kv=True)
+    mixed = segment(2, 4)._replace(mixed_kv=True)
+    foreign = segment(1, 4, trainable=False)._replace(mixed_kv=True)
     answers = [sample(1.0, segment(1, 3), mixed, foreign), sample(0.0, segment(3, 4), index=1)]
     (batch,) = batching.build_batches(
         [group(*answers, prompt_tokens=2)], [np.zeros(2)], policy_version=4, max_row_tokens=6, pad_to_multiple=8

@@ -29,7 +29,7 @@ def count_calls(load):
 
 @pytest.fixture(scope="module")
 def small_and_large():
-    return [count_calls(Load(replicas=r, slots=32, warm_up=1, steps=1)) for r in (4, 32)]
+    return [count_calls(Load(replicas=r, slots=16, warm_up=1, steps=1)) for r in (16, 128)]
 
 
 def test_work_per_sample_stays_flat_with_eight_times_the_replicas(small_and_large):

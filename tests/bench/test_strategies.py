@@ -125,8 +125,8 @@ def test_a_forced_length_is_an_ordinary_request():
 
     probe = Probe(max_slots=2, length_of=lambda request_id: 10, max_response_tokens=CAP, cost=COST)
     list(run_collect(probe, workload(n=1, g=1, slots=2), oversample=1.0, max_staleness=0, num_steps=1))
-    fresh = replace(seen[0], sampling=SamplingSettings(stop_token_ids=(7,)))
-    forced.submit([fresh, replace(fresh, request_id="resumed", max_new_tokens=CAP - 4)])
+    fresh = seen[0]._replace(sampling=SamplingSettings(stop_token_ids=(7,)))
+    forced.submit([fresh, fresh._replace(request_id="resumed", max_new_tokens=CAP - 4)])
     assert [r.max_new_tokens for r in inner.submitted] == [10, 6]
     assert all(r.sampling.stop_token_ids == () for r in inner.submitted)
     assert inner.submitted[0].token_ids is fresh.token_ids

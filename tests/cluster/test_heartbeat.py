@@ -62,9 +62,9 @@ def calling(method: str) -> Callable[[Actors], Any]:
 
 def generating(actors: Actors) -> None:
     """As the replica engine does it: the loss is an answer there, which generation goes on without."""
-    transport = RayReplicas(actors, EngineMap.of(config()), slots=4, abort_timeout_s=60.0)
+    transport = RayReplicas(actors, EngineMap.of(config()), slots=4, exchange_s=1.0, abort_timeout_s=60.0)
     for replica in (0, 1):
-        transport.send(replica, NO_REQUESTS)
+        transport.send([(replica, NO_REQUESTS)])
     answers = [*transport.wait()]
     while not any(isinstance(answer, Loss) for answer in answers):
         answers += transport.wait()
@@ -109,7 +109,7 @@ def test_a_worker_that_hangs_is_named_with_its_phase(
 def test_a_worker_that_does_not_stop_in_time_is_named_and_the_other_s_report_counts(actors: Actors) -> None:
     order_to_hang(actors, "stop")
     actors.start()
-    answers = RayReplicas(actors, EngineMap.of(config()), slots=4, abort_timeout_s=1.0).stop([0, 1])
+    answers = RayReplicas(actors, EngineMap.of(config()), slots=4, exchange_s=1.0, abort_timeout_s=1.0).stop([0, 1])
     reason = next(answer.reason for answer in answers if isinstance(answer, Loss))
     assert "worker 1" in reason and "did not end its requests within 1 s" in reason
     assert [answer.replica for answer in answers if not isinstance(answer, Loss)] == [0]

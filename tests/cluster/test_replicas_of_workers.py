@@ -16,7 +16,7 @@ from rlpost.cluster.mapping import EngineMap
 from rlpost.cluster.workers import RayReplicas
 from rlpost.errors import RunError, WorkerLost
 from rlpost.rollout.engine import Iterations
-from rlpost.rollout.replicas import Exchange, Loss, Report
+from rlpost.rollout.replicas import GATHER_FROM, Exchange, Loss, Report, gather_s
 
 NOTHING = Exchange(requests=[])
 
@@ -60,12 +60,14 @@ class PlayedActors:
     lost: dict[int, str] = field(default_factory=dict)
     killed: list[int] = field(default_factory=list)
     answers_by_itself: dict[int, Any] = field(default_factory=dict)  # rank: to whatever it is asked
+    gathered_s: list[float] = field(default_factory=list)  # of each wait
     doing: str = ""
 
     def __post_init__(self) -> None:
         self.handles = [Handle(self, rank) for rank in range(self.world)]
 
-    def wait(self, refs: Sequence[Ref], deadline: float = math.inf) -> list[Ref]:
+    def wait(self, refs: Sequence[Ref], deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Ref]:
+        self.gathered_s.append(gather_s)
         for ref in refs:
             ref.answer = ref.answer or self.answers_by_itself.get(ref.rank)
         ready = [ref for ref in refs if ref.answer is not None]
@@ -109,17 +111,29 @@ def actors() -> PlayedActors:
 @pytest.fixture
 def replicas(actors: PlayedActors) -> RayReplicas:
     engines = EngineMap(num_workers=4, tensor_parallel=2)
-    return RayReplicas(actors, engines, slots=8, abort_timeout_s=0.05)  # type: ignore[arg-type]
+    return RayReplicas(actors, engines, slots=8, exchange_s=1.0, abort_timeout_s=0.05)  # type: ignore[arg-type]
+
+
+def test_many_engines_are_given_time_to_report_together_and_no_stop_waits_for_it() -> None:
+    for world in (GATHER_FROM - 1, GATHER_FROM):
+        actors = PlayedActors(world=world, answers_by_itself={0: report(0)})
+        engines = EngineMap(num_workers=world, tensor_parallel=1)
+        replicas = RayReplicas(actors, engines, slots=8, exchange_s=2.0, abort_timeout_s=1.0)  # type: ignore[arg-type]
+        replicas.send([(0, NOTHING)])
+        replicas.wait()
+        replicas.stop([0])
+        assert actors.gathered_s == [gather_s(world, 2.0), 0.0]
+        assert (gather_s(world, 2.0) > 0) == (world == GATHER_FROM)
 
 
 def test_the_leader_is_asked_and_the_others_follow_call_by_call(actors: PlayedActors, replicas: RayReplicas) -> None:
     assert list(replicas.slots) == [8, 8]
-    replicas.send(1, NOTHING)
+    replicas.send([(1, NOTHING)])
     assert actors.asked() == [(2, "exchange"), (3, "follow")]
     actors.answer(3, "follow", "done")
     actors.answer(2, "exchange", report(1))
     assert replicas.wait() == [report(1)]
-    replicas.send(0, NOTHING)
+    replicas.send([(0, NOTHING)])
     actors.calls.clear()
     actors.answers_by_itself = {0: report(0), 1: "done"}
     assert replicas.stop([0]) == [report(0), report(0)]
@@ -130,7 +144,7 @@ def test_an_engine_that_loses_a_follower_is_lost_and_its_leader_is_ended(
     actors: PlayedActors, replicas: RayReplicas
 ) -> None:
     for n in (0, 1):
-        replicas.send(n, NOTHING)
+        replicas.send([(n, NOTHING)])
     actors.answer(1, "follow", WorkerLost("gone"))
     (loss,) = replicas.wait()
     assert isinstance(loss, Loss) and (loss.replica, loss.reason) == (0, "worker 1 died")
@@ -143,8 +157,8 @@ def test_an_engine_that_loses_a_follower_is_lost_and_its_leader_is_ended(
 def test_a_lost_leader_and_its_follower_that_erred_for_it_are_one_loss(
     actors: PlayedActors, replicas: RayReplicas
 ) -> None:
-    replicas.send(0, NOTHING)
-    replicas.send(0, NOTHING)
+    replicas.send([(0, NOTHING)])
+    replicas.send([(0, NOTHING)])
     actors.answer(0, "exchange", WorkerLost("gone"))
     actors.answer(1, "follow", WorkerLost("its connection closed"))
     reports = replicas.wait()
@@ -156,7 +170,7 @@ def test_a_lost_leader_and_its_follower_that_erred_for_it_are_one_loss(
 def test_what_a_follower_raises_reaches_the_run_while_the_leader_still_waits(
     actors: PlayedActors, replicas: RayReplicas
 ) -> None:
-    replicas.send(0, NOTHING)
+    replicas.send([(0, NOTHING)])
     actors.answer(1, "follow", RunError("members of one engine: requests in flight of worker 1 ..."))
     with pytest.raises(RunError, match="members of one engine"):
         replicas.wait()
@@ -166,7 +180,7 @@ def test_an_engine_that_does_not_stop_in_time_is_killed_with_all_its_members(
     actors: PlayedActors, replicas: RayReplicas
 ) -> None:
     for n in (0, 1):
-        replicas.send(n, NOTHING)
+        replicas.send([(n, NOTHING)])
     actors.answers_by_itself = {2: report(1)}
     reports = replicas.stop([0, 1])
     assert [r for r in reports if isinstance(r, Report)] == [report(1), report(1)]

@@ -82,7 +82,7 @@ def record(folder, overrides, *, steps, truth=TRUTH, drop=False, kv_slots=None):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(cfg))
     engine = make_engine(cfg, truth)
-    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
+    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
     token_ids = np.zeros(PROMPT_TOKENS, np.int32)
     prompts = (Prompt(uid=f"0:{n}", token_ids=token_ids, text="") for n in itertools.count())
     writer = TimelineWriter(folder, engine.now)
@@ -140,7 +140,7 @@ def dry_out(cfg, truth):
         reject=lambda group: None,
     )
     prompts = (Prompt(uid=f"9:{n}", token_ids=np.zeros(9, np.int32), text="") for n in itertools.count())
-    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
+    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
     return collect(engine, buffer, prompts, scorer, settings, step=0).work
 
 

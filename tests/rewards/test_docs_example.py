@@ -33,10 +33,10 @@ def judge(tmp_path, monkeypatch):
         workers = RewardWorkers(cfg, "answer")
         started.append(workers)
         workers.wait_ready()
-        scorer = RewardScorer(workers, lambda ids: "".join(map(chr, ids)), group_size=len(responses))
+        scorer = RewardScorer(workers, lambda parts: "".join(map(chr, parts[0])), group_size=len(responses))
         prompt = Prompt(uid="0:0", token_ids=np.zeros(1, np.int32), text="?", reference="13", columns=columns or {})
         for index, text in enumerate(responses):
-            scorer.submit(prompt, index, np.array([ord(c) for c in text], np.int32), "stop")
+            scorer.submit(prompt, index, [np.array([ord(c) for c in text], np.int32)], "stop")
         assert scorer.drain(60)
         return sorted(scorer.poll(), key=lambda verdict: verdict.index)
 

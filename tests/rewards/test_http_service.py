@@ -206,11 +206,11 @@ def test_requests_are_under_way_together_but_no_more_than_allowed(service):
     workers = RewardWorkers(RewardConfig(function="http", args=args, workers=1))
     try:
         workers.wait_ready()
-        scorer = RewardScorer(workers, lambda ids: "x")
+        scorer = RewardScorer(workers, lambda parts: "x")
         prompt = Prompt(uid="0:0", token_ids=np.zeros(1, np.int32), text="?")
         began = time.monotonic()
         for index in range(12):
-            scorer.submit(prompt, index, np.zeros(1, np.int32), "stop")
+            scorer.submit(prompt, index, [np.zeros(1, np.int32)], "stop")
         assert scorer.drain(60) and all(v.reward == 1.0 for v in scorer.poll())
         assert service.most_busy == 4 and 0.9 <= time.monotonic() - began < 3.0
     finally:

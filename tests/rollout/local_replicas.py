@@ -27,9 +27,10 @@ class LocalReplicas:
         self.most_under_way = 0
         self.on_answer: Callable[[], None] = lambda: None
 
-    def send(self, replica: int, exchange: Exchange) -> None:
-        self.inbox[replica].append(exchange)
-        self.most_under_way = max(self.most_under_way, len(self.inbox[replica]))
+    def send(self, exchanges: Sequence[tuple[int, Exchange]]) -> None:
+        for replica, exchange in exchanges:
+            self.inbox[replica].append(exchange)
+            self.most_under_way = max(self.most_under_way, len(self.inbox[replica]))
 
     def wait(self) -> Sequence[Report | Loss]:
         waiting = [n for n, box in enumerate(self.inbox) if box]

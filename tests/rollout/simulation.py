@@ -6,7 +6,7 @@ import numpy as np
 
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
-from rlpost.rollout.engine import SamplingSettings
+from rlpost.rollout.engine import Request, SamplingSettings
 from rlpost.rollout.scoring import InlineScorer
 from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
@@ -52,7 +52,9 @@ def build(
     engine = SimulatedEngine(
         max_slots=slots, length_of=length_of, max_response_tokens=LIMIT, cost=COST, max_jump=max_jump
     )
-    scorer = InlineScorer(reward or (lambda response, **_: len(response) % 3), decode=lambda ids: "x" * len(ids))
+    scorer = InlineScorer(
+        reward or (lambda response, **_: len(response) % 3), decode=lambda parts: "x" * sum(map(len, parts))
+    )
     settings_ = CollectSettings(
         max_in_flight=slots,
         max_response_tokens=LIMIT,
@@ -90,3 +92,8 @@ def run(steps, **kwargs):
         history.append((finish_step(buffer), stats))
         buffer.check_conservation()
     return buffer, history
+
+
+def request(name, new=LIMIT):
+    ids = np.arange(5, dtype=np.int32)
+    return Request(request_id=name, parts=(ids,), max_new_tokens=new, seed=0, sampling=SamplingSettings())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rlpost.errors import RunError
 from rlpost.rollout.buffer import LedgerError
 from rlpost.rollout.collect import collect, sample_seed
-from rlpost.rollout.scoring import Verdict, read_outcome
+from rlpost.rollout.scoring import read_outcome
 from tests.rollout.simulation import LIMIT, build, finish_step, heavy_tailed, prompts, run
 
 
@@ -242,7 +242,3 @@ def test_outcomes(outcome, expected):
 def test_outcomes_that_are_not_rewards_raise(outcome):
     with pytest.raises(ValueError):
         read_outcome(outcome)
-
-
-def test_a_verdict_has_a_reward_or_a_failure():
-    assert Verdict(uid="0:0", index=0, reward=None, failure="timeout: 5 s").failure

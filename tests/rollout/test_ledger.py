@@ -1,6 +1,5 @@
-"""The ledger: what is written comes back bit for bit, rolls back exactly, and is never silently wrong."""
+"""The ledger: what is written comes back bit for bit and rolls back exactly."""
 
-import json
 import sqlite3
 from dataclasses import replace
 
@@ -10,99 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpost.config import RewardConfig
-from rlpost.errors import RunError
 from rlpost.rewards.functions import load_functions
-from rlpost.rollout.buffer import ROLLED_BACK, LedgerError
+from rlpost.rollout.buffer import ROLLED_BACK
 from rlpost.rollout.collect import collect, sample_seed
-from rlpost.rollout.ledger import TABLES, DamagedLedger, Ledger
-from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
+from rlpost.rollout.ledger import TABLES, Ledger
 from rlpost.rollout.reward_workers import InlineCalls
 from rlpost.rollout.scoring import InlineScorer, RewardScorer
+from tests.rollout.ledger_life import SHAPE, Life, identity, reward_with_failures, uninterrupted
 from tests.rollout.simulation import build, finish_step, prompts
-
-SHAPE = {"n": 3, "g": 2, "slots": 5, "staleness": 2, "oversample": 2.5}
-
-
-class Life:
-    """One process's life of a simulated run whose durable state lies in ``folder``."""
-
-    def __init__(self, folder, **shape):
-        self.folder = folder
-        self.shape = SHAPE | shape
-        self.snapshots = folder / "snapshots"
-        self.snapshots.mkdir(exist_ok=True)
-
-    def begin(self):
-        """From nothing."""
-        self._adopt(start_ledger(self.folder / "ledger.sqlite"))
-        self.buffer.count_rolled_back(self.recovery.ledger.rolled_back())
-        return self
-
-    def resume(self, step, name=None):
-        name = name or str(step)
-        state = json.loads((self.snapshots / f"{name}.json").read_text())
-        self._adopt(recover_ledger(self.folder / "ledger.sqlite", self.snapshots / f"{name}.sqlite", step=step))
-        ledger = self.recovery.ledger
-        self.buffer.load_state_dict(state, ledger.read_open(), rolled_back=ledger.rolled_back())
-        self.buffer.check_ledger()
-        self.stream = prompts(self.buffer.num_drawn)
-        return self
-
-    def _adopt(self, recovery):
-        self.recovery = recovery
-        self.buffer, self.engine, self.scorer, self.settings = build(**self.shape, ledger=recovery.ledger)
-        self.stream = prompts()
-
-    def step(self, number, should_stop=lambda buffer: False):
-        stats = collect(
-            self.engine,
-            self.buffer,
-            self.stream,
-            self.scorer,
-            self.settings,
-            step=number,
-            should_stop=lambda: should_stop(self.buffer),
-        )
-        if stats.stopped:
-            self.buffer.store()
-            return None
-        self.account = (stats.num_launched, stats.num_resumed, stats.num_replayed, sorted(stats.launched_lengths))
-        groups = finish_step(self.buffer)
-        self.buffer.check_conservation()
-        return groups
-
-    def save(self, step, *, under_way=False, name=None):
-        name = name or str(step)
-        (self.snapshots / f"{name}.sqlite").unlink(missing_ok=True)
-        self.recovery.ledger.snapshot(self.snapshots / f"{name}.sqlite", step=step)
-        (self.snapshots / f"{name}.json").write_text(json.dumps(self.buffer.state_dict(under_way=under_way)))
-
-    def close(self):
-        self.recovery.ledger.close()
-
-
-def identity(groups):
-    """Everything a group is, as comparable values."""
-    return [
-        (
-            g.uid,
-            g.prompt.text,
-            g.prompt.token_ids.tolist(),
-            [
-                (s.index, s.finish_reason, s.reward, dict(s.reward_parts), s.failure)
-                + (s.token_ids.tobytes(), s.rollout_logprobs.tobytes(), s.policy_versions.tolist())
-                for s in g.samples
-            ],
-        )
-        for g in groups
-    ]
-
-
-def uninterrupted(folder, steps, **shape):
-    life = Life(folder, **shape).begin()
-    trained = [(identity(life.step(step)), life.account) for step in range(steps)]
-    life.close()
-    return trained
 
 
 def test_with_a_ledger_the_same_groups_are_trained_and_the_tokens_leave_memory(tmp_path):
@@ -115,12 +29,6 @@ def test_with_a_ledger_the_same_groups_are_trained_and_the_tokens_leave_memory(t
         held = [s for g in life.buffer.groups.values() for s in g.samples]
         assert any(s.evicted for s in held) and not any(s.segments or s.chunks for s in held)
         life.buffer.check_ledger()
-
-
-def reward_with_failures(response, **_):
-    if len(response) % 7 == 3:
-        raise ValueError("no")
-    return {"reward": len(response) / 3, "third": len(response) % 3}
 
 
 @settings(max_examples=25, deadline=None)
@@ -282,86 +190,6 @@ def test_compaction_frees_what_no_rollback_can_need(tmp_path):
     assert identity(life.step(4)) == kept
 
 
-def test_a_damaged_ledger_of_a_run_that_starts_over_is_set_aside(tmp_path):
-    life = Life(tmp_path).begin()
-    for step in range(3):
-        life.step(step)
-    life.close()
-    damage(tmp_path / "ledger.sqlite", "header")
-    life = Life(tmp_path).begin()
-    assert "could not be used" in life.recovery.note and (tmp_path / "ledger.sqlite.set-aside-1").exists()
-    assert life.buffer.tokens_received == 0 and len(life.step(0)) == 3
-
-
-def test_a_run_whose_checkpoints_were_taken_away_is_not_started_over(tmp_path):
-    life = Life(tmp_path).begin()
-    for step in range(3):
-        life.step(step)
-    life.save(3)
-    life.recovery.ledger.compact(3)
-    life.close()
-    before = (tmp_path / "ledger.sqlite").read_bytes()
-    with pytest.raises(RunError, match="checkpoints: got .*tells of some.*resume=never"):
-        Life(tmp_path).begin()
-    assert (tmp_path / "ledger.sqlite").read_bytes() == before
-
-
-CHANGES = {
-    "prompts": "UPDATE prompts SET token_ids = zeroblob(length(token_ids))",
-    "finishes": "UPDATE finishes SET finish_reason = 'length'",
-    "launches": "UPDATE launches SET step = 1",
-    "verdicts": "UPDATE verdicts SET reward = 7",
-    "steps": "DELETE FROM steps WHERE step = 2",
-    "draws": "UPDATE draws SET step = 1",
-}
-
-
-@pytest.mark.parametrize("table", CHANGES)
-def test_whatever_a_resume_rests_on_is_compared(tmp_path, table):
-    life = Life(tmp_path, slots=4).begin()
-    for step in range(4):
-        life.step(step)
-    life.save(4)
-    expected = identity(life.step(4))
-    life.close()
-    db = sqlite3.connect(tmp_path / "ledger.sqlite")
-    assert db.execute(CHANGES[table]).rowcount > 0
-    db.commit()
-    db.close()
-    life = Life(tmp_path, slots=4).resume(4)
-    assert f"its {table} are not what the checkpoint's copy has" in life.recovery.note
-    assert identity(life.step(4)) == expected
-
-
-def test_a_stale_ledger_is_noticed_also_where_no_group_is_open(tmp_path):
-    shape = {"oversample": 1.0, "staleness": 0}
-    life = Life(tmp_path, **shape).begin()
-    life.step(0)
-    life.close()
-    old = (tmp_path / "ledger.sqlite").read_bytes()
-    life = Life(tmp_path, **shape)
-    life._adopt(recover_nothing(tmp_path))
-    life.buffer.load_state_dict(*state_of_one_step(life), rolled_back=0)
-    life.stream = prompts(life.buffer.num_drawn)
-    for step in (1, 2):
-        life.step(step)
-    life.save(3)
-    life.close()
-    (tmp_path / "ledger.sqlite").write_bytes(old)
-    life = Life(tmp_path, **shape).resume(3)
-    assert "its steps are not what" in life.recovery.note
-
-
-def recover_nothing(folder):
-    return Recovery(ledger=Ledger(folder / "ledger.sqlite"))
-
-
-def state_of_one_step(life):
-    totals = json.loads(life.recovery.ledger.execute("SELECT totals FROM steps")[0][0])
-    sizes = {"groups_per_step": 3, "samples_per_group": 2, "max_staleness": 0}
-    return {**sizes, "step": 0, "under_way": False, "totals": totals}, life.recovery.ledger.read_open()
-
-
 def test_what_a_killed_process_never_stored_is_reported(tmp_path):
     life = Life(tmp_path).begin()
     life.step(0)
@@ -374,96 +202,12 @@ def test_what_a_killed_process_never_stored_is_reported(tmp_path):
     assert (recovery.unstored_step, recovery.tokens_undone) == (2, 0)
 
 
-def test_damage_that_no_query_of_a_resume_comes_by_is_found_too(tmp_path):
-    life = Life(tmp_path).begin()
-    for step in range(4):
-        life.step(step)
-    life.save(4)
-    life.close()
-    overwrite_page(tmp_path / "ledger.sqlite", "sqlite_autoindex_draws_1")
-    life = Life(tmp_path).resume(4)
-    assert "could not be used" in life.recovery.note and len(life.step(4)) == 3
-
-
-def overwrite_page(path, name):
-    """The root page of a table or index."""
-    db = sqlite3.connect(path)
-    (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
-    db.close()
-    raw = bytearray(path.read_bytes())
-    raw[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
-    path.write_bytes(bytes(raw))
-
-
-def damage(path, where):
-    if where == "gone":
-        path.unlink()
-    elif where == "header":
-        path.write_bytes(b"not a database" + path.read_bytes()[14:])
-    elif where == "pages":
-        raw = bytearray(path.read_bytes())
-        for page in range(2, len(raw) // 4096):
-            raw[page * 4096 : page * 4096 + 64] = b"\xff" * 64
-        path.write_bytes(bytes(raw))
-    else:
-        db = sqlite3.connect(path)
-        if where == "missing rows":
-            db.execute("DELETE FROM segments WHERE step = 4")
-        else:
-            db.execute("UPDATE tokens SET token_ids = zeroblob(length(token_ids))")
-        db.commit()
-        db.close()
-
-
-def test_tokens_that_changed_on_disk_are_noticed_when_they_are_read(tmp_path):
-    life = Life(tmp_path).begin()
-    life.step(0)
-    db = sqlite3.connect(tmp_path / "ledger.sqlite")
-    db.execute("UPDATE tokens SET rollout_logprobs = zeroblob(length(rollout_logprobs))")
-    db.commit()
-    with pytest.raises(DamagedLedger, match="other bytes.*resumes from the last checkpoint"):
-        for step in range(1, 4):
-            life.step(step)
-
-
-def test_memory_and_ledger_that_disagree_stop_the_run_with_the_numbers(tmp_path):
-    life = Life(tmp_path).begin()
-    life.step(0)
-    life.recovery.ledger.execute("DELETE FROM segments WHERE id = (SELECT max(id) FROM segments)")
-    with pytest.raises(LedgerError, match=r"\(groups, tokens\) held are \(\d+, \d+\) in memory, \(\d+, \d+\) in"):
-        life.buffer.check_ledger()
-
-
-def test_a_full_disk_is_a_clear_line_and_what_was_written_stays(tmp_path):
-    life = Life(tmp_path).begin()
-    life.step(0)
-    life.save(1)
-    ledger = life.recovery.ledger
-    pages = ledger.execute("PRAGMA page_count")[0][0]
-    ledger.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(RunError, match="ledger.*cannot write.*full.*free space"):
-        for step in range(1, 20):
-            life.step(step)
-    life.close()
-    assert not Life(tmp_path).resume(1).recovery.note
-
-
 def test_a_group_drawn_twice_is_refused_by_the_database(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     for draw in range(2):
         ledger.record_draw(draw, 1, next(prompts()), 2)
     with pytest.raises(sqlite3.IntegrityError):
         ledger.commit()
-
-
-def test_another_schema_is_refused_by_name(tmp_path):
-    path = tmp_path / "ledger.sqlite"
-    Ledger(path).close()
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(DamagedLedger, match="schema 99.*schema 2"):
-        Ledger(path)
 
 
 def test_what_a_prompt_carries_comes_back(tmp_path):
@@ -487,17 +231,6 @@ def test_what_a_prompt_carries_comes_back(tmp_path):
     assert (back.text, back.reference, back.task, back.columns) == ("é\u2028", {"a": [1, None]}, "t", {"level": 3})
 
 
-@pytest.mark.parametrize("change", [{"n": 2}, {"staleness": 1}, {"g": 5}])
-def test_a_resume_that_could_miss_deadlines_is_refused(tmp_path, change):
-    life = Life(tmp_path).begin()
-    life.step(0)
-    life.save(1)
-    life.close()
-    with pytest.raises(RunError, match="resuming: rollout.*as it was"):
-        Life(tmp_path, **change).resume(1)
-    Life(tmp_path, n=4, staleness=4).resume(1)
-
-
 def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume(tmp_path):
     class Slow(InlineScorer):
         """Never gives the verdicts of the second group."""
@@ -510,7 +243,7 @@ def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume(tmp_pat
     shape = {"n": 1, "g": 2, "oversample": 2.0, "staleness": 1, "slots": 4, "length_of": lambda request_id: 3}
     shape["reward"] = lambda response, **_: len(response)
     life = Life(tmp_path, **shape).begin()
-    life.scorer = Slow(lambda response, **_: 1.0, decode=lambda ids: "")
+    life.scorer = Slow(lambda response, **_: 1.0, decode=lambda parts: "")
     life.step(0)
     assert life.buffer.states() == {"scoring": 1} and life.scorer.num_pending == 2
     life.save(1)
@@ -541,7 +274,7 @@ def rank_lengths(responses, **_):
 
 def group_scorer():
     calls = InlineCalls(load_functions(RewardConfig(function=rank_lengths, workers=0)))
-    return RewardScorer(calls, lambda ids: "x" * len(ids), group_size=3)
+    return RewardScorer(calls, lambda parts: "x" * sum(map(len, parts)), group_size=3)
 
 
 @pytest.mark.parametrize("score_every", [0, 4])

@@ -7,7 +7,7 @@ import pytest
 
 from rlpost.errors import RunError
 from rlpost.rollout.ledger_report import glance, life
-from tests.rollout.test_ledger import Life, reward_with_failures
+from tests.rollout.ledger_life import Life, reward_with_failures
 
 
 def number(text, pattern):
@@ -124,7 +124,7 @@ def test_a_look_at_a_run_under_way_sees_one_moment(tmp_path):
     import subprocess
 
     code = (
-        "from pathlib import Path; from tests.rollout.test_ledger import Life\n"
+        "from pathlib import Path; from tests.rollout.ledger_life import Life\n"
         f"life = Life(Path({str(tmp_path)!r})).begin()\n"
         "for step in range(400):\n    life.step(step)\n    print(step, flush=True) if step == 0 else None\n"
     )

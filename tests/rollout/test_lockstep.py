@@ -185,7 +185,7 @@ def test_a_member_that_samples_another_token_stops_all_at_once_also_in_the_last_
         result = step()
         if steps == (last if at == "last" else at):
             first = result.deltas[0]
-            result = replace(result, deltas=[replace(first, token_ids=first.token_ids + 1), *result.deltas[1:]])
+            result = replace(result, deltas=[first._replace(token_ids=first.token_ids + 1), *result.deltas[1:]])
         steps += 1
         return result
 

@@ -34,7 +34,7 @@ def length_of(request_id):
 def run():
     engine = SimulatedEngine(max_slots=16, length_of=length_of, max_response_tokens=128, cost=TRUE, max_jump=1)
     buffer = RolloutBuffer(**SHAPE)
-    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda ids: "")
+    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
     stream = (Prompt(uid=f"0:{n}", token_ids=np.zeros(10, np.int32), text="") for n in itertools.count())
     record = RunRecord()
     for step in range(20):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,11 +9,10 @@ from hypothesis import strategies as st
 
 from rlpost.errors import WorkerLost
 from rlpost.rollout.collect import collect
-from rlpost.rollout.engine import Request, SamplingSettings
 from rlpost.rollout.replicas import ReplicaEngine
 from rlpost.rollout.simulated_engine import SimulatedEngine
 from tests.rollout.local_replicas import LocalReplicas
-from tests.rollout.simulation import COST, LIMIT, build, finish_step, heavy_tailed, prompts
+from tests.rollout.simulation import COST, LIMIT, build, finish_step, heavy_tailed, prompts, request
 
 
 def replicas(slots, *, die=None, exchange_s=6.0, max_jump=1):
@@ -24,11 +21,6 @@ def replicas(slots, *, die=None, exchange_s=6.0, max_jump=1):
         for s in slots
     ]
     return LocalReplicas(engines, exchange_s=exchange_s, die=die)
-
-
-def request(name, new=LIMIT):
-    ids = np.arange(5, dtype=np.int32)
-    return Request(request_id=name, parts=(ids,), max_new_tokens=new, seed=0, sampling=SamplingSettings())
 
 
 def run_steps(transport, steps, *, reserve_share=0.25, **kwargs):
@@ -148,9 +140,9 @@ def test_replicas_with_free_slots_report_early_only_while_there_is_something_to_
         sent = transport.send
         flags = []
 
-        def send(n, exchange, sent=sent, flags=flags, more=more):
-            flags.append(exchange.has_more)
-            sent(n, replace(exchange, has_more=exchange.has_more or more))
+        def send(exchanges, sent=sent, flags=flags, more=more):
+            flags.extend(exchange.has_more for _, exchange in exchanges)
+            sent([(n, exchange._replace(has_more=exchange.has_more or more)) for n, exchange in exchanges])
 
         transport.send = send
         engine = ReplicaEngine(transport, reserve_share=0.0)

@@ -78,7 +78,7 @@ class Desk:
     """A scorer whose token ids are the characters of the response."""
 
     def __init__(self, workers, folder=".", reference="r", **settings):
-        self.scorer = RewardScorer(workers, lambda ids: "".join(map(chr, ids)), **settings)
+        self.scorer = RewardScorer(workers, lambda parts: "".join(map(chr, parts[0])), **settings)
         self.columns, self.reference, self.count = {"folder": str(folder)}, reference, 0
 
     def ask(self, *texts):
@@ -91,7 +91,7 @@ class Desk:
                 reference=self.reference,
                 columns=self.columns,
             )
-            self.scorer.submit(prompt, index, np.array([ord(c) for c in text], np.int32), "stop")
+            self.scorer.submit(prompt, index, [np.array([ord(c) for c in text], np.int32)], "stop")
 
     def answers(self):
         """Every verdict, in the order of submission."""
@@ -372,9 +372,9 @@ from rlpost.types import Prompt
 
 workers = RewardWorkers(RewardConfig(function="worker_rewards.by_word", workers=2, timeout_s=600.0))
 workers.wait_ready()
-scorer = RewardScorer(workers, lambda ids: "sleep 600")
+scorer = RewardScorer(workers, lambda parts: "sleep 600")
 for index in range(5):
-    scorer.submit(Prompt(uid="0:0", token_ids=np.zeros(1, np.int32), text=""), index, np.zeros(1, np.int32), "stop")
+    scorer.submit(Prompt(uid="0:0", token_ids=np.zeros(1, np.int32), text=""), index, [np.zeros(1, np.int32)], "stop")
 time.sleep(0.3)
 print(*[w.process.pid for w in workers._workers], flush=True)
 try:

@@ -67,7 +67,7 @@ def prompts():
 
 
 def scorer(reward=lambda response, **_: 1.0):
-    return InlineScorer(reward, decode=lambda ids: "x" * len(ids))
+    return InlineScorer(reward, decode=lambda parts: "x" * sum(map(len, parts)))
 
 
 def make_buffer(n=2, g=2, oversample=2.0, staleness=2):
@@ -123,7 +123,7 @@ def test_the_next_sample_is_due_first_then_of_the_group_with_the_fewest_left_the
     groups[3].oldest_version = 0  # carried over, so due a step before the others
     groups[2].samples[0].state = "judged"  # one of two is left
     buffer.begin_step(1)
-    order = [(group.prompt.uid, sample.index) for group, sample in iter(buffer.next_sample, None)]
+    order = [(g.prompt.uid, s.index) for found in iter(lambda: buffer.next_samples(3), []) for g, s in found]
     assert order == [("3", 0), ("3", 1), ("2", 1), ("0", 0), ("0", 1), ("1", 0), ("1", 1)]
 
 

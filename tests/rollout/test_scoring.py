@@ -14,9 +14,9 @@ from rlpost.types import Prompt
 
 
 def judge(function):
-    scorer = InlineScorer(function, decode=lambda ids: "x" * len(ids))
+    scorer = InlineScorer(function, decode=lambda parts: "x" * sum(map(len, parts)))
     prompt = Prompt(uid="0:0", token_ids=np.array([1], np.int32), text="?", reference="3")
-    scorer.submit(prompt, 2, np.array([5, 6], np.int32), "stop")
+    scorer.submit(prompt, 2, [np.array([5, 6], np.int32)], "stop")
     (verdict,) = scorer.poll()
     assert (verdict.uid, verdict.index) == ("0:0", 2) and scorer.poll() == []
     return verdict
@@ -60,13 +60,13 @@ def scorer_of(functions=None, *, group_size=1, retries=0, cache=None, **settings
     return RewardScorer(calls, text_of, group_size=group_size, retries=retries, cache=cache)
 
 
-def text_of(ids):
-    return "".join(map(chr, ids))
+def text_of(parts):
+    return "".join(map(chr, np.concatenate(parts)))
 
 
 def submit(scorer, text, *, uid="0:0", index=0, **columns):
     prompt = Prompt(uid=uid, token_ids=np.array([1], np.int32), text="?", reference="3", columns=columns)
-    scorer.submit(prompt, index, np.array([ord(c) for c in text], np.int32), "stop")
+    scorer.submit(prompt, index, [np.array([ord(c) for c in text], np.int32)], "stop")
 
 
 def test_weighted_parts_add_up_and_each_is_named():

@@ -3,11 +3,11 @@
 import pytest
 
 from rlpost.rollout.collect import collect
-from rlpost.rollout.replicas import ReplicaEngine
+from rlpost.rollout.replicas import GATHER_FROM, Exchange, ReplicaEngine, gather_s
 from rlpost.rollout.simulated_engine import SimulatedEngine
 from rlpost.rollout.simulated_replicas import SimulatedReplicas
 from tests.rollout.local_replicas import LocalReplicas
-from tests.rollout.simulation import COST, LIMIT, build, finish_step, heavy_tailed, prompts
+from tests.rollout.simulation import COST, LIMIT, build, finish_step, heavy_tailed, prompts, request
 
 
 def local(slots, exchange_s):
@@ -44,6 +44,22 @@ def test_every_sample_has_its_length_and_no_slot_more_is_used(slots, exchange_s)
     assert sum(s.num_generated for s in history) == sum(
         s.work.slot_seconds() > 0 and sum(s.work.running) for s in history
     )
+
+
+def test_reports_that_come_soon_after_the_first_one_are_taken_in_with_it():
+    """Each replica joins a little later than the one before; as many steps later as they are apart they report."""
+    exchange_s = 40.0
+    for num_replicas in (GATHER_FROM - 1, 4 * GATHER_FROM):
+        transport = jumping([4] * num_replicas, exchange_s)
+        window_s, apart_s = gather_s(num_replicas, exchange_s), 0.3
+        for n in range(num_replicas):
+            transport._clock_s = n * apart_s
+            transport.send([(n, Exchange(requests=[request(f"{n}/0", 200)], has_more=False))])
+        first_s = min(transport._events)[0]
+        reports = transport.wait()
+        assert (len(reports) > 3) == (num_replicas > GATHER_FROM)
+        assert len(reports) == (1 if not window_s else 1 + int(window_s / apart_s))
+        assert transport.now() == pytest.approx(first_s + window_s)
 
 
 @pytest.mark.parametrize("exchange_s", [3.0, 6.0])
