@@ -50,7 +50,7 @@ class Exchange(NamedTuple):
 
 class TokenBlock(NamedTuple):
     """New tokens of samples that still run, end to end. Requests are known by their number among all that the replica
-    was sent since its last stop, which costs less than their names, here and on the way."""
+    was ever sent, which costs less than their names, here and on the way."""
 
     numbers: np.ndarray  # i32[samples]
     lengths: np.ndarray  # i32[samples]
@@ -109,15 +109,15 @@ class ReplicaLoop:
         self._tokens: dict[str, list[Delta]] = {}  # of every request held: its deltas so far
         self._reported: dict[str, int] = {}  # how many of those a report has carried
         self._numbers: dict[str, int] = {}  # of every request held, see TokenBlock
-        self._num_sent = 0
+        self._num_taken = 0
 
     def run(self, exchange: Exchange) -> Report:
         for request in exchange.requests:
             self._queue.append(request)
             self._tokens[request.request_id] = []
             self._reported[request.request_id] = 0
-            self._numbers[request.request_id] = self._num_sent
-            self._num_sent += 1
+            self._numbers[request.request_id] = self._num_taken
+            self._num_taken += 1
         ended: list[Delta] = []
         iterations = Iterations()
         started = before = self._engine.now()
@@ -141,7 +141,6 @@ class ReplicaLoop:
         self._tokens.clear()
         self._reported.clear()
         self._numbers.clear()
-        self._num_sent = 0
         return Report(replica=self._replica, ended=ended, running=None, iterations=Iterations())
 
     def _fill(self) -> None:
@@ -183,17 +182,21 @@ class _Replica:
     reserve: int
     room: int  # slots + reserve - requests held
     held: dict[str, int] = field(default_factory=dict)  # request id: its number, see TokenBlock; in the order submitted
-    num_sent: int = 0
+    num_numbered: int = 0  # requests sent, and those of the outbox
     outbox: list[Request] = field(default_factory=list)
     under_way: int = 0  # exchanges
     blocks: list[TokenBlock] = field(default_factory=list)  # of this step
     lost: str | None = None
 
-    def forget_requests(self) -> None:
-        self.held.clear()
+    def clear_outbox(self) -> None:
+        self.num_numbered -= len(self.outbox)
         self.outbox.clear()
+
+    def forget_requests(self) -> None:
+        self.clear_outbox()
+        self.held.clear()
         self.blocks.clear()
-        self.num_sent = self.under_way = 0
+        self.under_way = 0
         self.room = self.slots + self.reserve
 
 
@@ -253,7 +256,7 @@ class ReplicaEngine:
         """Also cuts short what replicas are at; one that does not end within the transport's deadline is lost."""
         busy = [n for n, r in enumerate(self._replicas) if r.lost is None and (r.held or r.under_way)]
         for n in busy:
-            self._replicas[n].outbox.clear()
+            self._replicas[n].clear_outbox()
         started = self._transport.now()
         reports = self._transport.stop(busy) if busy else ()
         result = self._take_in(reports, started)
@@ -296,8 +299,8 @@ class ReplicaEngine:
                 break
             heapq.heappop(self._roomiest)
         assert replica.room > 0, "the caller keeps num_in_flight <= max_slots + reserve"
-        replica.held[request.request_id] = replica.num_sent
-        replica.num_sent += 1
+        replica.held[request.request_id] = replica.num_numbered
+        replica.num_numbered += 1
         replica.outbox.append(request)
         replica.room -= 1
         self._num_held += 1

@@ -44,7 +44,7 @@ class _Replica:
     iteration: int = 0
     prefill: int = 0  # tokens to compute in the next iteration
     queue: deque[Request] = field(default_factory=deque)
-    num_sent: int = 0  # requests since the last stop, those in the queue left out
+    num_taken: int = 0  # requests ever, those in the queue left out
     running: dict[int, _Running] = field(default_factory=dict)  # by number (see TokenBlock), in the order started
     finishes: list[tuple[int, int]] = field(default_factory=list)  # heap: iteration, number
     inbox: deque[Exchange] = field(default_factory=deque)  # the one that runs included
@@ -181,8 +181,8 @@ class SimulatedReplicas:
         so_far = self._limit - request.max_new_tokens
         total = self._length_of(request.request_id)
         reason = "stop" if total <= self._limit else "length"
-        number = one.num_sent
-        one.num_sent += 1
+        number = one.num_taken
+        one.num_taken += 1
         one.running[number] = _Running(request.request_id, one.iteration, reason)
         remaining = max(1, min(total, self._limit) - so_far)
         heapq.heappush(one.finishes, (one.iteration + remaining, number))
@@ -232,10 +232,11 @@ class SimulatedReplicas:
         """Everything it holds, whole, and forget it."""
         deltas = [self._delta(s.request_id, one.iteration - s.started, "") for s in one.running.values()]
         deltas += [self._delta(request.request_id, 0, "") for request in one.queue]
+        one.num_taken += len(one.queue)
         one.running.clear()
         one.queue.clear()
         one.finishes.clear()
-        one.prefill = one.num_sent = 0
+        one.prefill = 0
         return deltas
 
     def _delta(self, request_id: str, num_tokens: int, finish_reason: str) -> Delta:

@@ -155,3 +155,24 @@ def test_replicas_with_free_slots_report_early_only_while_there_is_something_to_
         assert flags[0] and not flags[-1], "a full engine has more to come, a drained one has not"
         counts[more] = sum(transport.answered)
     assert counts[False] < 0.5 * counts[True]
+
+
+@pytest.mark.parametrize("unsent", [0, 1])
+def test_a_replica_that_was_idle_when_a_step_ended_loses_no_token_later(unsent):
+    """Blocks name samples by numbers, which both sides count: also over a step's end that one side has no part in."""
+    transport = replicas([2, 2], exchange_s=3.0)
+    engine = ReplicaEngine(transport, reserve_share=1.0)
+    short = min((f"{n}/0" for n in range(50)), key=heavy_tailed)
+    long = [f"{n}/1" for n in range(50) if heavy_tailed(f"{n}/1") > 20]
+    placed = engine.submit([request(long[0]), request(short)])
+    (idle,) = (n for n, name in zip(placed, (long[0], short), strict=True) if name == short)
+    while short in engine._replicas[idle].held or engine._replicas[idle].under_way:
+        engine.step()
+    engine.submit([request(name) for name in long[1 : 1 + unsent]])  # numbered, and never sent
+    engine.abort_all()
+    engine.submit([request(name) for name in long[2:4]])
+    for _ in range(4):
+        engine.step()
+    transport.die[idle] = transport.answered[idle]
+    (delta,) = next(result.returned for result in iter(engine.step, None) if result.returned)
+    assert len(delta.token_ids) > 0 and delta.token_ids.tolist() == list(range(len(delta.token_ids)))
