@@ -58,10 +58,12 @@ def samples_to(run: Run, accuracy: float) -> float | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """Median, smallest and largest over seeds; ``missing`` seeds have no figure and count as the largest."""
+    """Median, smallest and largest over seeds; ``missing`` seeds have no figure and count as the largest, ``undecided``
+    ones do not count."""
 
     values: tuple[float, ...]
     missing: int = 0
+    undecided: int = 0
 
     @property
     def median(self) -> float | None:
@@ -70,11 +72,14 @@ class Spread:
         return None if middle == float("inf") else middle
 
     def text(self, digits: int = 1) -> str:
+        if self.undecided and not self.values:
+            return "undecided"
         if self.median is None:
             return f"not reached ({self.missing} of {self.missing + len(self.values)} seeds)"
         low, high = min(self.values), max(self.values)
         top = f"{high:.{digits}f}" if not self.missing else "not reached"
-        return f"{self.median:.{digits}f} ({low:.{digits}f} to {top})"
+        left_out = f"; {self.undecided} of {self.undecided + len(self.values)} seeds undecided" if self.undecided else ""
+        return f"{self.median:.{digits}f} ({low:.{digits}f} to {top}{left_out})"
 
 
 def spread(values: Sequence[float | None]) -> Spread:
@@ -88,7 +93,8 @@ def spread(values: Sequence[float | None]) -> Spread:
 def summarize(runs: Sequence[Run], *, accuracy: float, baseline: str) -> dict[str, Any]:
     """Medians and spreads over seeds for each row, and ratios to the row ``baseline``, seed by seed.
 
-    A ratio above 1 says that the row is faster than ``baseline``: rates over its rates, its times over the row's.
+    A ratio above 1 says that the row is faster than ``baseline``: rates over its rates, its times over the row's. A seed
+    in which neither reached ``accuracy`` has no ratio of times and is counted in ``undecided``.
     """
     names = list(dict.fromkeys(run.name for run in runs))
     figures = {name: _figures([run for run in runs if run.name == name], accuracy) for name in names}
@@ -101,8 +107,8 @@ def summarize(runs: Sequence[Run], *, accuracy: float, baseline: str) -> dict[st
         pairs = [(by_seed[name, seed], by_seed[baseline, seed]) for seed in seeds if (name, seed) in by_seed]
         ratios[name] = {
             "samples_per_s": spread([rate(a, "samples", "wall_s") / rate(b, "samples", "wall_s") for a, b in pairs]),
-            "seconds_to": spread([_ratio_to(a, b, accuracy, "wall_s") for a, b in pairs]),
-            "cpu_seconds_to": spread([_ratio_to(a, b, accuracy, "cpu_s") for a, b in pairs]),
+            "seconds_to": _ratios_to(pairs, accuracy, "wall_s"),
+            "cpu_seconds_to": _ratios_to(pairs, accuracy, "cpu_s"),
         }
     return {"accuracy": accuracy, "baseline": baseline, "figures": figures, "ratios": ratios}
 
@@ -122,9 +128,20 @@ def _figures(runs: Sequence[Run], accuracy: float) -> dict[str, Spread]:
     }
 
 
+def _ratios_to(pairs: Sequence[tuple[Run, Run]], accuracy: float, clock: str) -> Spread:
+    ratios = [_ratio_to(run, baseline, accuracy, clock) for run, baseline in pairs]
+    known = tuple(ratio for ratio in ratios if ratio is not None)
+    return Spread(values=known, undecided=len(ratios) - len(known))
+
+
 def _ratio_to(run: Run, baseline: Run, accuracy: float, clock: str) -> float | None:
+    """0 where only ``baseline`` reached it; where only ``run`` did, its whole time over the row's: it is at least that."""
     own, other = seconds_to(run, accuracy, clock), seconds_to(baseline, accuracy, clock)
-    return None if own is None or other is None else other / own
+    if own is None:
+        return None if other is None else 0.0
+    if other is None:
+        other = float(getattr(baseline.steps[-1].time, clock))
+    return other / own
 
 
 COLUMNS = {

@@ -103,7 +103,10 @@ def run_saturated(engine: Engine, load: Workload, *, warm_up: int, num_steps: in
     for seconds, tokens, steps in marks:
         part = slice(before_steps, steps)
         work = Iterations(
-            step_s=stats.work.step_s[part], running=stats.work.running[part], prefill=stats.work.prefill[part]
+            step_s=stats.work.step_s[part],
+            running=stats.work.running[part],
+            prefill=stats.work.prefill[part],
+            num_prefilled=sum(stats.work.prefill[part]),
         )
         accounts.append(
             StepAccount(

@@ -44,10 +44,11 @@ class OpenSample:
         """Turn the current version's tokens into a segment, which is returned; None where there are none."""
         if not self.chunks:
             return None
-        token_ids, logprobs = self.chunks[0]  # i32 and f32, as engines hand them over
+        token_ids, logprobs = self.chunks[0]
         if len(self.chunks) > 1:  # a replica hands a sample over whole: one chunk, which need not be copied
             token_ids = np.concatenate([c[0] for c in self.chunks])
             logprobs = np.concatenate([c[1] for c in self.chunks])
+        assert token_ids.dtype == np.int32 and logprobs.dtype == np.float32, (token_ids.dtype, logprobs.dtype)
         segment = Segment(token_ids, logprobs, policy_version, mixed_kv=self.mixed_kv)
         self.segments = (*self.segments, segment)
         self.chunks = None

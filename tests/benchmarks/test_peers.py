@@ -186,3 +186,16 @@ def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPat
         now.update(wall=20.0, cpu=9.0)
     now.update(wall=21.0, cpu=9.5)
     assert clock.read() == Time(wall_s=3.0, cpu_s=1.5)
+
+
+def test_no_ratio_is_made_up_where_someone_did_not_get_there() -> None:
+    """Seed 0: only TRL; seed 1: neither; seed 2: only ours, while TRL's 2 s were over; seed 3: both."""
+    ours = [[0.5, 0.8], [0.5, 0.8], [0.5, 0.85], [0.5, 0.85]]
+    theirs = [[0.5, 0.9], [0.5, 0.8], [0.5, 0.8], [0.5, 0.85]]
+    runs = [make_run("rlpost", seed, 0.5, accuracies) for seed, accuracies in enumerate(ours)]
+    runs += [make_run("TRL", seed, 2.0, accuracies) for seed, accuracies in enumerate(theirs)]
+    summary = summarize(runs, accuracy=0.85, baseline="TRL")
+    ratios = summary["ratios"]["rlpost"]["seconds_to"]
+    length = runs[-1].steps[-1].time.wall_s
+    assert ratios.values == pytest.approx((0.0, length / 1.0, 4.0)) and ratios.undecided == 1
+    assert "(0.00 to 4.00; 1 of 4 seeds undecided) x as fast" in to_markdown(summary)
