@@ -78,7 +78,8 @@ class Spread:
             return f"not reached ({self.missing} of {self.missing + len(self.values)} seeds)"
         low, high = min(self.values), max(self.values)
         top = f"{high:.{digits}f}" if not self.missing else "not reached"
-        left_out = f"; {self.undecided} of {self.undecided + len(self.values)} seeds undecided" if self.undecided else ""
+        seeds = len(self.values) + self.undecided
+        left_out = f"; {self.undecided} of {seeds} seeds undecided" if self.undecided else ""
         return f"{self.median:.{digits}f} ({low:.{digits}f} to {top}{left_out})"
 
 
@@ -93,8 +94,8 @@ def spread(values: Sequence[float | None]) -> Spread:
 def summarize(runs: Sequence[Run], *, accuracy: float, baseline: str) -> dict[str, Any]:
     """Medians and spreads over seeds for each row, and ratios to the row ``baseline``, seed by seed.
 
-    A ratio above 1 says that the row is faster than ``baseline``: rates over its rates, its times over the row's. A seed
-    in which neither reached ``accuracy`` has no ratio of times and is counted in ``undecided``.
+    A ratio above 1 says that the row is faster than ``baseline``: rates over its rates, its times over the row's. A
+    seed in which neither reached ``accuracy`` has no ratio of times and is counted in ``undecided``.
     """
     names = list(dict.fromkeys(run.name for run in runs))
     figures = {name: _figures([run for run in runs if run.name == name], accuracy) for name in names}
@@ -135,7 +136,7 @@ def _ratios_to(pairs: Sequence[tuple[Run, Run]], accuracy: float, clock: str) ->
 
 
 def _ratio_to(run: Run, baseline: Run, accuracy: float, clock: str) -> float | None:
-    """0 where only ``baseline`` reached it; where only ``run`` did, its whole time over the row's: it is at least that."""
+    """0 where only ``baseline`` reached it; where only ``run`` did, the baseline's whole time is taken."""
     own, other = seconds_to(run, accuracy, clock), seconds_to(baseline, accuracy, clock)
     if own is None:
         return None if other is None else 0.0
