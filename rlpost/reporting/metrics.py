@@ -88,8 +88,8 @@ class MetricsWriter:
         old_logprobs: Sequence[Sequence[np.ndarray | None]] | None = None,
     ) -> None:
         """Every sample trained in the step as ``rollouts/step-N.parquet``, the first few as a tracker's table."""
-        if not self._logging.keep_rollouts and not self._logging.table_rows:
-            return
+        if not self._logging.keep_rollouts:  # then only the table's answers are made text
+            groups = groups[: self._logging.table_rows]
         rows = rollout_files.to_rows(groups, advantages, self._decode, old_logprobs)
         if self._logging.keep_rollouts:
             rollout_files.write(rollout_files.file_of(self.run_dir, step), rows)

@@ -202,6 +202,16 @@ def test_no_file_when_rollouts_are_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "rollouts").exists()
 
 
+@pytest.mark.parametrize(("kept", "rows", "decoded"), [(True, 1, 4), (False, 1, 3), (False, 0, 0)])
+def test_only_answers_that_are_kept_or_shown_are_made_text(tmp_path: Path, kept: bool, rows: int, decoded: int) -> None:
+    made: list[list[int]] = []
+    log = writer(tmp_path, keep_rollouts=kept, table_rows=rows)
+    log._decode = lambda ids: made.append(ids) or ""  # type: ignore[func-returns-value]
+    log.log_rollouts(1, two_groups(), ADVANTAGES)
+    log.close()
+    assert len(made) == decoded
+
+
 def test_the_table_shows_versions_and_failures() -> None:
     columns, values = rollout_files.to_table(rollout_files.to_rows(two_groups(), ADVANTAGES, None), 2)
     assert len(values) == 2 and all(len(row) == len(columns) for row in values)
