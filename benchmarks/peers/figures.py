@@ -73,7 +73,7 @@ class Spread:
 
     def text(self, digits: int = 1) -> str:
         if self.undecided and not self.values:
-            return "undecided"
+            return "an undecided number of"
         if self.median is None:
             return f"not reached ({self.missing} of {self.missing + len(self.values)} seeds)"
         low, high = min(self.values), max(self.values)

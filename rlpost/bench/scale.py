@@ -6,6 +6,7 @@ Called by ``benchmarks/scale.py`` and by the test that holds the cost per sample
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import math
@@ -64,6 +65,7 @@ class Point:
     reports: int
     exchanges: int
     peak_rss_bytes: int  # of the process, over its life
+    full_search_s: float  # of all objects for reference cycles, after the last step; once in 500 times as long
 
     @property
     def share(self) -> float:
@@ -179,7 +181,7 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
         reject=lambda group: None,
     )
     scorer, stream = no_scores(), prompts()
-    cycle_search = CycleSearch()
+    cycle_search = CycleSearch(engine.now)
     busy_s = offered_s = virtual_s = controller_s = transport_s = 0.0
     samples = tokens = reports = exchanges = 0
     for step in range(load.warm_up + load.steps):
@@ -202,6 +204,8 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
         tokens += stats.num_generated
         reports += transport.reports - seen
         exchanges += transport.exchanges - sent
+    full_search_s = cycle_search.search()
+    gc.unfreeze()
     return Point(
         replicas=load.replicas,
         slots=load.slots,
@@ -215,6 +219,7 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
         reports=reports,
         exchanges=exchanges,
         peak_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        full_search_s=full_search_s,
     )
 
 

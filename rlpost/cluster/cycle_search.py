@@ -1,34 +1,52 @@
-"""Python's search for reference cycles, kept out of the time in which engines generate.
+"""Python's search for reference cycles, kept out of the time in which rollouts are generated.
 
-The controller of a cluster holds millions of objects while samples are generated, and none of them is part of a cycle:
-they are freed when the last reference goes. Looking for cycles among them took a tenth to two fifths of its CPU time.
+The controller of a cluster holds millions of objects while samples are generated, and none of its own are part of a
+cycle: they are freed when the last reference goes. Looking for cycles among them took a tenth to two fifths of its CPU
+time. Others do leave cycles (libraries, reward functions called in the process, exceptions), so everything is searched
+from time to time, between two rollouts.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-FULL_EVERY = 20  # turns: what others left in cycles meanwhile (libraries, exceptions) is found then
+SHARE = 1 / 500  # of the time that passes, at most, goes into searching everything
 
 
 class CycleSearch:
-    """Owned by whoever says when engines generate; acts on the whole process."""
+    """Owned by whoever says when rollouts are generated; acts on the whole process.
 
-    def __init__(self) -> None:
-        self._turns = 0
+    Args:
+        now: seconds, monotonic.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._due_s = now()  # the first turn ends with a search: its time is not known before
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """No search in it. What was made in it is not looked at afterwards either, but for every 20th time."""
+        """No search in it. What is alive at its end is not looked at again before everything is."""
+        was_enabled = gc.isenabled()
         gc.disable()
         try:
             yield
         finally:
-            gc.freeze()
-            gc.enable()
-        self._turns += 1
-        if self._turns % FULL_EVERY == 0:
-            gc.unfreeze()
-            gc.collect()
+            if was_enabled:
+                gc.enable()
+        gc.freeze()
+        if self._now() >= self._due_s:
+            self.search()
+
+    def search(self) -> float:
+        """Look at everything now; returns the seconds it took."""
+        started = time.perf_counter()
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        took_s = time.perf_counter() - started
+        self._due_s = self._now() + took_s / SHARE
+        return took_s

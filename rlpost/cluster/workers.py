@@ -135,7 +135,7 @@ class ClusterDevice:
 
     def __init__(self, actors: Actors, engine: ReplicaEngine) -> None:
         self._actors, self._engine = actors, engine
-        self._cycle_search = CycleSearch()
+        self._cycle_search = CycleSearch(engine.now)
         self.turn = "engine"
 
     @contextmanager

@@ -36,8 +36,8 @@ GATHER_FROM = 16  # replicas: with fewer there is little to gather
 
 def gather_s(num_replicas: int, exchange_s: float) -> float:
     """Seconds that a report may wait for others. Each turn of the controller has a cost of its own (new samples are
-    chosen, complete groups looked at, Ray asked about every replica), and no replica waits for its answer: another
-    exchange is under way to it."""
+    chosen, complete groups looked at, Ray asked about every replica), and a replica that is full does not wait for its
+    answer: another exchange is under way to it. One with free slots waits so much longer for its refill."""
     return GATHER_SHARE * exchange_s if num_replicas >= GATHER_FROM else 0.0
 
 

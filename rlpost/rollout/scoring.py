@@ -146,6 +146,7 @@ class RewardScorer:
         self._num_open = 0  # samples without a verdict yet
         self._held: dict[str, list[_Sample]] = {}  # by uid, until the group is whole
         self._asked: dict[int, _Asked] = {}  # by a number of ours
+        self._answered: list[tuple[_Asked, CallResult]] = []  # calls answered at once, until the submission ends
         self._next_number = 0
         self._results: SimpleQueue[tuple[int, CallResult]] = SimpleQueue()
         self._counts = ScoringCounts()
@@ -170,6 +171,7 @@ class RewardScorer:
                 self._ask(number, one, question, [sample])
             elif group:
                 self._ask(number, one, question, group)
+        self._settle_answered()
 
     def poll(self) -> Sequence[Verdict]:
         self._take_in()
@@ -231,11 +233,14 @@ class RewardScorer:
     def _make(self, asked: _Asked) -> None:
         number = self._next_number
         self._next_number += 1
-        result = self._calls.submit(asked.call, number, self._results.put)
-        if result is None:
-            self._asked[number] = asked
-        else:
-            self._receive([(asked, result)])
+        while True:
+            result = self._calls.submit(asked.call, number, self._results.put)
+            if result is None:
+                self._asked[number] = asked
+                return
+            if not self._is_to_be_made_again(asked, result):
+                self._answered.append((asked, result))
+                return
 
     def _wait(self, timeout_s: float, done: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + timeout_s
@@ -260,25 +265,34 @@ class RewardScorer:
         self._calls.check()
 
     def _recognize(self, arrived: list[tuple[int, CallResult]]) -> None:
-        pairs = [(self._asked.pop(number, None), result) for number, result in arrived]
-        self._receive([(asked, result) for asked, result in pairs if asked is not None])  # else forgotten
-
-    def _receive(self, answered: list[tuple[_Asked, CallResult]]) -> None:
-        known = []
-        for asked, result in answered:
-            self._counts.calls += 1
-            self._counts.call_s += result.seconds
-            self._counts.max_call_s = max(self._counts.max_call_s, result.seconds)
-            if asked.retries_left and any(outcome.failure for outcome in result.outcomes):
-                self._counts.retried += 1
-                asked.retries_left -= 1
-                self._make(asked)
+        for number, result in arrived:
+            asked = self._asked.pop(number, None)
+            if asked is None:  # forgotten
                 continue
-            if asked.key is not None:
-                known.append((asked.key, result.outcomes))
+            if self._is_to_be_made_again(asked, result):
+                self._make(asked)
+            else:
+                self._answered.append((asked, result))
+        self._settle_answered()
+
+    def _is_to_be_made_again(self, asked: _Asked, result: CallResult) -> bool:
+        self._counts.calls += 1
+        self._counts.call_s += result.seconds
+        self._counts.max_call_s = max(self._counts.max_call_s, result.seconds)
+        if not asked.retries_left or not any(outcome.failure for outcome in result.outcomes):
+            return False
+        self._counts.retried += 1
+        asked.retries_left -= 1
+        return True
+
+    def _settle_answered(self) -> None:
+        answered, self._answered = self._answered, []
+        if self.cache is not None:
+            known = [(asked.key, result.outcomes) for asked, result in answered if asked.key is not None]
+            if known:
+                self.cache.put(known)
+        for asked, result in answered:
             self._settle(asked.call.function, asked.samples, result.outcomes)
-        if known and self.cache is not None:
-            self.cache.put(known)
 
     def _settle(self, function: int, samples: Sequence[_Sample], outcomes: Sequence[Outcome]) -> None:
         facts = self._calls.facts

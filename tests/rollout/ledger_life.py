@@ -16,7 +16,7 @@ class Life:
         self.folder = folder
         self.shape = SHAPE | shape
         self.snapshots = folder / "snapshots"
-        self.snapshots.mkdir(exist_ok=True)
+        self.snapshots.mkdir(parents=True, exist_ok=True)
 
     def begin(self):
         """From nothing."""

@@ -195,6 +195,18 @@ def test_restarting_what_grew_too_old_counts_its_tokens_and_selects_against_long
     assert scheduled.tokens_ended["discarded[restart]"] == 0
 
 
+def test_a_complete_group_that_waited_too_long_is_restarted_with_nothing_of_before():
+    """Many more groups are open than train, so some are complete, wait, and grow too old."""
+    buffer, engine, scorer, settings_ = build(n=2, g=2, slots=8, oversample=4.0, staleness=1, restart_stale=True)
+    stream, num_restarted = prompts(), 0
+    for step in range(60):
+        collect(engine, buffer, stream, scorer, settings_, step=step)
+        num_restarted += sum(group.attempt > 0 for group in buffer.admitted)
+        for group in finish_step(buffer):
+            assert all(step - s.policy_version <= 1 for sample in group.samples for s in sample.segments)
+    assert num_restarted > 5
+
+
 def restarted_seeds(**shape):
     """The seeds with which sample 0:0/0 was started from its prompt."""
     buffer, engine, scorer, settings_ = build(**shape, restart_stale=True)

@@ -143,7 +143,7 @@ def test_whatever_happens_to_the_live_file_the_checkpoints_copy_goes_on_with_the
     life.close()
     damage(tmp_path / "damaged/ledger.sqlite", where)
     life = Life(tmp_path / "damaged").resume(3)
-    assert "could not be used" in life.recovery.note
+    assert "the checkpoint's copy" in life.recovery.note
     assert [(identity(life.step(step)), life.account) for step in (3, 4)] == expected[3:]
 
 

@@ -115,6 +115,17 @@ def test_a_group_function_waits_for_the_whole_group_in_the_order_of_indices():
     assert scorer.num_pending == 1
 
 
+def test_a_call_in_this_process_may_be_made_again_however_often():
+    def always_fails(response, **_):
+        raise ValueError("no")
+
+    scorer = scorer_of({"r": always_fails}, retries=2000)
+    submit(scorer, "x")
+    (verdict,) = scorer.poll()
+    assert verdict.failure == "reward_error: ValueError: no" and scorer.num_pending == 0
+    assert scorer.take_counts().retried == 2000
+
+
 def test_a_failed_call_is_made_again_as_often_as_the_policy_says():
     left = {"flaky": 2, "never": 99}
 
