@@ -72,14 +72,16 @@ def curve(replicas: list[int], out: Path) -> None:
 
 HEADER = (
     "| replicas | samples a step | step, virtual s | controller, CPU s a step | share of the step | us a sample "
-    "| simulated replicas, CPU s a step | peak memory, MB | samples/s | idle |\n" + 10 * "|---" + "|"
+    "| one search for cycles, s | simulated replicas, CPU s a step | peak memory, MB | samples/s | idle |\n"
+    + 11 * "|---"
+    + "|"
 )
 
 
 def row(p: Point) -> str:
     return (
         f"| {p.replicas:,} | {p.samples // p.steps:,} | {p.virtual_s / p.steps:.0f} | {p.controller_s / p.steps:.3g} "
-        f"| {p.share:.2%} | {p.controller_us_per_sample:.0f} | {p.transport_s / p.steps:.3g} "
+        f"| {p.share:.2%} | {p.controller_us_per_sample:.0f} | {p.full_search_s:.2g} | {p.transport_s / p.steps:.3g} "
         f"| {p.peak_rss_bytes / 1e6:.0f} | {p.samples / p.virtual_s:.3g} | {p.idle_share:.1%} |"
     )
 

@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 
 from rlpost.bench.strategies import no_scores
-from rlpost.cluster.cycle_search import CycleSearch
+from rlpost.cluster.cycle_search import SHARE, CycleSearch
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
 from rlpost.rollout.engine import SamplingSettings
@@ -59,18 +59,18 @@ class Point:
     samples: int  # trained
     tokens: int  # generated
     virtual_s: float  # of generation, aborts included
-    controller_s: float  # CPU time outside the transport
+    controller_s: float  # CPU time outside the transport, without searches for reference cycles
     transport_s: float  # CPU time of the simulated replicas
     idle_share: float
     reports: int
     exchanges: int
     peak_rss_bytes: int  # of the process, over its life
-    full_search_s: float  # of all objects for reference cycles, after the last step; once in 500 times as long
+    full_search_s: float  # one search of all objects for reference cycles, after the last step
 
     @property
     def share(self) -> float:
-        """Controller's CPU time over the time in which the cluster generates."""
-        return self.controller_s / self.virtual_s
+        """Controller's CPU time over the time in which the cluster generates, searches for cycles included."""
+        return self.controller_s / self.virtual_s + min(SHARE, self.full_search_s * self.steps / self.virtual_s)
 
     @property
     def controller_us_per_sample(self) -> float:
@@ -186,6 +186,7 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
     samples = tokens = reports = exchanges = 0
     for step in range(load.warm_up + load.steps):
         started, inside, seen, sent = time.process_time(), transport.cpu_s, transport.reports, transport.exchanges
+        searched = cycle_search.spent_s
         with cycle_search.held_back():  # as a cluster's device does
             stats = collect(engine, buffer, stream, scorer, settings, step=step)
         trained = buffer.rollout()
@@ -197,7 +198,7 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
             continue
         virtual_s += stats.duration_s
         transport_s += inside
-        controller_s += spent - inside
+        controller_s += spent - inside - (cycle_search.spent_s - searched)
         busy_s += stats.work.slot_seconds()
         offered_s += stats.offered_slot_s
         samples += sum(len(g.samples) for g in trained)

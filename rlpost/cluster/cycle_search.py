@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SHARE = 1 / 500  # of the time that passes, at most, goes into searching everything
+SHARE = 1 / 1000  # of the time that passes, at most, goes into searching everything
 
 
 class CycleSearch:
@@ -25,6 +25,7 @@ class CycleSearch:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
+        self.spent_s = 0.0  # on searches, so far
         self._due_s = now()  # the first turn ends with a search: its time is not known before
 
     @contextmanager
@@ -48,5 +49,6 @@ class CycleSearch:
         gc.collect()
         gc.freeze()
         took_s = time.perf_counter() - started
+        self.spent_s += took_s
         self._due_s = self._now() + took_s / SHARE
         return took_s
