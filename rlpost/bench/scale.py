@@ -6,7 +6,6 @@ Called by ``benchmarks/scale.py`` and by the test that holds the cost per sample
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import itertools
 import math
@@ -206,7 +205,6 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
         reports += transport.reports - seen
         exchanges += transport.exchanges - sent
     full_search_s = cycle_search.search()
-    gc.unfreeze()
     return Point(
         replicas=load.replicas,
         slots=load.slots,

@@ -38,16 +38,15 @@ class CycleSearch:
         finally:
             if was_enabled:
                 gc.enable()
-        gc.freeze()
         if self._now() >= self._due_s:
             self.search()
+        gc.freeze()
 
     def search(self) -> float:
         """Look at everything now; returns the seconds it took."""
         started = time.perf_counter()
         gc.unfreeze()
         gc.collect()
-        gc.freeze()
         took_s = time.perf_counter() - started
         self.spent_s += took_s
         self._due_s = self._now() + took_s / SHARE

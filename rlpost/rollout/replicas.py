@@ -188,12 +188,9 @@ class _Replica:
     blocks: list[TokenBlock] = field(default_factory=list)  # of this step
     lost: str | None = None
 
-    def clear_outbox(self) -> None:
-        self.num_numbered -= len(self.outbox)
-        self.outbox.clear()
-
     def forget_requests(self) -> None:
-        self.clear_outbox()
+        self.num_numbered -= len(self.outbox)  # never sent
+        self.outbox.clear()
         self.held.clear()
         self.blocks.clear()
         self.under_way = 0
@@ -255,11 +252,10 @@ class ReplicaEngine:
     def abort_all(self) -> EngineStep:
         """Also cuts short what replicas are at; one that does not end within the transport's deadline is lost."""
         busy = [n for n, r in enumerate(self._replicas) if r.lost is None and (r.held or r.under_way)]
-        for n in busy:
-            self._replicas[n].clear_outbox()
         started = self._transport.now()
         reports = self._transport.stop(busy) if busy else ()
         result = self._take_in(reports, started)
+        # What is still held was never sent: what was, came back with a last report or with its lost replica.
         unsent = [Delta(i, _NO_TOKENS, _NO_LOGPROBS) for replica in self._replicas for i in replica.held]
         for replica in self._replicas:
             replica.forget_requests()

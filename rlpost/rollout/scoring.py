@@ -104,8 +104,7 @@ class _Sample:
     uid: str
     index: int
     response: Response
-    outcomes: list[Outcome | None]  # by function
-    num_missing: int
+    outcomes: list[Outcome | None]  # by function; None: not asked yet, or not answered
 
 
 @dataclass(slots=True)
@@ -162,7 +161,7 @@ class RewardScorer:
         if self._take_tokens:
             kept = tuple(chain.from_iterable(part.tolist() for part in parts))
         response = Response(self._decode(parts), finish_reason, kept)
-        sample = _Sample(prompt.uid, index, response, [None] * len(facts), len(facts))
+        sample = _Sample(prompt.uid, index, response, [None] * len(facts))
         self._num_open += 1
         question = Question(prompt.text, prompt.reference, dict(prompt.columns))
         group = self._complete_group(sample) if self._judge_groups else []
@@ -276,6 +275,7 @@ class RewardScorer:
         self._settle_answered()
 
     def _is_to_be_made_again(self, asked: _Asked, result: CallResult) -> bool:
+        """Counts a call that was answered; where it failed, one of the tries left is used up."""
         self._counts.calls += 1
         self._counts.call_s += result.seconds
         self._counts.max_call_s = max(self._counts.max_call_s, result.seconds)
@@ -298,8 +298,7 @@ class RewardScorer:
         facts = self._calls.facts
         for sample, outcome in zip(samples, outcomes, strict=True):
             sample.outcomes[function] = outcome
-            sample.num_missing -= 1
-            if not sample.num_missing:
+            if all(sample.outcomes):  # an outcome is true whatever it says
                 self._num_open -= 1
                 self._verdicts.append(_combine(sample, facts))
 
