@@ -1,8 +1,9 @@
 """A vLLM model's parameters under their Hugging Face names: publication in, fingerprint out.
 
-vLLM fuses q, k and v into ``qkv_proj``, gate and up into ``gate_up_proj``, and pads the vocabulary. Writing goes
-through the model's own ``load_weights``; reading goes through the layout built here from the modules' sizes. The two
-share no code, so reading back what was written is a check and not a tautology.
+vLLM fuses q, k and v into ``qkv_proj``, gate and up into ``gate_up_proj``, and pads the vocabulary. The layout built
+here from the modules' sizes says which rows hold which tensor. Nothing trusts it untried: a tensor is written through
+the model's own ``load_weights``, until that was seen to change the tensor's place into the tensor's bits. Only then is
+it copied there directly, which saves the loader's work for each tensor and the copy that a conversion needs.
 
 Dense decoders of the Qwen2, Qwen3 and Llama type, unquantised. Where an engine spans devices (tensor parallelism), each
 member holds its part of most tensors; whole tensors are published to every member, which takes its part. Never runs
@@ -40,6 +41,11 @@ class Place:
     def part_of(self, tensor: Any) -> Any:
         """Of a tensor of shape ``whole``, what belongs here: a view."""
         return tensor.narrow(self.dim, self.offset, self.tensor().shape[self.dim])
+
+    def write(self, tensor: Any) -> None:
+        """Copies what belongs here of a tensor of shape ``whole``, whatever its dtype."""
+        held = self.tensor()
+        held.copy_(tensor.narrow(self.dim, self.offset, held.shape[self.dim]))
 
 
 def hf_layout(model: Any) -> dict[str, Place]:
@@ -100,6 +106,7 @@ class EngineWeights:
         self._model = model
         self._layout = hf_layout(model)
         self._tied = tied
+        self._proven: set[str] = set()  # names whose places vLLM's loader was seen to write
         _require_unpacked(self._layout)
         if tied:
             self._require_tie()
@@ -121,15 +128,31 @@ class EngineWeights:
         """Copy HF-named tensors in place; returns the names written. The tensors may be reused afterwards.
 
         A tied ``lm_head.weight`` is left out (vLLM refuses it in a bucket without the embedding); the fingerprint
-        still compares it with the embedding. Raises ModelError on a name or shape the engine does not have: vLLM
-        itself drops an unexpected bias in silence.
+        still compares it with the embedding. Raises ModelError on a name or shape the engine does not have, before
+        anything of the bucket is written: vLLM itself drops an unexpected bias in silence.
         """
         import torch
 
         tensors = [(name, self._fitting(name, tensor)) for name, tensor in bucket if not self._is_alias(name)]
+        unproven = []
         with torch.no_grad():
-            self._model.load_weights(iter(tensors))
+            for name, tensor in tensors:
+                if name in self._proven:
+                    self._layout[name].write(tensor)
+                else:
+                    unproven.append((name, tensor))
+            if unproven:
+                self._load_and_prove(unproven)
         return [name for name, _ in tensors]
+
+    def _load_and_prove(self, bucket: Sequence[tuple[str, Any]]) -> None:
+        """Through vLLM's loader. A place that held the tensor already, as after the start, proves nothing."""
+        # vLLM would convert too, with a warning for each tensor
+        tensors = {name: tensor.to(self.read(name)) for name, tensor in bucket}
+        parts = {name: self.part_of(name, tensor) for name, tensor in tensors.items()}
+        changing = [name for name, part in parts.items() if not self.read(name).equal(part)]
+        self._model.load_weights(iter(tensors.items()))
+        self._proven.update(name for name in changing if self.read(name).equal(parts[name]))
 
     def _fitting(self, name: str, tensor: Any) -> Any:
         place = self._place(name)
@@ -142,7 +165,7 @@ class EngineWeights:
                     "start the engine from the folder the trainer's model came from",
                 )
             )
-        return tensor.to(place.tensor().dtype)  # vLLM would convert too, with a warning for each tensor
+        return tensor
 
     def _place(self, name: str) -> Place:
         try:

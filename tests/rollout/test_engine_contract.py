@@ -424,6 +424,38 @@ def test_buckets_may_split_fused_and_tied_weights_anywhere(published: Any, new_m
     np.testing.assert_allclose(published.score([tokens(50)])[0], reference_scores(new_model, tokens(50)), atol=1e-4)
 
 
+def test_only_what_vllms_loader_was_seen_to_write_is_written_without_it(
+    published: Any, new_model: Any, old_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two places are exchanged, so the loader is never seen to write them; the others are copied, correctly."""
+    from rlpost.rollout.vllm_weights import EngineWeights
+
+    model, through_vllm = published._weights._model, list[str]()
+    load = model.load_weights
+
+    def watched(tensors: Iterator[tuple[str, Any]]) -> Any:
+        given = list(tensors)
+        through_vllm.extend(name for name, _ in given)
+        return load(iter(given))
+
+    monkeypatch.setattr(model, "load_weights", watched)
+    weights = EngineWeights(model, tied=True)
+    exchanged = [f"model.layers.{layer}.self_attn.k_proj.weight" for layer in (0, 1)]
+    places = weights._layout
+    places[exchanged[0]], places[exchanged[1]] = places[exchanged[1]], places[exchanged[0]]
+    seen = []
+    for source in (old_model, new_model, old_model, new_model):
+        through_vllm.clear()
+        weights.load(named(source))
+        seen.append(sorted(through_vllm))
+    everything = sorted(name for name, _ in named(new_model))
+    changing = {name for name, p in named(new_model) if not p.equal(old_model.get_parameter(name))}
+    assert seen[:2] == [everything, everything], "the engine had the first weights: that they stayed proves nothing"
+    assert seen[2] == seen[3] == sorted({*everything} - changing | {*exchanged}) and changing >= {*exchanged}
+    published.abort_all()
+    np.testing.assert_allclose(published.score([tokens(50)])[0], reference_scores(new_model, tokens(50)), atol=1e-4)
+
+
 def test_a_publication_empties_the_prefix_cache(published: Any, new_model: Any, old_model: Any) -> None:
     prompt = tokens(2 * BLOCK + 10, seed=4)
 
