@@ -173,11 +173,12 @@ def run_timeline(arguments: argparse.Namespace) -> int:
 def run_bench_rollout(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rlpost.bench.rollout import Plan, run
+    from rlpost.bench.rollout import VLLM, Plan, run
 
-    cfg = _load_checked(arguments, "train")
+    engines = arguments.engines.split(",")
+    cfg = _load_checked(arguments, "train") if VLLM in engines else _load_for_elsewhere(arguments.overrides)
     plan = Plan(
-        engines=arguments.engines.split(","),
+        engines=engines,
         lengths=arguments.lengths.split(","),
         steps=arguments.steps,
         warm_up=arguments.warm_up,
@@ -199,14 +200,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
         repeats=arguments.repeats,
         ratios=arguments.ratios,
     )
-    from rlpost.compose import load_config
     from rlpost.plan.predict import make_plan
     from rlpost.plan.show import as_json, as_text
-    from rlpost.preflight.check_values import check_values
 
-    cfg = load_config(overrides)
-    check_values(cfg, "train")  # the model, the data and the devices may be elsewhere
-    plan = make_plan(cfg, request)
+    plan = make_plan(_load_for_elsewhere(overrides), request)
     print(as_json(plan) if arguments.json else as_text(plan))
     return 0
 
@@ -229,6 +226,7 @@ def run_bench_learning(arguments: argparse.Namespace) -> int:
         minutes=arguments.minutes,
         core=arguments.core,
         runs=Path(arguments.runs) if arguments.runs else None,
+        again=arguments.again,
     )
     try:
         run_study(plan)
@@ -291,6 +289,16 @@ def _load_checked(arguments: argparse.Namespace, command: str) -> Config:
     cfg = load_config(arguments.overrides)
     for warning in check(cfg, command).warnings:
         print(f"rlpost: warning: {warning}", file=sys.stderr)
+    return cfg
+
+
+def _load_for_elsewhere(overrides: list[str]) -> Config:
+    """Its values are checked; the model, the data and the devices may be elsewhere."""
+    from rlpost.compose import load_config
+    from rlpost.preflight.check_values import check_values
+
+    cfg = load_config(overrides)
+    check_values(cfg, "train")
     return cfg
 
 
@@ -405,6 +413,8 @@ def build_parser() -> argparse.ArgumentParser:
     learning.add_argument("--only", default="", metavar="A,B", help=what)
     learning.add_argument("--limit", type=int, metavar="N", help="make at most N runs")
     learning.add_argument("--minutes", type=float, metavar="M", help="begin no run after M minutes")
+    what = "also runs that took more than 1.2 times their CPU time, as other programs had the core; the new row counts"
+    learning.add_argument("--again", action="store_true", help=what)
     learning.add_argument("--core", type=int, metavar="N", help="the core that runs use; default: the last one allowed")
     learning.add_argument("--runs", metavar="FOLDER", help="keep the runs' directories there; else they are removed")
     what = "the table that finished runs are appended to; default: docs/studies/learning.jsonl"

@@ -1,8 +1,11 @@
 """The guards of a publication, on the real engine and trainer: what arrived wrong stops the run."""
 
+import math
+
 import numpy as np
 import pytest
 
+from rlpost.colocation import same_bits
 from rlpost.errors import RunError
 from rlpost.session import open_session
 from rlpost.startup import start_worker
@@ -45,6 +48,25 @@ def test_a_publication_arrives_bit_for_bit(device, worker):
     after = worker.engine.score([np.arange(10, dtype=np.int32)])[0]
     assert publication.canary_max < 1e-4 and publication.num_bytes > 3e6
     assert np.abs(after - before).max() > 1e-2, "the engine still computes with the old weights"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 7, 8, 1001])
+def test_same_bits_of_any_size_and_place(dtype, size):
+    import torch
+
+    values = torch.arange(2 * size + 8, dtype=getattr(torch, dtype))
+    values[::3] = math.nan
+    for start in (0, 1, 2, 5):  # in memory that begins anywhere
+        part, copy = values[start : start + size], values[start : start + size].clone()
+        assert same_bits(part, copy) and same_bits(copy, part)
+        bits = copy.view(torch.int32 if dtype == "float32" else torch.int16)
+        for position in {0, size // 2, size - 1} if size else ():
+            bits[position] ^= 1  # of a NaN, too
+            assert not same_bits(part, copy)
+            bits[position] ^= 1
+    assert not same_bits(values, values.to(torch.float64)) and not same_bits(values, values[None])
+    assert not same_bits(torch.zeros(size + 1), -torch.zeros(size + 1))
 
 
 def test_a_publication_that_does_nothing_is_caught(device, worker, monkeypatch):

@@ -95,13 +95,14 @@ def summarize(runs: Sequence[Run], *, accuracy: float, baseline: str) -> dict[st
     """Medians and spreads over seeds for each row, and ratios to the row ``baseline``, seed by seed.
 
     A ratio above 1 says that the row is faster than ``baseline``: rates over its rates, its times over the row's. A
-    seed in which neither reached ``accuracy`` has no ratio of times and is counted in ``undecided``.
+    seed in which neither reached ``accuracy`` has no ratio of times and is counted in ``undecided``. ``of_medians`` is
+    the baseline's median time over the row's, None where one of them is not reached.
     """
     names = list(dict.fromkeys(run.name for run in runs))
     figures = {name: _figures([run for run in runs if run.name == name], accuracy) for name in names}
     by_seed = {(run.name, run.seed): run for run in runs}
     seeds = sorted({run.seed for run in runs if (baseline, run.seed) in by_seed})
-    ratios = {}
+    ratios, of_medians = {}, dict[str, float | None]()
     for name in names:
         if name == baseline:
             continue
@@ -111,7 +112,9 @@ def summarize(runs: Sequence[Run], *, accuracy: float, baseline: str) -> dict[st
             "seconds_to": _ratios_to(pairs, accuracy, "wall_s"),
             "cpu_seconds_to": _ratios_to(pairs, accuracy, "cpu_s"),
         }
-    return {"accuracy": accuracy, "baseline": baseline, "figures": figures, "ratios": ratios}
+        own, other = figures[name]["seconds_to"].median, figures[baseline]["seconds_to"].median
+        of_medians[name] = None if own is None or other is None else other / own
+    return {"accuracy": accuracy, "baseline": baseline, "figures": figures, "ratios": ratios, "of_medians": of_medians}
 
 
 def _figures(runs: Sequence[Run], accuracy: float) -> dict[str, Spread]:
@@ -167,8 +170,11 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append("")
     for name, ratios in summary["ratios"].items():
+        of_medians = summary["of_medians"][name]
+        by_medians = "no ratio" if of_medians is None else f"{of_medians:.2f}"
         lines.append(
             f"- {name} over {summary['baseline']}, seed by seed: {ratios['seconds_to'].text(2)} x as fast to {percent} "
-            f"({ratios['cpu_seconds_to'].text(2)} by CPU time), {ratios['samples_per_s'].text(2)} x the samples/s"
+            f"({by_medians} of the median times; {ratios['cpu_seconds_to'].text(2)} by CPU time), "
+            f"{ratios['samples_per_s'].text(2)} x the samples/s"
         )
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """Ours and TRL's side by side: same model, data, reward, batch, optimizer, slots, threads, precision and evaluation.
 
-    make peers                                      about 20 minutes: three seeds, three rows
+    make peers                                      about 25 minutes: three seeds, three rows
     make peers PEERS="--seeds 1"                    one seed
     benchmarks/peers/.venv/bin/python -m benchmarks.peers.run [--seeds N] [--out FOLDER] [key=value ...]
 

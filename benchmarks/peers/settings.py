@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlpost.compose import load_config
+from rlpost.compose import load_config, to_yaml
 from rlpost.config import Config
+from rlpost.durable.config_changes import changed_keys, is_among, is_harmless
 from rlpost.train.schedule import lr_at
 
 RECIPE = "math/arithmetic"
@@ -24,7 +25,7 @@ COMMON = [
     f"algo.advantage_eps={TRL_ADVANTAGE_EPS}",
     f"threads={THREADS}",
     "device=cpu",
-    "steps=16",
+    "steps=20",
     "eval.every=2",
     "eval.samples_per_prompt=1",
     "checkpoint.every=-1",
@@ -38,6 +39,19 @@ TRL_BEST: dict[str, Any] = {
     "vllm_importance_sampling_correction": False,
     "generation_kwargs": {"detokenize": False},
 }
+# What an override may change: what TRL is given as well, and what is a matter of our rows alone.
+HANDED_ON = (
+    *("seed", "steps", "data.*", "eval.*", "model.path", "model.max_context_tokens", "engine.max_slots"),
+    *("algo.clip_low", "algo.clip_high", "algo.kl_coef", "algo.entropy_coef", "algo.reduction"),
+    *("rollout.groups_per_step", "rollout.samples_per_group", "rollout.max_response_tokens"),
+    *("rollout.temperature", "rollout.top_p", "rollout.top_k"),
+    *("train.epochs", "train.lr", "train.betas", "train.eps", "train.weight_decay", "train.grad_clip"),
+    *("train.schedule", "train.warmup_steps", "train.final_lr_share", "train.gradient_checkpointing"),
+)
+OURS_ALONE = (
+    *("rollout.oversample", "rollout.adaptive_oversample", "rollout.max_staleness", "rollout.admission"),
+    *("rollout.on_stale", "rollout.keep_kv", "algo.correction*", "algo.old_logprobs", "train.max_row_tokens"),
+)
 # The rows of the table: what is added to COMMON.
 OURS = {"rlpost": [], "rlpost, synchronous": ["rollout=sync"]}
 
@@ -133,3 +147,6 @@ def require_expressible(cfg: Config) -> None:
             raise ValueError(f"{key}: got {got!r}; expected {expected!r}, the only one that TRL is compared with here")
     if cfg.algo.reduction not in TRL_LOSSES:
         raise ValueError(f"algo.reduction: got {cfg.algo.reduction!r}; expected one of {list(TRL_LOSSES)}")
+    for change in changed_keys(to_yaml(load(seed=cfg.seed, own=[], overrides=[])), to_yaml(cfg)):
+        if not is_among(change.key, (*HANDED_ON, *OURS_ALONE)) and not is_harmless(change.key):
+            raise ValueError(f"{change.key}: got {change.now!r}; expected {change.before!r}: TRL is not given it")

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rlpost.bench import strategies
 from rlpost.bench.account import Figures, StepAccount, measure
 from rlpost.bench.engines import ForcedLengths, gpu_cost, simulated_engine
 from rlpost.bench.lengths import make_lengths
+from rlpost.bench.machine import describe_machine, find_revision, find_versions
 from rlpost.bench.plot import write_plot
 from rlpost.bench.published import run_published
 from rlpost.bench.strategies import ADAPTIVE, KEEPING, OURS, SATURATED, SYNCHRONOUS, Workload
@@ -278,6 +280,9 @@ def _check(cfg: Config, plan: Plan) -> None:
     if cfg.cluster.num_workers > 1:
         do = "the benchmark runs on one engine, in this process"
         raise ConfigError(explain("cluster.num_workers", cfg.cluster.num_workers, "1", do))
+    if cfg.rollout.on_stale == "restart":
+        do = "take it out: the benchmark discards nothing"
+        raise ConfigError(explain("rollout.on_stale", "restart", "schedule", do))
     if plan.repeats < 1 or plan.prefill_ratio <= 0:
         raise ConfigError("--repeats must be >= 1 and --prefill-ratio > 0")
     if _slots(cfg) < cfg.rollout.samples_per_group:
@@ -290,7 +295,12 @@ def _check(cfg: Config, plan: Plan) -> None:
 def _as_json(cfg: Config, plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
     rollout = cfg.rollout
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),  # when it ended
+        "machine": describe_machine(),
+        "revision": find_revision(),
+        "versions": find_versions(),
         "plan": asdict(plan),
+        "seed": cfg.seed,
         "slots": _slots(cfg),
         "groups_per_step": rollout.groups_per_step,
         "samples_per_group": rollout.samples_per_group,

@@ -164,7 +164,7 @@ REGISTRY = (
     Metric("waterfall/collect", "s", "rlpost's own code beside the engine: scheduling, buffer, handing samples to the reward.", "below a tenth of waterfall/engine"),
     Metric("waterfall/wait_for_rewards", "s", "Nothing left to generate, verdicts outstanding.", "0"),
     Metric("waterfall/abort", "s", "Ending what was in flight (one engine; with replicas it is part of engine)."),
-    Metric("waterfall/build_batch", "s", "Advantages, packing and batches: what is not hidden behind generation.", "below 0.02 of time/step"),
+    Metric("waterfall/build_batch", "s", "Advantages, packing and batches, once the step has its groups (records of answers are made while others are generated).", "below 0.02 of time/step"),
     Metric("waterfall/old_logprobs", "s", "The pass for old_logprobs, where the algorithm or logging.trainer_logprobs needs it."),
     Metric("waterfall/ref_logprobs", "s", "The pass of the frozen reference, where there is a KL term."),
     Metric("waterfall/train", "s", "Forward, backward, optimizer."),

@@ -33,6 +33,7 @@ class Place:
     whole: tuple[int, ...]  # shape of the HF tensor
     dim: int = 0
     offset: int = 0
+    padding: int = 0  # rows from ``stop`` on that hold zeros
 
     def tensor(self) -> Any:
         """A view, looked up anew each time (a module may have been given another parameter meanwhile)."""
@@ -43,9 +44,11 @@ class Place:
         return tensor.narrow(self.dim, self.offset, self.tensor().shape[self.dim])
 
     def write(self, tensor: Any) -> None:
-        """Copies what belongs here of a tensor of shape ``whole``, whatever its dtype."""
+        """Copies what belongs here of a tensor of shape ``whole``, whatever its dtype; padding becomes zeros again."""
         held = self.tensor()
         held.copy_(tensor.narrow(self.dim, self.offset, held.shape[self.dim]))
+        if self.padding:
+            getattr(self.module, self.parameter)[self.stop : self.stop + self.padding].zero_()
 
 
 def hf_layout(model: Any) -> dict[str, Place]:
@@ -69,7 +72,8 @@ def _place(module: Any, name: str, parameter: Any) -> Place:
     if vocabulary is not None:  # its rows are padded to a multiple of 64; org_vocab_size is what the checkpoint has
         held = module.shard_indices
         first, last = held.org_vocab_start_index, held.org_vocab_end_index
-        return Place(module, name, 0, last - first, (vocabulary, *shape[1:]), 0, first)
+        rows = last - first
+        return Place(module, name, 0, rows, (vocabulary, *shape[1:]), 0, first, shape[0] - rows)
     columns = getattr(module, "input_size_per_partition", None)
     if len(shape) == 2 and columns is not None and columns < module.input_size:  # each member has some input columns
         return Place(module, name, 0, shape[0], (shape[0], module.input_size), 1, module.tp_rank * columns)

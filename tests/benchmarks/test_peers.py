@@ -84,6 +84,13 @@ def test_the_batch_is_one_optimizer_step_and_trl_asks_for_no_other_work() -> Non
     assert not set(best) & set(arguments), "what is read off the configuration is not set a second time"
 
 
+@pytest.mark.parametrize(
+    "override", ["rollout=sync", "rollout.keep_kv=true", "algo.correction=none", "name=x", "logging.progress=quiet"]
+)
+def test_what_is_ours_alone_may_be_set(default: dict[str, object], override: str) -> None:
+    assert settings.trl_arguments(settings.load(seed=0, own=[], overrides=[override])) == default
+
+
 def test_our_rows_differ_from_each_other_in_how_they_roll_out_alone() -> None:
     ours = settings.load(seed=0, own=settings.OURS["rlpost"], overrides=[])
     synchronous = settings.load(seed=0, own=settings.OURS["rlpost, synchronous"], overrides=[])
@@ -104,7 +111,9 @@ def test_the_learning_rate_is_our_schedule() -> None:
 @pytest.mark.parametrize(
     "override",
     ["algo.advantage=rloo", "algo.advantage_eps=1e-6", "algo.loss=gspo", "algo.dual_clip=3.0", "algo=dapo"]
-    + ["train.optimizer_steps_per_rollout=2", "reward.function=gsm8k", "algo.reduction=constant_length"],
+    + ["train.optimizer_steps_per_rollout=2", "reward.function=gsm8k", "algo.reduction=constant_length"]
+    + ["model.dtype=bfloat16", "engine.prefix_caching=false", "engine.kv_cache_bytes=100000000", "threads=2"]
+    + ["rollout.stop_token_ids=[3]", "rollout.max_in_flight=8", "algo.kl_estimator=k1", "train.zero_stage=2"],
 )
 def test_what_trl_cannot_be_asked_for_is_refused(override: str) -> None:
     with pytest.raises(ValueError, match="got .*; expected"):
@@ -172,8 +181,22 @@ def test_ratios_are_taken_seed_by_seed() -> None:
     assert ratios["samples_per_s"].values == pytest.approx([3.0] * 3)
     assert summary["figures"]["TRL"]["seconds_to_with_start"].values[0] == pytest.approx(7.0 + 6.0 * 0.35 / 0.4)
     table = to_markdown(summary)
-    assert "rlpost over TRL, seed by seed: 3.00 (3.00 to 3.00) x as fast to 85 %" in table
+    assert "rlpost over TRL, seed by seed: 3.00 (3.00 to 3.00) x as fast to 85 % (3.00 of the median times" in table
     assert table.count("\n| ") == 3 - 1, "two rows below the heading"
+
+
+def test_the_ratio_of_medians_is_not_the_median_of_ratios() -> None:
+    """And a seed that did not get there counts as slowest in it."""
+    times = {"rlpost": [1.0, 2.0, 3.0], "TRL": [9.0, 2.0, 3.0]}
+    runs = [make_run(name, seed, s, [0.5, 0.9]) for name, all_s in times.items() for seed, s in enumerate(all_s)]
+    summary = summarize(runs, accuracy=0.85, baseline="TRL")
+    assert summary["ratios"]["rlpost"]["seconds_to"].median == pytest.approx(1.0)
+    assert summary["of_medians"]["rlpost"] == pytest.approx(1.5)
+    runs[0] = make_run("rlpost", 0, 1.0, [0.5, 0.6])
+    assert summarize(runs, accuracy=0.85, baseline="TRL")["of_medians"]["rlpost"] == pytest.approx(1.0)
+    runs[1] = make_run("rlpost", 1, 1.0, [0.5, 0.6])
+    late = summarize(runs, accuracy=0.85, baseline="TRL")
+    assert late["of_medians"]["rlpost"] is None and "(no ratio of the median times" in to_markdown(late)
 
 
 def test_the_clock_stands_still_while_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:

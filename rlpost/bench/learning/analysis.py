@@ -46,11 +46,11 @@ class Difference:
 def compare(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC, *, at: str = "samples") -> Difference:
     """``at``: "samples", when both have trained as many, at the end of the run; or "time", when the slower one of a
     pair has spent as much CPU time on training as the faster one's whole run took. Times of two machines cannot be
-    compared: a pair that was not made on one is left out there."""
+    compared, nor can those of a crowded one: a pair that was not made on one, or in a crowd, is left out there."""
     assert at in ("samples", "time")
     mine, theirs = (by_seed(rows, algo, name) for name in (strategy, baseline))
     pairs = sorted(mine.keys() & theirs.keys())
-    seeds = tuple(s for s in pairs if at == "samples" or mine[s].machine == theirs[s].machine)
+    seeds = tuple(s for s in pairs if at == "samples" or _times_compare(mine[s], theirs[s]))
     points = tuple(_difference(mine[seed], theirs[seed], at) for seed in seeds)
     return Difference(
         algo=algo,
@@ -61,6 +61,10 @@ def compare(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC,
         points=points,
         interval=t_interval(points) if len(points) > 1 else None,
     )
+
+
+def _times_compare(one: Row, other: Row) -> bool:
+    return one.machine == other.machine and not (one.is_crowded or other.is_crowded)
 
 
 def by_seed(rows: Sequence[Row], algo: str, strategy: str) -> dict[int, Row]:

@@ -22,7 +22,7 @@ from rlpost.bench.learning.analysis import (
 from rlpost.bench.learning.cells import SEEDS, STRATEGIES, SYNC, Cell, all_cells, explored_cells, main_cells
 from rlpost.bench.learning.figures import draw_curves, draw_exploration
 from rlpost.bench.learning.study import choose_cells, digest_cells, valid_rows
-from rlpost.bench.learning.table import Row, read_table
+from rlpost.bench.learning.table import CROWDED, Row, read_table
 from rlpost.errors import DataError, explain
 
 BEGIN = "<!-- written by `rlpost bench learning --report` from the table; begin -->"
@@ -44,7 +44,8 @@ def write_report(table: Path, page: Path) -> Report:
     cells = choose_cells(())
     rows = read_table(table)
     valid = valid_rows(cells, digest_cells(cells), rows)
-    report = make_report(valid, num_left_out=len(rows) - len(valid), folder=table.parent.name)
+    others = {row.key for row in rows} - {row.key for row in valid}
+    report = make_report(valid, num_left_out=len(others), folder=table.parent.name)
     written = replace_section(page.read_text(encoding="utf-8"), report.text, name=str(page))
     for name, picture in report.pictures.items():
         (table.parent / name).write_text(picture, encoding="utf-8")
@@ -86,21 +87,17 @@ def _state(rows: Sequence[Row], num_left_out: int) -> str:
         machines = ", ".join(sorted({row.machine for row in rows}))
         revisions = len({row.revision for row in rows})
         loads = [max(row.load_before, row.load_after) for row in rows]
-        slower = median(row.wall_s / row.cpu_s for row in rows)
+        slower = [row.slower for row in rows]
         text += (
             f" Made {_span(dates)} on {machines}, {revisions} revision{'s' * (revisions > 1)} of the program, load "
-            f"average {median(loads):.0f} (median), at most {max(loads):.0f}. By the clock training took {slower:.2f} "
-            f"times its CPU time (median): {_clock(slower)}"
+            f"average {median(loads):.0f} (median), at most {max(loads):.0f}. By the clock training took "
+            f"{median(slower):.2f} times its CPU time (median; at most {max(slower):.2f})."
         )
+        if crowded := sum(row.is_crowded for row in rows):
+            text += f" Of {crowded} runs it was above {CROWDED}: they are left out at equal time."
     if num_left_out:
         text += f" {num_left_out} rows of other settings are in the table and not counted here."
     return text
-
-
-def _clock(slower: float) -> str:
-    if slower > 1.1:
-        return 'other programs had the cores, so "time" below is CPU time.'
-    return "the two agree."
 
 
 def _verdicts(rows: Sequence[Row]) -> str:
@@ -112,7 +109,7 @@ def _verdicts(rows: Sequence[Row]) -> str:
         if at_samples.seeds:
             pairs = f"{len(at_samples.seeds)} of {at_samples.num_planned}"
             if at_time.seeds != at_samples.seeds:
-                pairs += f"; {len(at_time.seeds)} on one machine"
+                pairs += f"; at equal time {len(at_time.seeds)}"
             lines.append(
                 f"| {algo.upper()} | {strategy} | {pairs} | {_difference(at_samples)} | {_difference(at_time)} |"
             )

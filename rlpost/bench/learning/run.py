@@ -6,7 +6,6 @@ what the run would take on a core of its own. Called by ``study``.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import resource
@@ -20,12 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlpost import __version__
 from rlpost.bench.learning.cells import Cell
 from rlpost.bench.learning.table import Point, Row
-from rlpost.bench.machine import cpu_name
+from rlpost.bench.machine import describe_machine, find_revision, find_versions
 from rlpost.errors import RunError, explain
-from rlpost.locations import PACKAGE
 from rlpost.reporting.metrics import read_steps
 
 FINAL_SAMPLES = 4  # responses a problem in the last evaluation: mean@4
@@ -55,7 +52,7 @@ def run_cell(cell: Cell, *, digest: str, folder: Path, core: int | None) -> Row:
         **asdict(cell),
         digest=digest,
         revision=revision,
-        versions={name: _version_of(name) for name in ("torch", "vllm", "deepspeed")},
+        versions=find_versions(),
         date=started_at.isoformat(timespec="seconds"),
         machine=describe_machine(),
         load_before=load_before,
@@ -175,30 +172,3 @@ def _run(arguments: Sequence[str], log: Path, core: int | None) -> Used:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Used(time.monotonic() - started, cpu_s)
-
-
-def find_revision() -> str:
-    """The checkout's commit, with + where its files differ; outside a checkout the version."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return __version__
-
-
-def describe_machine() -> str:
-    """Such as ``2 cores, Intel(R) Xeon(R) Processor``."""
-    return f"{os.cpu_count()} cores, {cpu_name()}"
-
-
-def _version_of(name: str) -> str:
-    for distribution in (name, f"{name}-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"

@@ -34,6 +34,7 @@ class Plan:
     minutes: float | None = None  # after so many, no run is begun
     core: int | None = None  # None: the last one this process may use
     runs: Path | None = None  # keeps the runs' directories; None: they are removed
+    again: bool = False  # also those whose rows were made in a crowd, once each
 
 
 def say_at_once(line: str) -> None:
@@ -45,16 +46,18 @@ def run_study(plan: Plan, say: Callable[[str], None] = say_at_once) -> int:
     """The number of runs made. Raises ConfigError for a pattern that fits no cell or settings that cannot work."""
     cells = choose_cells(plan.only)
     digests = digest_cells(cells)
-    started, made = time.monotonic(), 0
+    started, made = time.monotonic(), list[Cell]()
     with StopRequest(0, say):
         while True:
             missing = find_missing(cells, digests, read_table(plan.table))
             say(f"{len(cells) - len(missing)} of {len(cells)} runs are in {plan.table}")
+            if plan.again:
+                missing += [cell for cell in find_crowded(cells, digests, read_table(plan.table)) if cell not in made]
             late = plan.minutes is not None and time.monotonic() - started > 60 * plan.minutes
-            if not missing or late or (plan.limit is not None and made >= plan.limit):
-                return made
-            row = _make(missing[0], digests[missing[0]], plan, say)
-            made += append_row(plan.table, row)
+            if not missing or late or (plan.limit is not None and len(made) >= plan.limit):
+                return len(made)
+            append_row(plan.table, _make(missing[0], digests[missing[0]], plan, say))
+            made.append(missing[0])
 
 
 def choose_cells(only: Sequence[str]) -> list[Cell]:
@@ -84,10 +87,15 @@ def find_missing(cells: Sequence[Cell], digests: dict[Cell, str], rows: Sequence
     return [cell for cell in cells if (cell.name, digests[cell]) not in there]
 
 
+def find_crowded(cells: Sequence[Cell], digests: dict[Cell, str], rows: Sequence[Row]) -> list[Cell]:
+    crowded = {row.key for row in valid_rows(cells, digests, rows) if row.is_crowded}
+    return [cell for cell in cells if (cell.name, digests[cell]) in crowded]
+
+
 def valid_rows(cells: Sequence[Cell], digests: dict[Cell, str], rows: Sequence[Row]) -> list[Row]:
-    """Those that stand for a cell as it is set today."""
+    """Those that stand for a cell as it is set today; of several of one cell the last."""
     wanted = {(cell.name, digests[cell]) for cell in cells}
-    return [row for row in rows if row.key in wanted]
+    return list({row.key: row for row in rows if row.key in wanted}.values())
 
 
 def _make(cell: Cell, digest: str, plan: Plan, say: Callable[[str], None]) -> Row:

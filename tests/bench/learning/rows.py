@@ -10,7 +10,7 @@ def point(step, accuracy, *, cpu_s, num_judged=500, samples=None):
     return Point(
         step=step,
         samples=128 * step if samples is None else samples,
-        wall_s=2 * cpu_s,
+        wall_s=1.05 * cpu_s,
         cpu_s=cpu_s,
         num_correct=round(accuracy * num_judged),
         num_judged=num_judged,
@@ -32,7 +32,7 @@ def row(cell, accuracy, *, cpu_s=100.0, digest="d", **values):
         load_after=1.5,
         samples=5120,
         tokens=200_000,
-        wall_s=2 * cpu_s,
+        wall_s=1.05 * cpu_s,
         cpu_s=cpu_s,
         total_wall_s=3 * cpu_s,
         total_cpu_s=1.5 * cpu_s,

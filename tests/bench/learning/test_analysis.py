@@ -70,7 +70,17 @@ def test_times_of_two_machines_are_not_compared():
     assert compare(rows, "dapo", PLAIN).seeds == (0, 1, 2)
     at_time = compare(rows, "dapo", PLAIN, at="time")
     assert at_time.seeds == (0, 1) and at_time.verdict == NOT_SHOWN
-    assert "| 3 of 3; 2 on one machine |" in make_report(rows).text
+    assert "| 3 of 3; at equal time 2 |" in make_report(rows).text
+
+
+def test_times_of_a_crowded_machine_are_not_compared():
+    rows = table("dapo", {SYNC: [0.8] * 3, PLAIN: [0.8] * 3})
+    rows[0] = dataclasses.replace(rows[0], wall_s=1.21 * rows[0].cpu_s)
+    assert compare(rows, "dapo", PLAIN).seeds == (0, 1, 2)
+    assert compare(rows, "dapo", PLAIN, at="time").seeds == (1, 2)
+    text = make_report(rows).text
+    assert "at most 1.21). Of 1 runs it was above 1.2: they are left out at equal time." in text
+    assert "| 3 of 3; at equal time 2 |" in text
 
 
 def test_a_curve_is_linear_between_its_points_and_flat_outside():

@@ -1,5 +1,6 @@
 """The order of things: what is missing is run, what is there is not, and what is stopped half-way leaves nothing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -58,6 +59,26 @@ def test_a_row_of_other_settings_counts_for_nothing_and_stays(tmp_path, made):
     assert made == ["grpo-sync-s0"]
     rows = read_table(plan(tmp_path).table)
     assert rows[0].digest == "before" != rows[1].digest and len(rows) == 2
+
+
+def test_a_run_made_in_a_crowd_is_made_again_on_request_and_its_last_row_counts(tmp_path, made, monkeypatch):
+    the_plan, crowd = plan(tmp_path, again=True), [2.0, 1.3, 1.0]
+
+    def run_cell(cell, *, digest, folder, core):
+        made.append(cell.name)
+        one = row(cell, 0.5, digest=digest)
+        return dataclasses.replace(one, wall_s=crowd.pop(0) * one.cpu_s) if cell.name == "grpo-sync-s0" else one
+
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    number = run_study(plan(tmp_path), quiet)
+    assert run_study(plan(tmp_path), quiet) == 0, "without --again it is done"
+    assert run_study(the_plan, quiet) == 1, "still in a crowd, but not tried twice by one command"
+    assert run_study(the_plan, quiet) == 1 and run_study(the_plan, quiet) == 0
+    assert made[number:] == ["grpo-sync-s0"] * 2
+    rows, cells = read_table(the_plan.table), study.choose_cells(the_plan.only)
+    assert len(rows) == number + 2
+    valid = study.valid_rows(cells, study.digest_cells(cells), rows)
+    assert len(valid) == number and not any(r.is_crowded for r in valid)
 
 
 def test_a_run_that_fails_appends_nothing(tmp_path, monkeypatch):
