@@ -5,7 +5,7 @@
     benchmarks/peers/.venv/bin/python -m benchmarks.peers.run [--seeds N] [--out FOLDER] [key=value ...]
 
 Runs take turns, seed by seed, each in a process of its own on one core. Written to the folder: one JSON file a run,
-its output, ``summary.json`` and ``table.md``, which is printed too. A run that was finished with the same overrides is
+its output, ``summary.json`` and ``table.md``, which is printed too. A run that was finished with the same settings is
 not made again: the same command goes on where it was stopped. docs/peers.md says what is compared and how.
 """
 
@@ -67,7 +67,7 @@ def one_run(row: str, seed: int, out: Path, core: int, overrides: list[str]) -> 
     """Raises SystemExit with the end of the run's output where it failed."""
     slug = row.lower().replace(", ", "-")
     path, log = out / f"{slug}-{seed}.json", out / f"{slug}-{seed}.log"
-    if path.exists() and (found := read_run(path)).facts["overrides"] == overrides:
+    if path.exists() and (found := read_run(path)).facts.get("settings") == settings.all_of(overrides):
         return found
     module = "train_trl" if row == settings.TRL else "train_ours"
     own = [] if row == settings.TRL else ["--row", row]

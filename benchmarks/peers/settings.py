@@ -61,6 +61,11 @@ def load(*, seed: int, own: list[str], overrides: list[str]) -> Config:
     return load_config([*COMMON, *own, f"seed={seed}", *overrides])
 
 
+def all_of(overrides: list[str]) -> list[str]:
+    """What a run is known by: a file of another list is not one of this comparison."""
+    return [*COMMON, *overrides]
+
+
 def trl_arguments(cfg: Config) -> dict[str, Any]:
     """Keyword arguments of ``GRPOConfig`` that ask for the work that ``cfg`` asks of us.
 

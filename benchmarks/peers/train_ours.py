@@ -86,7 +86,12 @@ def run(row: str, seed: int, overrides: list[str], laps: Laps) -> Run:
         for metrics, at in zip(judged, laps.evaluations, strict=True)
     ]
     return Run(
-        name=row, seed=seed, start_s=laps.start_s, steps=steps, evaluations=evaluations, facts={"overrides": overrides}
+        name=row,
+        seed=seed,
+        start_s=laps.start_s,
+        steps=steps,
+        evaluations=evaluations,
+        facts={"settings": settings.all_of(overrides)},
     )
 
 

@@ -47,7 +47,7 @@ def run(seed: int, overrides: list[str], extra: dict[str, Any], *, patched: bool
         start_s=recorder.start_s,
         steps=read_trl_log(trainer.state.log_history, recorder.times, recorder.generate_s, samples),
         evaluations=recorder.evaluations,
-        facts={"overrides": overrides, "arguments": settings.trl_arguments(cfg) | extra},
+        facts={"settings": settings.all_of(overrides), "arguments": settings.trl_arguments(cfg) | extra},
     )
 
 

@@ -6,11 +6,13 @@ TRL itself is not installed here: ``make peers`` runs it, in an environment of i
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.peers import run as run_module
 from benchmarks.peers import settings
 from benchmarks.peers.figures import generating_share, rate, samples_to, seconds_to, spread, summarize, to_markdown
 from benchmarks.peers.records import Clock, Evaluation, Run, Step, Time, read_run, read_trl_log
@@ -118,6 +120,24 @@ def test_the_learning_rate_is_our_schedule() -> None:
 def test_what_trl_cannot_be_asked_for_is_refused(override: str) -> None:
     with pytest.raises(ValueError, match="got .*; expected"):
         settings.trl_arguments(settings.load(seed=0, own=[], overrides=[override]))
+
+
+def test_a_finished_run_stands_for_its_settings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        made.append(command)
+        facts = {"settings": settings.all_of(["steps=4"])}
+        replace(make_run("TRL", 0, 1.0, [0.5, 0.9]), facts=facts).write(tmp_path / "trl-0.json")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run_module.subprocess, "run", run)
+    for _ in range(2):
+        assert run_module.one_run("TRL", 0, tmp_path, 0, ["steps=4"]).name == "TRL"
+    assert len(made) == 1 and "benchmarks.peers.train_trl" in made[0]
+    monkeypatch.setattr(settings, "COMMON", [*settings.COMMON, "eval.every=4"])
+    run_module.one_run("TRL", 0, tmp_path, 0, ["steps=4"])
+    assert len(made) == 2, "the comparison is another now"
 
 
 # ---- reading
