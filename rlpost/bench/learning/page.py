@@ -94,7 +94,7 @@ def _state(rows: Sequence[Row], num_left_out: int) -> str:
             f"{median(slower):.2f} times its CPU time (median; at most {max(slower):.2f})."
         )
         if crowded := sum(row.is_crowded for row in rows):
-            text += f" Of {crowded} runs it was above {CROWDED}: they are left out at equal time."
+            text += f" In {crowded} of the runs it was above {CROWDED}; such runs are left out at equal time."
     if num_left_out:
         text += f" {num_left_out} rows of other settings are in the table and not counted here."
     return text

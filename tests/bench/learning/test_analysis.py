@@ -79,7 +79,7 @@ def test_times_of_a_crowded_machine_are_not_compared():
     assert compare(rows, "dapo", PLAIN).seeds == (0, 1, 2)
     assert compare(rows, "dapo", PLAIN, at="time").seeds == (1, 2)
     text = make_report(rows).text
-    assert "at most 1.21). Of 1 runs it was above 1.2: they are left out at equal time." in text
+    assert "at most 1.21). In 1 of the runs it was above 1.2; such runs are left out at equal time." in text
     assert "| 3 of 3; at equal time 2 |" in text
 
 
