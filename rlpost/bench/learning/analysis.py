@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rlpost.bench.learning.cells import SEEDS, STRATEGIES, SYNC, Cell, main_cell
 from rlpost.bench.learning.table import Point, Row
@@ -65,6 +66,33 @@ def compare(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC,
 
 def _times_compare(one: Row, other: Row) -> bool:
     return one.machine == other.machine and not (one.is_crowded or other.is_crowded)
+
+
+def behind(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC) -> Interval | None:
+    """How many rollouts later a strategy has the accuracy that it has: mean over a run's evaluations but the first,
+    t interval over seeds, None with fewer than two. Where the baseline's run never gets there its end is taken, so a
+    lead counts as less than it is."""
+    mine, theirs = (by_seed(rows, algo, name) for name in (strategy, baseline))
+    means = [_mean_behind(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+    return t_interval(means) if len(means) > 1 else None
+
+
+def _mean_behind(mine: Row, theirs: Row) -> float:
+    per_rollout = mine.final.samples / mine.final.step
+    points = mine.accuracy_curve[1:]
+    late = [point.samples - samples_at(theirs.accuracy_curve, point.accuracy) for point in points]
+    return sum(late) / len(late) / per_rollout
+
+
+def samples_at(curve: Sequence[Point], accuracy: float) -> float:
+    """Where the curve first has it, linear between two evaluations; its end where it never does."""
+    for before, after in pairwise(curve):
+        if before.accuracy >= accuracy:
+            return before.samples
+        if after.accuracy >= accuracy:
+            share = (accuracy - before.accuracy) / (after.accuracy - before.accuracy)
+            return before.samples + share * (after.samples - before.samples)
+    return curve[-1].samples
 
 
 def by_seed(rows: Sequence[Row], algo: str, strategy: str) -> dict[int, Row]:

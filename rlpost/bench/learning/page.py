@@ -13,6 +13,7 @@ from statistics import median
 from rlpost.bench.learning.analysis import (
     NO_WORSE,
     Difference,
+    behind,
     by_seed,
     compare,
     comparisons,
@@ -24,6 +25,7 @@ from rlpost.bench.learning.figures import draw_curves, draw_exploration
 from rlpost.bench.learning.study import choose_cells, digest_cells, valid_rows
 from rlpost.bench.learning.table import CROWDED, Row, read_table
 from rlpost.errors import DataError, explain
+from rlpost.estimates import Interval
 
 BEGIN = "<!-- written by `rlpost bench learning --report` from the table; begin -->"
 END = "<!-- end of what the command writes -->"
@@ -103,7 +105,8 @@ def _state(rows: Sequence[Row], num_left_out: int) -> str:
 def _verdicts(rows: Sequence[Row]) -> str:
     """What is claimed, and what is not."""
     lines = ["Differences to synchronous rollouts, in points of accuracy, pairs of one seed, 95 % t interval:", ""]
-    lines += ["| Algorithm | Strategy | Pairs | At equal samples | At equal CPU time |", "|---|---|---|---|---|"]
+    lines += ["| Algorithm | Strategy | Pairs | At equal samples | At equal CPU time | Rollouts behind |"]
+    lines += ["|---|---|---|---|---|---|"]
     for algo, strategy, baseline in comparisons():
         at_samples, at_time = (compare(rows, algo, strategy, baseline, at=at) for at in ("samples", "time"))
         if at_samples.seeds:
@@ -111,7 +114,8 @@ def _verdicts(rows: Sequence[Row]) -> str:
             if at_time.seeds != at_samples.seeds:
                 pairs += f"; at equal time {len(at_time.seeds)}"
             lines.append(
-                f"| {algo.upper()} | {strategy} | {pairs} | {_difference(at_samples)} | {_difference(at_time)} |"
+                f"| {algo.upper()} | {strategy} | {pairs} | {_difference(at_samples)} | {_difference(at_time)} "
+                f"| {_behind(behind(rows, algo, strategy, baseline))} |"
             )
     if len(lines) == 4:
         return "No pair of runs is complete yet."
@@ -129,6 +133,10 @@ def _difference(difference: Difference) -> str:
         return f"{ends}; **no worse**"
     why = "" if difference.is_complete else ", pairs are missing"
     return f"{ends}; not shown to be no worse{why}"
+
+
+def _behind(rollouts: Interval | None) -> str:
+    return "-" if rollouts is None else f"{rollouts.mean:+.1f} ({rollouts.low:+.1f} to {rollouts.high:+.1f})"
 
 
 def _runs_table(rows: Sequence[Row]) -> str:
@@ -175,19 +183,19 @@ def _exploration_table(rows: Sequence[Row]) -> str:
     lines = [
         "Exploration: GRPO, accuracy at the end, % (one number a seed); nothing is concluded from two seeds.",
         "",
-        "| Staleness bound S | Oversample | Without correction | With correction | Carried "
+        "| Staleness bound S | Oversample | Without correction | With correction | Idle | Carried "
         "| abs(log r), lag 2 and more |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     found = explored(rows, explored_cells())
     for staleness, oversample in sorted({(s, o) for o, s, _ in found}):
         plain, corrected = (found.get((oversample, staleness, flag), []) for flag in (False, True))
         both = [*plain, *corrected]
-        carried = sum(row.carried_share for row in both) / len(both)
+        idle, carried = (sum(getattr(r, name) for r in both) / len(both) for name in ("idle_share", "carried_share"))
         drift = sum(_late_drift(row) for row in both) / len(both)
         lines.append(
-            f"| {staleness} | {oversample:g} | {_finals(plain)} | {_finals(corrected)} | {100 * carried:.0f} % "
-            f"| {drift:.3f} |"
+            f"| {staleness} | {oversample:g} | {_finals(plain)} | {_finals(corrected)} | {100 * idle:.0f} % "
+            f"| {100 * carried:.0f} % | {drift:.3f} |"
         )
     return "\n".join(lines)
 

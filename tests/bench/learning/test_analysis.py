@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from rlpost.bench.learning.analysis import NO_WORSE, NOT_SHOWN, accuracy_at, band_of, compare, last_gain
+from rlpost.bench.learning.analysis import (
+    NO_WORSE,
+    NOT_SHOWN,
+    accuracy_at,
+    band_of,
+    behind,
+    compare,
+    last_gain,
+    samples_at,
+)
 from rlpost.bench.learning.cells import CORRECTED, PLAIN, SYNC, main_cell
 from rlpost.bench.learning.page import make_report
 from tests.bench.learning.rows import row, table
@@ -62,6 +71,24 @@ def test_at_equal_time_the_slower_one_is_taken_where_the_faster_one_ended():
     assert compare(rows, "grpo", PLAIN, at="time").points == pytest.approx((6.0,))
     slower = [row(sync, 0.9, cpu_s=80.0), row(april, 0.9, cpu_s=100.0)]
     assert compare(slower, "grpo", PLAIN, at="time").points == pytest.approx((-16.0,))
+
+
+def test_behind_is_in_rollouts_and_takes_the_end_where_the_other_never_gets_there():
+    """Rows rise in a straight line over 40 rollouts from 0.1; accuracies are known at 20 and at 40."""
+    rows = table("dapo", {SYNC: [0.5, 0.5, 0.3], PLAIN: [0.3, 0.5, 0.5]})
+    # 0.2 and 0.3 come at 10 and 20 of synchronous, so 10 and 20 late; then no difference; then 0.3 at the end of
+    # synchronous, so 20 early, and 0.5 never, which counts as its end, so 0 early
+    interval = behind(rows, "dapo", PLAIN)
+    assert interval.mean == pytest.approx((15 + 0 - 10) / 3)
+    assert behind(rows[:1] + rows[3:4], "dapo", PLAIN) is None
+    text = make_report(rows).text
+    assert "| +1.7 (" in text
+
+
+def test_where_a_curve_has_an_accuracy():
+    curve = row(main_cell("grpo", SYNC, 0), 0.5).accuracy_curve  # 0.1, 0.3 and 0.5 at 0, 2560 and 5120 samples
+    found = [samples_at(curve, accuracy) for accuracy in (0.0, 0.1, 0.2, 0.4, 0.5, 0.6)]
+    assert found == pytest.approx([0, 0, 1280, 3840, 5120, 5120])
 
 
 def test_times_of_two_machines_are_not_compared():
