@@ -181,7 +181,7 @@ def _run_cells(runs: Sequence[Row], strategy: str) -> str:
 
 def _exploration_table(rows: Sequence[Row]) -> str:
     lines = [
-        "Exploration: GRPO, accuracy at the end, % (one number a seed); nothing is concluded from two seeds.",
+        "Exploration: GRPO, accuracy at the end, % (one number a seed); two seeds prove nothing.",
         "",
         "| Staleness bound S | Oversample | Without correction | With correction | Idle | Carried "
         "| abs(log r), lag 2 and more |",
