@@ -6,7 +6,7 @@ Target: publication at 0.9 or more of a plain copy into the same memory. A model
 two sets of weights by turns, so that every publication changes every tensor. *Publication*:
 ``VLLMEngine.load_weights``, names, shapes and reset of the prefix cache included. *Rows*: ``copy_`` of each tensor into
 its rows of the engine's fused weights, looked up beforehand. *Copy*: ``copy_`` of each into a tensor of its own: other
-memory, which has measured up to a fifth faster. *Fingerprint*: every tensor read back and compared bit for bit. Turns
+memory, which has measured up to a quarter faster. *Fingerprint*: every tensor read back and compared bit for bit. Turns
 alternate; medians and quartiles of ratios.
 """
 

@@ -61,9 +61,9 @@ def load(*, seed: int, own: list[str], overrides: list[str]) -> Config:
     return load_config([*COMMON, *own, f"seed={seed}", *overrides])
 
 
-def all_of(overrides: list[str]) -> list[str]:
-    """What a run is known by: a file of another list is not one of this comparison."""
-    return [*COMMON, *overrides]
+def all_of(overrides: list[str]) -> dict[str, Any]:
+    """What a run is known by: a file with other settings is not one of this comparison."""
+    return {"common": COMMON, "rows": OURS, "TRL": TRL_BEST, "overrides": overrides}
 
 
 def trl_arguments(cfg: Config) -> dict[str, Any]:

@@ -401,11 +401,19 @@ def test_the_engine_names_each_weight_as_the_trainer_does(engine: Any, old_model
     assert sorted(engine.weight_names) == sorted(name for name, _ in named(old_model))
 
 
+@pytest.mark.parametrize("through_vllm", [True, False])
 @pytest.mark.parametrize("order", ["each alone", "backwards", "state dict"])
-def test_buckets_may_split_fused_and_tied_weights_anywhere(published: Any, new_model: Any, order: str) -> None:
+def test_buckets_may_split_fused_and_tied_weights_anywhere(
+    published: Any, new_model: Any, old_model: Any, order: str, through_vllm: bool
+) -> None:
     """The buffer of a bucket is overwritten by the next one, as under ZeRO-3."""
     import torch
 
+    for model in (new_model, old_model):  # whatever came before, each weight has been seen to change
+        publish(published, model)
+    assert published._weights._proven
+    if through_vllm:
+        published._weights._proven.clear()
     weights = list(new_model.state_dict().items()) if order == "state dict" else named(new_model)
     if order == "backwards":
         weights = weights[::-1]  # lm_head or norm first, the embedding last; up before gate, v before k before q

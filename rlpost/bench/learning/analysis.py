@@ -70,8 +70,8 @@ def _times_compare(one: Row, other: Row) -> bool:
 
 def behind(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC) -> Interval | None:
     """How many rollouts later a strategy has the accuracy that it has: mean over a run's evaluations but the first,
-    t interval over seeds, None with fewer than two. Where the baseline's run never gets there its end is taken, so a
-    lead counts as less than it is."""
+    t interval over seeds, None with fewer than two. Where the other run never gets there its end is taken, so a lead
+    counts as less than it is; so it is measured both ways round and halved, and of two equals neither is behind."""
     mine, theirs = (by_seed(rows, algo, name) for name in (strategy, baseline))
     means = [_mean_behind(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
     return t_interval(means) if len(means) > 1 else None
@@ -79,9 +79,13 @@ def behind(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC) 
 
 def _mean_behind(mine: Row, theirs: Row) -> float:
     per_rollout = mine.final.samples / mine.final.step
-    points = mine.accuracy_curve[1:]
-    late = [point.samples - samples_at(theirs.accuracy_curve, point.accuracy) for point in points]
-    return sum(late) / len(late) / per_rollout
+    return (_mean_delay(mine, theirs) - _mean_delay(theirs, mine)) / 2 / per_rollout
+
+
+def _mean_delay(late: Row, early: Row) -> float:
+    """Samples."""
+    points = late.accuracy_curve[1:]
+    return sum(point.samples - samples_at(early.accuracy_curve, point.accuracy) for point in points) / len(points)
 
 
 def samples_at(curve: Sequence[Point], accuracy: float) -> float:

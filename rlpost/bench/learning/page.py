@@ -95,8 +95,11 @@ def _state(rows: Sequence[Row], num_left_out: int) -> str:
             f"average {median(loads):.0f} (median), at most {max(loads):.0f}. By the clock training took "
             f"{median(slower):.2f} times its CPU time (median; at most {max(slower):.2f})."
         )
-        if crowded := sum(row.is_crowded for row in rows):
-            text += f" In {crowded} of the runs it was above {CROWDED}; such runs are left out at equal time."
+        compared = {cell.name for cell in main_cells()}
+        if crowded := sum(row.is_crowded for row in rows if row.cell in compared):
+            text += (
+                f" In {crowded} runs of the comparison it was above {CROWDED}; their pairs are left out at equal time."
+            )
     if num_left_out:
         text += f" {num_left_out} rows of other settings are in the table and not counted here."
     return text
