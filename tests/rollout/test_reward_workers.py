@@ -362,7 +362,8 @@ def test_closing_ends_calls_under_way_and_lets_idle_functions_close(start, monke
 
 
 PROGRAM = """
-import sys, time, threading
+import signal, sys, time, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 sys.path.insert(0, {here!r})
 import numpy as np
 from rlpost.config import RewardConfig
