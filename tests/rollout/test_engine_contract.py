@@ -447,7 +447,7 @@ def test_only_what_vllms_loader_was_seen_to_write_is_written_without_it(
         return load(iter(given))
 
     monkeypatch.setattr(model, "load_weights", watched)
-    weights = EngineWeights(model, tied=True)
+    weights = EngineWeights(model, tied=published._weights._tied)
     exchanged = [f"model.layers.{layer}.self_attn.k_proj.weight" for layer in (0, 1)]
     places = weights._layout
     places[exchanged[0]], places[exchanged[1]] = places[exchanged[1]], places[exchanged[0]]
