@@ -413,7 +413,7 @@ def build_parser() -> argparse.ArgumentParser:
     learning.add_argument("--only", default="", metavar="A,B", help=what)
     learning.add_argument("--limit", type=int, metavar="N", help="make at most N runs")
     learning.add_argument("--minutes", type=float, metavar="M", help="begin no run after M minutes")
-    what = "also runs that took more than 1.2 times their CPU time, as other programs had the core; the new row counts"
+    what = "also runs whose times were taken while other programs had the core; the new row counts"
     learning.add_argument("--again", action="store_true", help=what)
     learning.add_argument("--core", type=int, metavar="N", help="the core that runs use; default: the last one allowed")
     learning.add_argument("--runs", metavar="FOLDER", help="keep the runs' directories there; else they are removed")

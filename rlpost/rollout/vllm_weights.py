@@ -36,19 +36,23 @@ class Place:
     padding: int = 0  # rows from ``stop`` on that hold zeros
 
     def tensor(self) -> Any:
-        """A view, looked up anew each time (a module may have been given another parameter meanwhile)."""
-        return getattr(self.module, self.parameter)[self.start : self.stop]
+        """A view."""
+        return self._parameter()[self.start : self.stop]
 
     def part_of(self, tensor: Any) -> Any:
         """Of a tensor of shape ``whole``, what belongs here: a view."""
-        return tensor.narrow(self.dim, self.offset, self.tensor().shape[self.dim])
+        size = self.stop - self.start if self.dim == 0 else self._parameter().shape[self.dim]
+        return tensor.narrow(self.dim, self.offset, size)
 
     def write(self, tensor: Any) -> None:
         """Copies what belongs here of a tensor of shape ``whole``, whatever its dtype; padding becomes zeros again."""
-        held = self.tensor()
-        held.copy_(tensor.narrow(self.dim, self.offset, held.shape[self.dim]))
+        self.tensor().copy_(self.part_of(tensor))
         if self.padding:
-            getattr(self.module, self.parameter)[self.stop : self.stop + self.padding].zero_()
+            self._parameter()[self.stop : self.stop + self.padding].zero_()
+
+    def _parameter(self) -> Any:
+        """Looked up anew each time: a module may have been given another one meanwhile."""
+        return getattr(self.module, self.parameter)
 
 
 def hf_layout(model: Any) -> dict[str, Place]:

@@ -49,10 +49,11 @@ def run_study(plan: Plan, say: Callable[[str], None] = say_at_once) -> int:
     started, made = time.monotonic(), list[Cell]()
     with StopRequest(0, say):
         while True:
-            missing = find_missing(cells, digests, read_table(plan.table))
+            rows = read_table(plan.table)
+            missing = find_missing(cells, digests, rows)
             say(f"{len(cells) - len(missing)} of {len(cells)} runs are in {plan.table}")
             if plan.again:
-                missing += [cell for cell in find_crowded(cells, digests, read_table(plan.table)) if cell not in made]
+                missing += [cell for cell in find_crowded(cells, digests, rows) if cell not in made]
             late = plan.minutes is not None and time.monotonic() - started > 60 * plan.minutes
             if not missing or late or (plan.limit is not None and len(made) >= plan.limit):
                 return len(made)
