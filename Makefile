@@ -64,7 +64,7 @@ peers: install
 	@benchmarks/peers/.venv/bin/python -m benchmarks.peers.run $(PEERS)
 
 UPLOT ?= 1.6.32
-UPLOT_FOLDER := rlpost/reporting/report/static/uplot
+UPLOT_FOLDER := rlpost/viewing/report/static/uplot
 
 uplot:
 	@folder=$$(mktemp -d) && npm pack --silent --pack-destination $$folder uplot@$(UPLOT) >/dev/null && \

@@ -66,7 +66,7 @@ setup(
     packages=[*find_namespace_packages(include=["rlpost", "rlpost.*"]), "rlpost.conf", "rlpost.recipes"],
     package_dir={"rlpost.conf": "conf", "rlpost.recipes": "recipes"},
     package_data={
-        "rlpost": ["data/**/*", "reporting/report/static/**/*"],
+        "rlpost": ["data/**/*", "viewing/report/static/**/*"],
         "rlpost.conf": ["**/*.yaml"],
         "rlpost.recipes": ["**/*.yaml"],
     },

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
+from rlpost.prompts.cursor import PromptCursor, draw_prompts
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
-from rlpost.rollout.prompts import PromptCursor, draw_prompts
 from rlpost.session import open_session
 
 
@@ -26,7 +26,7 @@ def main() -> None:
 
     cfg = load_config(["recipe=math/arithmetic", "engine.max_slots=64"])
     session = open_session(cfg)
-    from rlpost.rollout.vllm_engine import build_engine
+    from rlpost.engine.vllm import build_engine
 
     engine = build_engine(
         cfg, model_folder=session.model_folder, device=session.runtime.device, max_model_len=session.max_model_len

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rlpost.engine.protocol import SamplingSettings
+from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
-from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.ledger_recovery import recover_ledger
-from rlpost.rollout.scoring import InlineScorer
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
+from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
 N, G, SLOTS = 32, 8, 256

@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
 from rlpost.plan.predict import Row, make_plan
 from rlpost.plan.recording import RecordedStep, read_recording
 from rlpost.plan.request import Request

@@ -54,9 +54,9 @@ def main() -> None:
 
 
 def compare(folder: Path, dtype: str, repeats: int) -> None:
-    from rlpost.colocation import BUCKET_BYTES, same_bits
-    from rlpost.rollout.vllm_engine import VLLMEngine
+    from rlpost.engine.vllm import VLLMEngine
     from rlpost.train.weights import iter_buckets
+    from rlpost.workers.publication import BUCKET_BYTES, same_bits
 
     engine = VLLMEngine(
         str(folder), max_slots=4, max_model_len=64, dtype=dtype, device="cpu", seed=0, kv_cache_bytes=64 << 20

@@ -18,13 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
 from rlpost.loop import train
 from rlpost.reporting.advice import Adviser, WarningsFile
 from rlpost.reporting.metrics import read_steps
 from rlpost.reporting.status import StatusFile
 from rlpost.reporting.timeline import COLUMNS, TimelineWriter
-from rlpost.rollout.collect import Spans, Stay
+from rlpost.rollout.stats import Spans, Stay
 
 RECORDERS = (
     *((Spans, "add"), (TimelineWriter, "phase"), (TimelineWriter, "log")),

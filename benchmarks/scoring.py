@@ -16,8 +16,8 @@ import numpy as np
 
 from rlpost.config import RewardConfig
 from rlpost.rewards.functions import load_functions
-from rlpost.rollout.reward_workers import Calls, InlineCalls, RewardWorkers
-from rlpost.rollout.scoring import RewardScorer
+from rlpost.rewards.scoring import RewardScorer
+from rlpost.rewards.worker_pool import Calls, InlineCalls, RewardWorkers
 from rlpost.types import Prompt
 
 # (reference, answer): plain numbers as in GSM8K, and what needs math-verify. Each answer is made different by its work.

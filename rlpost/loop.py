@@ -15,19 +15,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlpost.colocation import Publication, Turns
-from rlpost.compose import to_yaml
 from rlpost.config import Config
+from rlpost.config.compose import to_yaml
 from rlpost.durable import run_dir
+from rlpost.durable.history import History
+from rlpost.durable.run_record import iteration_sums
 from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
 from rlpost.durable.stopping import Stopped, StopRequest
 from rlpost.errors import ShardsLost
 from rlpost.evaluate import evaluate_session
-from rlpost.history import History
-from rlpost.recovery import Recovery
+from rlpost.prompts.cursor import PromptCursor, digest_prompts, draw_prompts
 from rlpost.reporting import timeline
 from rlpost.reporting.advice import Adviser, WarningsFile, facts_of
-from rlpost.reporting.closing import closing_table
+from rlpost.reporting.closing import closing_table, gather_facts, make_summary
 from rlpost.reporting.metrics import MetricsWriter, read_steps
 from rlpost.reporting.model_card import model_card
 from rlpost.reporting.progress import Progress
@@ -42,16 +42,19 @@ from rlpost.reporting.step_metrics import (
 from rlpost.reporting.timeline import TimelineWriter
 from rlpost.reporting.waterfall import Stopwatch, of_publication, of_rollout, waterfall
 from rlpost.rollout.buffer import RolloutBuffer
-from rlpost.rollout.collect import CollectSettings, RolloutStats, collect
-from rlpost.rollout.kv_room import samples_that_fit
+from rlpost.rollout.collect import CollectSettings, collect
+from rlpost.rollout.concurrency import samples_that_fit
 from rlpost.rollout.lengths import LengthEstimate
-from rlpost.rollout.prompts import PromptCursor, digest_prompts, draw_prompts
-from rlpost.rollout.replay import iteration_sums
+from rlpost.rollout.stats import RolloutStats
 from rlpost.session import Session, open_session
-from rlpost.startup import Workers, start_worker
+from rlpost.simulation.replay import compare_run
+from rlpost.train.update_policy import SKIPPED, Update, check_mismatch, find_untrained
 from rlpost.types import Group, TrainBatch
-from rlpost.update import SKIPPED, Update, check_mismatch, find_untrained
-from rlpost.watchdog import Watchdog
+from rlpost.workers.local import start_worker
+from rlpost.workers.protocol import Turns, Workers
+from rlpost.workers.publication import Publication
+from rlpost.workers.recovery import Recovery
+from rlpost.workers.watchdog import Watchdog
 
 
 def train(cfg: Config) -> dict[str, Any]:
@@ -207,14 +210,14 @@ class Trainer:
         )
         settings = session.worker_settings(needs_reference=self.algorithm.needs_reference)
         if cfg.cluster.kind == "ray":
-            from rlpost.cluster.workers import start_cluster
+            from rlpost.workers.cluster.workers import start_cluster
 
             self.worker: Workers = start_cluster(settings, self.path, say=self.progress.message, beat=self._beat)
         else:
             self.worker = start_worker(settings)
         self.status.workers = self.worker.describe
         limit, say = cfg.cluster.max_recoveries, self.progress.message
-        self.recovery = Recovery(self.worker, limit=limit, begin=self._phase, say=say, watch=self.watch)
+        self.recovery = Recovery(self.worker, limit=limit, begin=self._phase, say=say, timed=self.watch.part)
         return self.worker
 
     @property
@@ -513,8 +516,8 @@ class Trainer:
             asdict(self.cfg), step=self.step, evaluations=self.history.evaluations, totals=self.history.totals
         )
         (model / "README.md").write_text(card, encoding="utf-8")
-        comparison = self.history.compare(
-            self.cfg, self.collect_settings, self.buffer, round(self.session.prompt_tokens)
+        comparison = compare_run(
+            self.history.record, self.cfg, self.collect_settings, self.buffer, round(self.session.prompt_tokens)
         )
         if comparison is not None:
             replay = {
@@ -523,8 +526,8 @@ class Trainer:
                 "measured_s": comparison.measured_s,
             }
             self.metrics.log(self.step, {f"replay/{name}": value for name, value in replay.items()})
-        facts = self.history.closing_facts(self.path, self.step, self.cfg, comparison)
-        summary = self.history.summary(facts, self.buffer)
+        facts = gather_facts(self.history, path=self.path, step=self.step, cfg=self.cfg, comparison=comparison)
+        summary = make_summary(facts, self.history, self.buffer)
         self.timeline.log(self.step)
         run_dir.finish(self.path, summary)
         self.progress.close()

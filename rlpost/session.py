@@ -7,29 +7,30 @@ so whatever the user can mend fails before one is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpost.colocation import make_canary
 from rlpost.config import Config
+from rlpost.engine.kv_budget import kv_bytes_needed
+from rlpost.engine.protocol import SamplingSettings
 from rlpost.errors import ConfigError, explain
-from rlpost.locations import resolve_path
+from rlpost.models.files import check_shape, find_model, find_model_folder, find_stop_tokens
+from rlpost.models.shape import count_params
+from rlpost.models.tokenizer import load_tokenizer
 from rlpost.preflight.check_values import check_deterministic, check_shape_fits
-from rlpost.preflight.memory_plan import count_params
-from rlpost.preflight.model_files import check_shape, find_model
+from rlpost.prompts.encoding import PromptSet, build_prompts
+from rlpost.prompts.rows import load_rows
 from rlpost.rewards.functions import check_columns, load_functions
+from rlpost.rewards.result_cache import VerdictCache
+from rlpost.rewards.scoring import RewardScorer, make_decode
 from rlpost.rewards.selection import runs_in_process
-from rlpost.rollout.engine import SamplingSettings
-from rlpost.rollout.kv_cache import kv_bytes_needed
-from rlpost.rollout.prompts import PromptSet, build_prompts, load_rows, load_tokenizer
-from rlpost.rollout.reward_workers import Calls, InlineCalls, RewardWorkers
-from rlpost.rollout.scoring import RewardScorer, make_decode
-from rlpost.rollout.verdict_cache import VerdictCache
-from rlpost.startup import Runtime, WorkerSettings, choose_runtime, write_environment
+from rlpost.rewards.worker_pool import Calls, InlineCalls, RewardWorkers
 from rlpost.types import Prompt
+from rlpost.workers.protocol import WorkerSettings
+from rlpost.workers.publication import make_canary
+from rlpost.workers.runtime import Runtime, choose_runtime, write_environment
 
 
 @dataclass(kw_only=True)
@@ -186,48 +187,6 @@ def pin(cfg: Config, runtime: Runtime, shape: Mapping[str, Any], *, max_model_le
         train=replace(cfg.train, max_row_tokens=cfg.train.row_tokens(runtime.device)),
         model=replace(cfg.model, dtype=runtime.dtype),
     )
-
-
-def find_model_folder(cfg: Config) -> str:
-    """A local folder with the model: as given, shipped with the package, or fetched from the hub into its cache."""
-    path = resolve_path(cfg.model.path)
-    if Path(path).is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return snapshot_download(
-            path,
-            revision=cfg.model.revision,
-            allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"],
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        from rlpost.errors import ModelError
-
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            explain(
-                "model.path",
-                cfg.model.path,
-                "a local folder or a model on the hub",
-                f"{reason}; check name and network",
-            )
-        ) from None
-
-
-def find_stop_tokens(cfg: Config, tokenizer: Any, model_folder: Path) -> tuple[int, ...]:
-    """The tokens that end a response: the tokenizer's end token, the generation config's, and the recipe's own."""
-    ids: set[int] = set(cfg.rollout.stop_token_ids)
-    if tokenizer.eos_token_id is not None:
-        ids.add(int(tokenizer.eos_token_id))
-    generation = model_folder / "generation_config.json"
-    if generation.is_file():
-        end = json.loads(generation.read_text()).get("eos_token_id")
-        ids.update([end] if isinstance(end, int) else end or [])
-    if not ids:
-        raise ConfigError(explain("stop tokens", "none", "an end token in the tokenizer", "set rollout.stop_token_ids"))
-    return tuple(sorted(ids))
 
 
 def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int) -> PromptSet:

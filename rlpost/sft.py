@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from rlpost import plugins
-from rlpost.config import Config
+from rlpost.config import Config, plugins
+from rlpost.config.locations import resolve_path
 from rlpost.errors import ConfigError, ModelError, RunError, explain
-from rlpost.locations import resolve_path
-from rlpost.preflight.memory_plan import count_params
-from rlpost.startup import choose_runtime, write_environment
+from rlpost.models.shape import count_params
 from rlpost.types import TrainBatch
+from rlpost.workers.runtime import choose_runtime, write_environment
 
 REPORT_EVERY = 50
 
@@ -45,7 +44,7 @@ def run_sft(cfg: Config) -> Path:
         runtime = choose_runtime(cfg, num_params=count_params(shape))
         write_environment(runtime, vocab_size=int(shape["vocab_size"]))
         from rlpost.algos.objective import nll
-        from rlpost.rollout.prompts import load_tokenizer
+        from rlpost.models.tokenizer import load_tokenizer
         from rlpost.train.deepspeed_trainer import build_trainer
 
         tokenizer = load_tokenizer(str(start))

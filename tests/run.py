@@ -22,7 +22,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-OWN_PROCESS = re.compile(r"mark\.own_process|VLLMEngine|VllmEngine|vllm_engine|import vllm\b|from vllm\b")
+OWN_PROCESS = re.compile(
+    r"mark\.own_process|VLLMEngine|VllmEngine|engine\.vllm\b|engine import vllm\b|import vllm\b|from vllm\b"
+)
 DEEPSPEED = re.compile(r"deepspeed_trainer|DeepSpeedTrainer|import deepspeed|DeepSpeedPolicyTrainer")
 WORKERS = re.compile(r"RewardWorkers|WorkerProcess|rlpost\.sandbox|CodeFunctions|chromium")
 NO_TESTS_COLLECTED = 5  # pytest's exit status for a file whose tests are all deselected

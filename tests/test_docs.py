@@ -17,10 +17,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from rlpost import command_reference
-from rlpost.cli import build_parser
-from rlpost.compose import GROUPS, list_recipes, load_config
+from rlpost.cli import command_reference
+from rlpost.cli.commands import build_parser
 from rlpost.config import ROW_TOKENS, Config, walk_fields
+from rlpost.config.compose import GROUPS, list_recipes, load_config
 from rlpost.plan.request import PLAN_KEYS
 from rlpost.reporting.advice import RULES
 from rlpost.reporting.metric_names import AREAS, find
@@ -185,7 +185,7 @@ def test_files_in_backticks_exist(page: Path) -> None:
 
 def test_the_command_lines_page_is_up_to_date() -> None:
     assert read(ROOT / "docs" / "command-line.md") == command_reference.render(), (
-        "the parser changed: python -m rlpost.command_reference > docs/command-line.md"
+        "the parser changed: python -m rlpost.cli.command_reference > docs/command-line.md"
     )
 
 
@@ -263,9 +263,10 @@ def test_the_example_passes_check_with_its_own_data(example: Path) -> None:
 def test_the_examples_parts_do_what_the_page_says(example: Path) -> None:
     import numpy as np
 
-    from rlpost.plugins import resolve_target
-    from rlpost.rollout.prompts import load_rows, make_messages
-    from rlpost.rollout.scoring import read_outcome
+    from rlpost.config.plugins import resolve_target
+    from rlpost.prompts.encoding import make_messages
+    from rlpost.prompts.rows import load_rows
+    from rlpost.rewards.scoring import read_outcome
 
     cfg: Config = load_config(["recipe=my_recipe.yaml"])
     assert cfg.name == "my_recipe"

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from rlpost.config import EvalConfig, RewardConfig
+from rlpost.engine.protocol import SamplingSettings
 from rlpost.errors import RunError, WorkerLost
-from rlpost.evaluate import describe, evaluate
+from rlpost.evaluate import describe
+from rlpost.evaluation.evaluate import evaluate
 from rlpost.rewards.functions import load_functions
-from rlpost.rollout.engine import SamplingSettings
-from rlpost.rollout.reward_workers import InlineCalls
-from rlpost.rollout.scoring import InlineScorer, RewardScorer
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
+from rlpost.rewards.scoring import InlineScorer, RewardScorer
+from rlpost.rewards.worker_pool import InlineCalls
+from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
 PROMPTS = [Prompt(uid=f"eval:{i}", token_ids=np.arange(4, dtype=np.int32), text=str(i), reference=i) for i in range(6)]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rlpost import session
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
 from rlpost.errors import ConfigError
-from rlpost.session import find_stop_tokens, open_session
+from rlpost.models.files import find_stop_tokens
+from rlpost.session import open_session
 
 RECIPE = ["recipe=math/arithmetic", "data.train.generator.count=20", "eval.max_prompts=5", "device=cpu"]
 
@@ -57,13 +58,13 @@ def test_the_reward_gets_its_arguments_and_text_without_the_end_token(opened):
     assert judge(opened(), f"1+1=2#{answer}").reward == 1.0
     assert judge(opened("reward.args={marker: '='}"), f"#{answer}").reward == 0.0
     assert judge(opened("reward.args={marker: '='}"), f"={answer}").reward == 1.0
-    spec = "reward.function={_target_: rlpost.rewards.answers.exact_answer, marker: '+'}"
+    spec = "reward.function={_target_: rlpost.rewards.library.answers.exact_answer, marker: '+'}"
     assert judge(opened(spec, "reward.args={marker: '='}"), f"={answer}").reward == 1.0, "args win over the target's"
 
 
 def test_a_reward_that_is_not_there(opened):
     with pytest.raises(ConfigError, match="reward.function"):
-        opened("reward.function=rlpost.rewards.answers.read_nothing")
+        opened("reward.function=rlpost.rewards.library.answers.read_nothing")
 
 
 def test_reward_workers_start_before_anything_heavy_is_imported():
@@ -71,7 +72,7 @@ def test_reward_workers_start_before_anything_heavy_is_imported():
     code = f"""
 import sys
 from rlpost import session
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
 real = session.RewardWorkers
 def start(*arguments, **options):
     print([name for name in ("torch", "transformers", "datasets", "vllm") if name in sys.modules])

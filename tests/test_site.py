@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.report.chromium import Chromium, find
+from tests.viewing.report.chromium import Chromium, find
 
 ROOT = Path(__file__).parent.parent
 OF_THE_BUILD = ("mkdocs.yml", "README.md", "docs")

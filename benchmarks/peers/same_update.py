@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.peers import settings
 from benchmarks.peers.train_trl import build_trainer, drop_rank, reward
 from rlpost.session import Session, open_session
-from rlpost.train.policy import RankTrainer
+from rlpost.train.protocol import RankTrainer
 from rlpost.types import Group, Prompt, Sample, Segment
 
 MAX_NORM_ERROR = 1e-4  # of the gradient norm, relative; float32 and another order of sums

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlpost.compose import load_config, to_yaml
 from rlpost.config import Config
+from rlpost.config.compose import load_config, to_yaml
 from rlpost.durable.config_changes import changed_keys, is_among, is_harmless
 from rlpost.train.schedule import lr_at
 

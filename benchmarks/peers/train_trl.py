@@ -21,11 +21,11 @@ from typing import Any, cast
 
 from benchmarks.peers import settings, vllm_for_trl
 from benchmarks.peers.records import Clock, Evaluation, Run, Time, read_trl_log
+from rlpost.engine.protocol import Engine, EngineStep, Request
+from rlpost.engine.vllm import read_delta, sampling_params
 from rlpost.evaluate import evaluate_session
-from rlpost.rewards.answers import exact_answer
-from rlpost.rollout.engine import Engine, EngineStep, Request
-from rlpost.rollout.prompts import PromptCursor, draw_prompts
-from rlpost.rollout.vllm_engine import read_delta, sampling_params
+from rlpost.prompts.cursor import PromptCursor, draw_prompts
+from rlpost.rewards.library.answers import exact_answer
 from rlpost.session import Session, open_session
 
 

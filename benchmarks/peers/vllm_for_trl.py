@@ -14,7 +14,7 @@ def patch(*, unpack: bool = True, **engine_arguments: Any) -> None:
 
     ``unpack``: vLLM packs linear weights for oneDNN on a CPU and empties ``layer.weight``, so that TRL's
     ``load_weights`` raises AttributeError at the first publication. Unpacked they take new weights in place, as in
-    ``rlpost.rollout.vllm_engine``.
+    ``rlpost.engine.vllm``.
     """
     import torch
     import trl.generation.vllm_generation as generation

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlpost import plugins
-from rlpost.config import AlgoConfig
+from rlpost.config import AlgoConfig, plugins
 from rlpost.errors import ConfigError, explain
 
 ADVANTAGES = {
@@ -59,7 +58,7 @@ OLD_LOGPROBS = ("trainer", "rollout")
 
 
 def resolve(kind: str, value: Any) -> Callable[..., Any]:
-    """The part of this kind that ``value`` names (see :mod:`rlpost.plugins`); raises ConfigError."""
+    """The part of this kind that ``value`` names (see :mod:`rlpost.config.plugins`); raises ConfigError."""
     return plugins.resolve_target(value, TABLES[kind], f"algo.{kind}")
 
 

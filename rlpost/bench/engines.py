@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlpost.bench.lengths import LengthOf
-from rlpost.rollout.engine import Engine, Request
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
+from rlpost.engine.protocol import Engine, Request
+from rlpost.simulation.engine import SimulatedEngine, StepCost
+from rlpost.simulation.lengths import LengthOf
 
 # A dense model of a few billion parameters in bfloat16 on one data-centre GPU: an iteration reads all weights (about
 # 10 ms), and each sample adds its attention and sampling.

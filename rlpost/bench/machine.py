@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from rlpost import __version__
-from rlpost.locations import PACKAGE
+from rlpost.config.locations import PACKAGE
 
 PACKAGES = ("torch", "vllm", "deepspeed")
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlpost.bench.account import StepAccount
-from rlpost.bench.strategies import Workload
+from rlpost.engine.protocol import Engine, EngineWork, Request
 from rlpost.rollout.collect import sample_seed
-from rlpost.rollout.engine import Engine, EngineWork, Request
+from rlpost.simulation.account import StepAccount
+from rlpost.simulation.strategies import Workload
 from rlpost.types import Prompt
 
 

@@ -19,20 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.bench import strategies
-from rlpost.bench.account import Figures, StepAccount, measure
 from rlpost.bench.engines import ForcedLengths, gpu_cost, simulated_engine
-from rlpost.bench.lengths import make_lengths
 from rlpost.bench.machine import describe_machine, find_revision, find_versions
 from rlpost.bench.plot import write_plot
 from rlpost.bench.published import run_published
-from rlpost.bench.strategies import ADAPTIVE, KEEPING, OURS, SATURATED, SYNCHRONOUS, Workload
 from rlpost.config import Config
+from rlpost.durable.run_record import RunRecord
+from rlpost.engine.protocol import Engine, SamplingSettings
 from rlpost.errors import ConfigError, explain
 from rlpost.rollout.collect import CollectSettings
-from rlpost.rollout.engine import Engine, SamplingSettings
 from rlpost.rollout.oversampling import OversampleController
-from rlpost.rollout.replay import RunRecord, fit_cost
+from rlpost.simulation import strategies
+from rlpost.simulation.account import Figures, StepAccount, measure
+from rlpost.simulation.lengths import make_lengths
+from rlpost.simulation.replay import fit_cost
+from rlpost.simulation.strategies import ADAPTIVE, KEEPING, OURS, SATURATED, SYNCHRONOUS, Workload
 from rlpost.types import Prompt
 
 PUBLISHED, PUBLISHED_BY_GROUP = "published", "published, slots by group"
@@ -122,7 +123,7 @@ def _on_vllm(cfg: Config, plan: Plan, say: Callable[[str], None]) -> list[Result
 
     session = open_session(cfg)
     try:
-        from rlpost.rollout.vllm_engine import build_engine
+        from rlpost.engine.vllm import build_engine
 
         engine = build_engine(
             replace(session.cfg, rollout=replace(cfg.rollout, keep_kv=True)),  # one of the strategies keeps

@@ -1,7 +1,7 @@
 """The controller's own cost with many replicas: the real ``collect``, buffer and ``ReplicaEngine`` on a virtual clock.
 
 Called by ``benchmarks/scale.py`` and by the test that holds the cost per sample flat. Only generation is simulated
-(``rollout.simulated_replicas``); the CPU time it takes is measured apart and not counted as the controller's.
+(``simulation.replicas``); the CPU time it takes is measured apart and not counted as the controller's.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rlpost.bench.strategies import no_scores
-from rlpost.cluster.cycle_search import SHARE, CycleSearch
+from rlpost.engine.protocol import SamplingSettings
+from rlpost.engine.replicas import Exchange, Loss, ReplicaEngine, Replicas, Report
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
-from rlpost.rollout.engine import SamplingSettings
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.oversampling import OversampleController
-from rlpost.rollout.replicas import Exchange, Loss, ReplicaEngine, Replicas, Report
-from rlpost.rollout.simulated_engine import StepCost
-from rlpost.rollout.simulated_replicas import SimulatedReplicas
+from rlpost.simulation.engine import StepCost
+from rlpost.simulation.replicas import SimulatedReplicas
+from rlpost.simulation.strategies import no_scores
 from rlpost.types import Prompt
+from rlpost.workers.cluster.gc_pause import SHARE, CycleSearch
 
 SAMPLES_PER_GROUP = 8
 CAP = 32_768  # tokens

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rlpost.rollout.ledger import FILE
 
+POINTER = "ledger.location"  # in a run directory whose ledger lies elsewhere: its path
+
 # Types of /proc/mounts that are served by another machine, or by a program that may be.
 NETWORK_TYPES = re.compile(
     r"nfs|nfs4|cifs|smb3|smbfs|ncpfs|afs|ceph|lustre|gpfs|beegfs|glusterfs|orangefs|pvfs2|9p|virtiofs|"

@@ -21,6 +21,7 @@ from rlpost.errors import ConfigError, RunError, explain
 
 FINISHED = "finished.json"
 WENT_BACK = "went-back-to"
+TRACKER_ID = "wandb_run_id"  # the W&B run that a resume goes on with
 MODES = ("auto", "never")  # of resume; anything else is a path
 
 

@@ -24,26 +24,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpost.compose import to_yaml
 from rlpost.config import Config
+from rlpost.config.compose import to_yaml
 from rlpost.durable import checkpoint, random_state
 from rlpost.durable.config_changes import changed_keys, refuse_changes
-from rlpost.durable.filesystem import ledger_path
-from rlpost.durable.run_dir import note_going_back
+from rlpost.durable.filesystem import POINTER, ledger_path
+from rlpost.durable.run_dir import TRACKER_ID, note_going_back
 from rlpost.errors import RunError, explain
-from rlpost.reporting.tracking import WANDB_ID_FILE
+from rlpost.prompts.cursor import PromptCursor
 from rlpost.rollout.buffer import LedgerError, RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
-from rlpost.rollout.ledger_report import POINTER
 from rlpost.rollout.oversampling import make_controller
-from rlpost.rollout.prompts import PromptCursor
-from rlpost.train.layout import check_layout, describe
-from rlpost.train.policy import PolicyTrainer
+from rlpost.train.checkpoint_layout import check_layout, describe
+from rlpost.train.protocol import PolicyTrainer
 
 if TYPE_CHECKING:
-    from rlpost.history import History
+    from rlpost.durable.history import History
 
 STATE_FILE, CONFIG_FILE, TRAINER, MODEL_FILES = "state.json", "config.yaml", "trainer", "model_files"
 
@@ -255,7 +253,7 @@ class RunState:
             self.buffer.load_state_dict(found.state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
         self.buffer.check_ledger()
         self._check_cursor()
-        tracker = self.path / WANDB_ID_FILE
+        tracker = self.path / TRACKER_ID
         if self._is_own(found) and not tracker.exists() and found.state.get("tracker_run_id"):
             tracker.write_text(found.state["tracker_run_id"] + "\n")
 
@@ -265,7 +263,7 @@ class RunState:
             raise LedgerError(f"{self.cursor.num_drawn} prompts were drawn, {self.buffer.num_drawn} groups are known")
 
     def _state(self, under_way: bool) -> dict[str, Any]:
-        tracker = self.path / WANDB_ID_FILE
+        tracker = self.path / TRACKER_ID
         return {
             "step": self.step,
             "buffer": self.buffer.state_dict(under_way=under_way),

@@ -1,7 +1,7 @@
 """What a step costs: a simulated engine's iterations, an update's tokens, and the rest; fitted to recorded steps.
 
-``Costs`` is what a simulated step is priced with. Iterations are fitted by least squares (``rollout.replay``); update,
-publication and the rest by medians over steps, so that one slow step does not count for the typical one. Pure.
+``Costs`` is what a simulated step is priced with. Iterations are fitted by least squares (``simulation.replay``);
+update, publication and the rest by medians over steps, so that one slow step does not count for the typical one. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlpost.plan.recording import RecordedStep
-from rlpost.rollout.simulated_engine import StepCost
+from rlpost.simulation.engine import StepCost
 
 # Where the recorded steps' tokens differ by less, a fixed part of the update cannot be told from a token's share.
 MIN_SPREAD = 0.25  # (most - fewest) / median

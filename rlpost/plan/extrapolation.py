@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from rlpost.compose import to_yaml
 from rlpost.config import Config
+from rlpost.config.compose import to_yaml
 from rlpost.durable.config_changes import changed_keys, is_among
 from rlpost.plan.costs import Costs, fit_update
 from rlpost.plan.recording import Recording

@@ -14,15 +14,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlpost.bench.account import StepAccount, measure
-from rlpost.bench.lengths import make_lengths
 from rlpost.config import Config
+from rlpost.durable.run_record import RunRecord
 from rlpost.plan.costs import Costs, fit_costs
 from rlpost.plan.extrapolation import find_extrapolated
 from rlpost.plan.recording import RecordedGroup, RecordedStep, Recording, read_recording
 from rlpost.plan.request import Request, check_request, choose_ratios
 from rlpost.plan.simulate import Lengths, shuffled, simulate
-from rlpost.rollout.replay import RunRecord, fit_cost
+from rlpost.simulation.account import StepAccount, measure
+from rlpost.simulation.lengths import make_lengths
+from rlpost.simulation.replay import fit_cost
 
 T = TypeVar("T")
 

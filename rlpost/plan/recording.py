@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.compose import load_config
 from rlpost.config import Config
+from rlpost.config.compose import load_config
 from rlpost.durable.run_state import CONFIG_FILE
 from rlpost.errors import RunError, explain
 from rlpost.reporting.metrics import read_steps

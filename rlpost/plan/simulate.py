@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlpost.bench.account import StepAccount
-from rlpost.bench.strategies import Workload, run_collect
 from rlpost.config import Config
+from rlpost.engine.protocol import Engine, SamplingSettings
+from rlpost.engine.replicas import ReplicaEngine
 from rlpost.plan.recording import RecordedGroup
 from rlpost.rollout.collect import CollectSettings
-from rlpost.rollout.engine import Engine, SamplingSettings
 from rlpost.rollout.oversampling import make_controller
-from rlpost.rollout.replicas import ReplicaEngine
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
-from rlpost.rollout.simulated_replicas import SimulatedReplicas
+from rlpost.simulation.account import StepAccount
+from rlpost.simulation.engine import SimulatedEngine, StepCost
+from rlpost.simulation.replicas import SimulatedReplicas
+from rlpost.simulation.strategies import Workload, run_collect
 from rlpost.types import Group, Prompt
 
 NUM_DRAWS = 1 << 16  # after so many the same groups come again

@@ -12,8 +12,9 @@ from typing import Any
 
 from rlpost.algos.table import check_algo
 from rlpost.config import Config, RolloutConfig, TrainConfig
+from rlpost.config.schema import check_stage
 from rlpost.errors import ConfigError, ModelError, explain
-from rlpost.preflight.memory_plan import head_size, kv_bytes, kv_heads
+from rlpost.models.shape import head_size, kv_bytes, kv_heads
 from rlpost.rewards.selection import CALLS, STYLES, list_functions
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -261,17 +262,6 @@ def check_sampling(cfg: Config) -> None:
             expected = f"{off} in training while algo.correction is {cfg.algo.correction}"
             do = "the ratio would be wrong by construction; set it in eval only, or use algo.correction=none"
             raise ConfigError(explain(f"rollout.{key}", got, expected, do))
-
-
-def check_stage(stage: int) -> None:
-    """Stage 0 is refused: in bfloat16 DeepSpeed 0.19 then takes a hidden optimizer step when it starts and drifts from
-    plain PyTorch, and in float32 it reports no gradient norm, so a NaN could not be told from a number."""
-    if stage not in (1, 2, 3):
-        do = "use 1"
-        if stage == 0:
-            do += ", which costs the same: DeepSpeed's stage 0 reports no gradient norm in float32 and does not match "
-            do += "PyTorch in bfloat16"
-        raise ConfigError(explain("train.zero_stage", stage, "1, 2 or 3", do))
 
 
 def check_update(train: TrainConfig, rollout: RolloutConfig) -> None:

@@ -16,19 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlpost import plugins
-from rlpost.config import Config, SourceConfig
+from rlpost.config import Config, SourceConfig, plugins
+from rlpost.config.locations import resolve_path
 from rlpost.durable.run_dir import MODES, find_checkpoint
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
-from rlpost.locations import resolve_path
+from rlpost.models.files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
+from rlpost.models.shape import count_params, kv_bytes
 from rlpost.preflight.check_values import check_shape_fits, check_values
-from rlpost.preflight.memory_plan import MemoryPlan, count_params, kv_bytes, plan_memory
-from rlpost.preflight.model_files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
+from rlpost.preflight.memory_plan import MemoryPlan, plan_memory
+from rlpost.prompts.encoding import describe_long, join_messages, make_messages
+from rlpost.prompts.rows import Row, load_rows, look_up
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions
 from rlpost.rewards.selection import list_functions, runs_in_process
-from rlpost.rollout.prompts import Row, describe_long, join_messages, load_rows, look_up, make_messages
-from rlpost.rollout.reward_workers import RewardWorkers, choose_num_workers
-from rlpost.startup import choose_runtime, has_gpu
+from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
+from rlpost.workers.runtime import choose_runtime, has_gpu
 
 ASSUMED_GPU_BYTES = 80 << 30  # an A100's or H100's, for a plan on a machine without a GPU
 NUM_MEASURED = 256  # the longest prompts by bytes are tokenised; the rest cannot be longer than they have bytes

@@ -6,11 +6,17 @@ is left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from rlpost.estimates import Interval
+from rlpost.config import Config
+from rlpost.durable.history import History
+from rlpost.evaluation.intervals import Interval
 from rlpost.reporting.progress import duration, percent
+from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.simulation.replay import Comparison
 
 MAX_SIMULATOR_ERROR = 0.10  # above it the simulated row would say more about the simulator than about APRIL
 
@@ -41,6 +47,48 @@ class ClosingFacts:
         if not self.rollout_s or self.simulated_april_s is None:
             return None
         return abs(self.simulated_april_s - self.rollout_s) / self.rollout_s
+
+
+def gather_facts(
+    history: History, *, path: Path, step: int, cfg: Config, comparison: Comparison | None
+) -> ClosingFacts:
+    """What the run's memory says of it. ``comparison``: its rollouts simulated without APRIL, where that was done."""
+    totals, rollout_s = history.totals, history.record.generate_s
+    first, last = (history.evaluations[0], history.evaluations[-1]) if len(history.evaluations) > 1 else ({}, {})
+    return ClosingFacts(
+        run_dir=path,
+        steps=step,
+        duration_s=history.elapsed_s,
+        num_problems=len(last.get("problems", [])),
+        samples_per_problem=cfg.eval.samples_per_prompt,
+        accuracy_before=_interval(first),
+        accuracy_after=_interval(last),
+        accuracy_gain=history.accuracy_gain(),
+        response_tokens_before=first.get("eval/response_tokens"),
+        response_tokens_after=last.get("eval/response_tokens"),
+        rollout_tokens_per_s=totals["tokens"] / rollout_s if rollout_s else None,
+        idle_share=totals["idle_s"] / totals["slot_s"] if totals["slot_s"] else None,
+        carried_share=totals["carried_tokens"] / max(1, totals["tokens"]),
+        rollout_s=rollout_s,
+        simulated_april_s=comparison.simulated_s if comparison else None,
+        simulated_sync_s=comparison.synchronous_s if comparison else None,
+        model_dir=path / "model",
+    )
+
+
+def make_summary(facts: ClosingFacts, history: History, buffer: RolloutBuffer) -> dict[str, Any]:
+    """What ``finished.json`` holds and ``rlpost train`` returns."""
+    evaluations = [{k: v for k, v in e.items() if k not in ("correct", "problems")} for e in history.evaluations]
+    return {
+        "steps": facts.steps,
+        "duration_s": facts.duration_s,
+        "evaluations": evaluations,
+        "accuracy_gain": asdict(facts.accuracy_gain) if facts.accuracy_gain else None,
+        "idle_share": facts.idle_share,
+        "carried_share": facts.carried_share,
+        "groups": dict(buffer.groups_ended),
+        "tokens": dict(buffer.tokens_ended),
+    }
 
 
 def closing_table(facts: ClosingFacts) -> str:
@@ -117,3 +165,10 @@ def _place_rows(facts: ClosingFacts) -> list[Row]:
 
 def _with_interval(value: Interval) -> str:
     return f"{percent(value.mean)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def _interval(evaluation: Mapping[str, Any]) -> Interval | None:
+    if not evaluation:
+        return None
+    mean, low, high = (evaluation[f"eval/accuracy{end}"] for end in ("", "_low", "_high"))
+    return Interval(mean=mean, low=low, high=high)

@@ -52,46 +52,117 @@ REGISTRY = (
     Metric("step", "steps", "Rollouts trained so far; also the published policy version."),
     Metric("time_s", "s", "Since the run began, pauses between resumed parts left out."),
     # reward
-    Metric("reward/mean", "reward", "Mean over judged samples.", "rises; a jump without eval/accuracy is reward hacking"),
+    Metric(
+        "reward/mean", "reward", "Mean over judged samples.", "rises; a jump without eval/accuracy is reward hacking"
+    ),
     Metric("reward/std", "reward", "Standard deviation over judged samples.", "above 0; at 0 nothing can be learnt"),
     Metric("reward/min", "reward", "Smallest."),
     Metric("reward/max", "reward", "Largest."),
     Metric("reward/failed", "samples", "Samples whose reward raised, was late or was no number.", "0"),
-    Metric("reward/failed/*", "samples", "The same, by kind: timeout, crash, reward_error, none, or a kind that the reward names.", "0"),
-    Metric("reward/pending", "samples", "Samples that still waited for their verdict when the step had its groups.", "small; rewards are slower than generation otherwise"),
+    Metric(
+        "reward/failed/*",
+        "samples",
+        "The same, by kind: timeout, crash, reward_error, none, or a kind that the reward names.",
+        "0",
+    ),
+    Metric(
+        "reward/pending",
+        "samples",
+        "Samples that still waited for their verdict when the step had its groups.",
+        "small; rewards are slower than generation otherwise",
+    ),
     Metric("reward/retried", "calls", "Calls that failed and were made again (`reward.on_failure=retry`).", "0"),
-    Metric("reward/replaced_workers", "workers", "Reward processes killed at a deadline, or lost, since the step before.", "0"),
+    Metric(
+        "reward/replaced_workers",
+        "workers",
+        "Reward processes killed at a deadline, or lost, since the step before.",
+        "0",
+    ),
     Metric("reward/call_s", "s", "Mean time of one call of a reward function, verdicts from the cache left out."),
     Metric("reward/call_s/max", "s", "Longest such time.", "well below `reward.timeout_s`"),
-    Metric("reward/cache_hit_share", "share", "Calls answered from the verdict cache; absent without one.", "near 0, except after a resume"),
+    Metric(
+        "reward/cache_hit_share",
+        "share",
+        "Calls answered from the verdict cache; absent without one.",
+        "near 0, except after a resume",
+    ),
     Metric("reward/part/*", "reward", "Mean of one part of the reward."),
-    Metric("reward/equal_groups_share", "share", "Groups whose rewards are all equal: no gradient from them.", "below 0.7"),
+    Metric(
+        "reward/equal_groups_share", "share", "Groups whose rewards are all equal: no gradient from them.", "below 0.7"
+    ),
     # rollout
-    Metric("rollout/consumed_tokens_per_s", "tokens/s", "Tokens that were trained, over generation time: the useful rate."),
-    Metric("rollout/generated_tokens_per_s", "tokens/s", "Tokens newly sampled, over generation time.", "near consumed"),
-    Metric("rollout/discarded_tokens_per_s", "tokens/s", "Tokens thrown away (filters, failed rewards).", "0 without a filter"),
-    Metric("rollout/replayed_tokens_per_s", "tokens/s", "Tokens of carried samples the engine read again.", "small: a prefill"),
+    Metric(
+        "rollout/consumed_tokens_per_s", "tokens/s", "Tokens that were trained, over generation time: the useful rate."
+    ),
+    Metric(
+        "rollout/generated_tokens_per_s", "tokens/s", "Tokens newly sampled, over generation time.", "near consumed"
+    ),
+    Metric(
+        "rollout/discarded_tokens_per_s",
+        "tokens/s",
+        "Tokens thrown away (filters, failed rewards).",
+        "0 without a filter",
+    ),
+    Metric(
+        "rollout/replayed_tokens_per_s",
+        "tokens/s",
+        "Tokens of carried samples the engine read again.",
+        "small: a prefill",
+    ),
     Metric("rollout/consumed_tokens", "tokens", "Response tokens of the groups trained."),
     Metric("rollout/generated_tokens", "tokens", "Response tokens newly sampled in the step."),
-    Metric("rollout/discarded_tokens", "tokens", "Response tokens of rejected groups, and of samples without a reward."),
+    Metric(
+        "rollout/discarded_tokens", "tokens", "Response tokens of rejected groups, and of samples without a reward."
+    ),
     Metric("rollout/replayed_tokens", "tokens", "Prompt and response tokens of carried samples read again."),
     Metric("rollout/prefill_tokens", "tokens", "Prompt and replayed tokens computed (prefix-cache hits left out)."),
-    Metric("rollout/idle_share", "share", "1 - (sum of step time x running samples) / (sum of step time x slots).", "below 0.1 with APRIL; the tail makes it 0.3 to 0.7 without"),
-    Metric("rollout/carried_share", "share", "Of the tokens trained, those sampled by an older policy version.", "0.2 to 0.5 (the paper: 0.4); 0 is synchronous"),
-    Metric("rollout/version_span/*", "share", "Samples trained whose tokens come from so many policy versions.", "falls fast; nothing above max_staleness + 1"),
-    Metric("rollout/buffer_age", "steps", "Mean age of the groups trained: steps since they were drawn.", "below max_staleness"),
+    Metric(
+        "rollout/idle_share",
+        "share",
+        "1 - (sum of step time x running samples) / (sum of step time x slots).",
+        "below 0.1 with APRIL; the tail makes it 0.3 to 0.7 without",
+    ),
+    Metric(
+        "rollout/carried_share",
+        "share",
+        "Of the tokens trained, those sampled by an older policy version.",
+        "0.2 to 0.5 (the paper: 0.4); 0 is synchronous",
+    ),
+    Metric(
+        "rollout/version_span/*",
+        "share",
+        "Samples trained whose tokens come from so many policy versions.",
+        "falls fast; nothing above max_staleness + 1",
+    ),
+    Metric(
+        "rollout/buffer_age",
+        "steps",
+        "Mean age of the groups trained: steps since they were drawn.",
+        "below max_staleness",
+    ),
     Metric("rollout/buffer_age_max", "steps", "Largest such age."),
     Metric("rollout/buffer_groups", "groups", "Groups waiting after the step (partial, scoring or ready)."),
     Metric("rollout/ready_groups", "groups", "Complete groups waiting for a later step."),
     Metric("rollout/buffer_tokens", "tokens", "Tokens generated and not yet trained."),
-    Metric("rollout/length/admitted_mean", "tokens", "Mean response length of samples trained in this step.", "near launched_mean over a few steps; lower means short answers train first"),
+    Metric(
+        "rollout/length/admitted_mean",
+        "tokens",
+        "Mean response length of samples trained in this step.",
+        "near launched_mean over a few steps; lower means short answers train first",
+    ),
     Metric("rollout/length/deferred_mean", "tokens", "Mean length so far of samples carried over."),
     Metric("rollout/length/launched_mean", "tokens", "Mean length so far of samples first started in this step."),
     Metric("rollout/length/admitted_max", "tokens", "Longest response trained."),
     Metric("rollout/truncated_share", "share", "Samples trained that were cut at max_response_tokens.", "below 0.1"),
     Metric("rollout/empty_share", "share", "Samples trained with an empty response.", "0"),
-    Metric("rollout/accepted_share", "share", "Groups admitted, of those judged (the rest were rejected by the filter)."),
-    Metric("rollout/open_limit", "groups", "Most groups open or admitted in the step: `rollout.oversample` x N, or what `rollout.adaptive_oversample` chose."),
+    Metric(
+        "rollout/accepted_share", "share", "Groups admitted, of those judged (the rest were rejected by the filter)."
+    ),
+    Metric(
+        "rollout/open_limit",
+        "groups",
+        "Most groups open or admitted in the step: `rollout.oversample` x N, or what `rollout.adaptive_oversample` chose.",
+    ),
     Metric("rollout/rejected_groups", "groups", "Groups the filter rejected."),
     Metric("rollout/rejected_groups/*", "groups", "The same, by reason."),
     Metric("rollout/launched_samples", "samples", "Samples started for the first time."),
@@ -99,10 +170,24 @@ REGISTRY = (
     Metric("rollout/kept_samples", "samples", "Carried samples that went on with their KV cache (`rollout.keep_kv`)."),
     Metric("rollout/engine_steps", "steps", "Engine steps of the rollout."),
     Metric("rollout/running_mean", "samples", "Samples in the engine, mean over time.", "near slots"),
-    Metric("rollout/slots", "samples", "Samples that may be in the engine at once: `rollout.max_in_flight`, or what its KV cache holds, at most `engine.max_slots`."),
+    Metric(
+        "rollout/slots",
+        "samples",
+        "Samples that may be in the engine at once: `rollout.max_in_flight`, or what its KV cache holds, at most `engine.max_slots`.",
+    ),
     Metric("rollout/kv_usage_max", "share", "Largest share of the KV cache that was taken.", "below 1"),
-    Metric("rollout/preemptions", "samples", "Samples that vLLM interrupted as the KV cache was full; their tokens are computed again.", "near 0"),
-    Metric("rollout/own_share", "share", "Share of the rollout spent in rlpost's own code, outside the engine.", "below 0.1"),
+    Metric(
+        "rollout/preemptions",
+        "samples",
+        "Samples that vLLM interrupted as the KV cache was full; their tokens are computed again.",
+        "near 0",
+    ),
+    Metric(
+        "rollout/own_share",
+        "share",
+        "Share of the rollout spent in rlpost's own code, outside the engine.",
+        "below 0.1",
+    ),
     # loss
     Metric("loss/policy", "", "The policy loss as reduced; its size means little, its sign less.", "finite"),
     Metric("loss/total", "", "Policy loss plus KL and entropy terms.", "finite"),
@@ -115,27 +200,51 @@ REGISTRY = (
     Metric("loss/clip_low_share", "share", "Tokens (GSPO: sequences) clipped below.", "below 0.1"),
     Metric("loss/clip_high_share", "share", "Tokens (GSPO: sequences) clipped above.", "below 0.1"),
     Metric("loss/dual_clip_share", "share", "Tokens held by the dual clip.", "near 0"),
-    Metric("loss/grad_norm", "", "Global gradient norm before clipping, mean over optimizer steps.", "steady; spikes are clipped"),
+    Metric(
+        "loss/grad_norm",
+        "",
+        "Global gradient norm before clipping, mean over optimizer steps.",
+        "steady; spikes are clipped",
+    ),
     Metric("loss/lr", "", "Learning rate of the last optimizer step."),
     Metric("loss/skipped_updates", "updates", "Updates skipped for NaN or infinite values; never applied.", "0"),
     Metric("loss/tokens", "tokens", "Trainable tokens of the step."),
     Metric("loss/sequences", "sequences", "Sequences with at least one trainable token."),
     # mismatch
-    Metric("mismatch/*/ratio", "", "Mean r at this lag (lag_0, lag_1, ..., the last with _plus); mixed_kv: of tokens that attended to keys and values of older weights, which are in no lag.", "near 1"),
-    Metric("mismatch/*/abs_log_ratio", "nats", "Mean abs(log r) at this lag.", "lag_0: below 1e-4 in fp32, 0.05 in bf16"),
+    Metric(
+        "mismatch/*/ratio",
+        "",
+        "Mean r at this lag (lag_0, lag_1, ..., the last with _plus); mixed_kv: of tokens that attended to keys and values of older weights, which are in no lag.",
+        "near 1",
+    ),
+    Metric(
+        "mismatch/*/abs_log_ratio", "nats", "Mean abs(log r) at this lag.", "lag_0: below 1e-4 in fp32, 0.05 in bf16"
+    ),
     Metric("mismatch/*/changed_share", "share", "Tokens the correction truncated or masked.", "below 0.05"),
     Metric("mismatch/*/token_share", "share", "Trainable tokens of this lag."),
     Metric("mismatch/abs_log_ratio/max", "nats", "Largest abs(log r) over all lags."),
-    Metric("mismatch/canary", "nats", "Largest logprob difference between trainer and engine on fixed sequences.", "below 1e-4 in fp32, 0.3 in bf16; beyond it the run stops"),
+    Metric(
+        "mismatch/canary",
+        "nats",
+        "Largest logprob difference between trainer and engine on fixed sequences.",
+        "below 1e-4 in fp32, 0.3 in bf16; beyond it the run stops",
+    ),
     # publish
-    Metric("publish/gb_per_s", "GB/s", "Bytes of the weights over the time of copying them.", "near the memory's bandwidth"),
+    Metric(
+        "publish/gb_per_s", "GB/s", "Bytes of the weights over the time of copying them.", "near the memory's bandwidth"
+    ),
     Metric("publish/load_s", "s", "Copying."),
     Metric("publish/fingerprint_s", "s", "Reading back and comparing every tensor."),
     # eval
     Metric("eval/accuracy", "share", "mean@k: mean over problems of the share of correct samples.", "rises"),
     Metric("eval/accuracy_low", "share", "Lower end of its 95 % interval, bootstrap over problems."),
     Metric("eval/accuracy_high", "share", "Upper end of the same."),
-    Metric("eval/pass_at_k", "share", "Problems with at least one correct sample among k (unbiased estimate).", "falls while accuracy rises: the policy narrows"),
+    Metric(
+        "eval/pass_at_k",
+        "share",
+        "Problems with at least one correct sample among k (unbiased estimate).",
+        "falls while accuracy rises: the policy narrows",
+    ),
     Metric("eval/pass_at_k_low", "share", "Lower end of its 95 % interval."),
     Metric("eval/pass_at_k_high", "share", "Upper end of the same."),
     Metric("eval/response_tokens", "tokens", "Mean response length."),
@@ -147,25 +256,58 @@ REGISTRY = (
     Metric("eval/part/*", "reward", "Mean of one part of the reward."),
     # time
     Metric("time/step", "s", "The whole step: publication, generation, update; evaluation and saving left out."),
-    Metric("time/cpu", "s", "CPU time of the run's own process in the step, over all its threads; the publication left out.", "near time/step with one thread; far below it, other programs have the cores"),
+    Metric(
+        "time/cpu",
+        "s",
+        "CPU time of the run's own process in the step, over all its threads; the publication left out.",
+        "near time/step with one thread; far below it, other programs have the cores",
+    ),
     Metric("time/generate", "s", "Generation, scoring beside it included."),
     Metric("time/update", "s", "Forward, backward and optimizer."),
-    Metric("time/ledger", "s", "Writing the rollout and its end into the ledger, and reading tokens back.", "below 0.02 of time/step"),
-    Metric("time/publish", "s", "Copying the weights this step generates with into the engine, fingerprint and canary included."),
+    Metric(
+        "time/ledger",
+        "s",
+        "Writing the rollout and its end into the ledger, and reading tokens back.",
+        "below 0.02 of time/step",
+    ),
+    Metric(
+        "time/publish",
+        "s",
+        "Copying the weights this step generates with into the engine, fingerprint and canary included.",
+    ),
     Metric("time/eval", "s", "Evaluation; not part of time/step."),
     Metric("time/save", "s", "Saving a checkpoint; not part of time/step."),
     # waterfall
     Metric("waterfall/canary", "s", "Scoring the canary, trainer and engine."),
     Metric("waterfall/copy", "s", "Copying the weights into the engine."),
     Metric("waterfall/fingerprint", "s", "Reading every tensor back and comparing it."),
-    Metric("waterfall/hand_over", "s", "The device changing hands: sleeping and waking of engine and trainer.", "small on a GPU, nothing on a CPU"),
+    Metric(
+        "waterfall/hand_over",
+        "s",
+        "The device changing hands: sleeping and waking of engine and trainer.",
+        "small on a GPU, nothing on a CPU",
+    ),
     Metric("waterfall/engine", "s", "The engine at work, places that stood empty left out.", "most of the step"),
     Metric("waterfall/idle", "s", "The engine's time x the share of its places that stood empty (rollout/idle_share)."),
-    Metric("waterfall/collect", "s", "rlpost's own code beside the engine: scheduling, buffer, handing samples to the reward.", "below a tenth of waterfall/engine"),
+    Metric(
+        "waterfall/collect",
+        "s",
+        "rlpost's own code beside the engine: scheduling, buffer, handing samples to the reward.",
+        "below a tenth of waterfall/engine",
+    ),
     Metric("waterfall/wait_for_rewards", "s", "Nothing left to generate, verdicts outstanding.", "0"),
     Metric("waterfall/abort", "s", "Ending what was in flight (one engine; with replicas it is part of engine)."),
-    Metric("waterfall/build_batch", "s", "Advantages, packing and batches, once the step has its groups (records of answers are made while others are generated).", "below 0.02 of time/step"),
-    Metric("waterfall/old_logprobs", "s", "The pass for old_logprobs, where the algorithm or logging.trainer_logprobs needs it."),
+    Metric(
+        "waterfall/build_batch",
+        "s",
+        "Advantages, packing and batches, once the step has its groups (records of answers are made while others are generated).",
+        "below 0.02 of time/step",
+    ),
+    Metric(
+        "waterfall/old_logprobs",
+        "s",
+        "The pass for old_logprobs, where the algorithm or logging.trainer_logprobs needs it.",
+    ),
     Metric("waterfall/ref_logprobs", "s", "The pass of the frozen reference, where there is a KL term."),
     Metric("waterfall/train", "s", "Forward, backward, optimizer."),
     Metric("waterfall/keep_state", "s", "Leaving the trainer's state outside the workers (cluster.keep_shards)."),
@@ -178,11 +320,18 @@ REGISTRY = (
     Metric("total/tokens", "tokens", "Response tokens trained."),
     # replay
     Metric("replay/measured_s", "s", "Generation time of the whole run."),
-    Metric("replay/synchronous_s", "s", "The simulator's time for the same rollouts, every step waiting for its slowest."),
+    Metric(
+        "replay/synchronous_s", "s", "The simulator's time for the same rollouts, every step waiting for its slowest."
+    ),
     Metric("replay/error", "share", "How far the simulator is off on the run as it was.", "below 0.1"),
     # histogram
     Metric("histogram/length", "tokens", "Response lengths of the samples trained.", "no pile at max_response_tokens"),
-    Metric("histogram/staleness", "versions", "Of the tokens trained: how many policy versions before the trained one they were sampled.", "nothing above max_staleness"),
+    Metric(
+        "histogram/staleness",
+        "versions",
+        "Of the tokens trained: how many policy versions before the trained one they were sampled.",
+        "nothing above max_staleness",
+    ),
     Metric("histogram/advantage", "", "Advantages of the samples trained.", "both signs; a spike at 0 teaches nothing"),
     Metric("histogram/reward", "reward", "Rewards of the samples trained.", "more than one bar"),
     # log

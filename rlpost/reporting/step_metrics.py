@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.colocation import Publication
+from rlpost.rewards.scoring import ScoringCounts
 from rlpost.rollout.buffer import RolloutBuffer
-from rlpost.rollout.collect import RolloutStats
-from rlpost.rollout.scoring import ScoringCounts
-from rlpost.train.policy import UpdateResult
+from rlpost.rollout.stats import RolloutStats
+from rlpost.train.protocol import UpdateResult
 from rlpost.types import Group, TrainBatch
+from rlpost.workers.publication import Publication
 
 
 def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, float]:

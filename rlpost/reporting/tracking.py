@@ -1,5 +1,5 @@
 """Trackers that show a run's metrics elsewhere: W&B and TensorBoard. The only file that imports either, but for
-``reporting.dashboard``, which arranges W&B's panels.
+``viewing.dashboard``, which arranges W&B's panels.
 
 A tracker never ends or delays a run: what goes wrong is said in one line, once, and the tracker goes quiet
 (``metrics.jsonl`` always has everything). Nothing here ever asks a question. ``reporting.metrics`` is the only caller.
@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from rlpost.durable.run_dir import TRACKER_ID
+
 Say = Callable[[str], None]
 Table = tuple[list[str], list[list[Any]]]  # column names, rows
 
@@ -33,7 +35,6 @@ SUMMARIES = {  # what W&B's table of runs shows of a metric; the last value of a
 NUM_BINS = 32
 TITLE_CHARACTERS = 63  # of a W&B alert
 
-WANDB_ID_FILE = "wandb_run_id"
 INIT_TIMEOUT_S = 30.0  # an unreachable server may cost this much once, then the run is tracked offline
 
 
@@ -267,7 +268,7 @@ def _start_wandb(wandb: Any, run_dir: Path, mode: str, options: dict[str, Any], 
 
 def _run_id(run_dir: Path) -> str:
     """The id kept in the run directory, so that a resumed run goes on under the same one."""
-    file = run_dir / WANDB_ID_FILE
+    file = run_dir / TRACKER_ID
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:12] + "\n")
     return file.read_text().strip()

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rlpost.colocation import Publication
-from rlpost.rollout.collect import RolloutStats
+from rlpost.rollout.stats import RolloutStats
+from rlpost.workers.publication import Publication
 
 PARTS = (
     *("canary", "copy", "fingerprint", "hand_over"),

@@ -9,13 +9,13 @@ the other signatures, and what becomes of what a function returns or raises.
 from __future__ import annotations
 
 REWARDS = {
-    "exact_answer": "rlpost.rewards.answers.exact_answer",
-    "gsm8k": "rlpost.rewards.answers.gsm8k",
-    "last_number": "rlpost.rewards.answers.last_number",
-    "digit_share": "rlpost.rewards.answers.digit_share",
-    "format_match": "rlpost.rewards.answers.format_match",
-    "math": "rlpost.rewards.math_answers.math_answer",
-    "http": "rlpost.rewards.http_service.HttpReward",
-    "code_functions": "rlpost.rewards.code.CodeFunctions",
-    "code_stdio": "rlpost.rewards.code.CodeStdio",
+    "exact_answer": "rlpost.rewards.library.answers.exact_answer",
+    "gsm8k": "rlpost.rewards.library.answers.gsm8k",
+    "last_number": "rlpost.rewards.library.answers.last_number",
+    "digit_share": "rlpost.rewards.library.answers.digit_share",
+    "format_match": "rlpost.rewards.library.answers.format_match",
+    "math": "rlpost.rewards.library.math_answers.math_answer",
+    "http": "rlpost.rewards.library.http_service.HttpReward",
+    "code_functions": "rlpost.rewards.library.code.CodeFunctions",
+    "code_stdio": "rlpost.rewards.library.code.CodeStdio",
 }

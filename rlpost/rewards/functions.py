@@ -1,8 +1,8 @@
 """Reward functions ready to be called.
 
 A function has our signature or TRL's, is sync or async, and judges one response or a whole group at a time;
-:class:`LoadedFunction` makes them all alike. Called in reward workers (``rewards.worker``) and, for rewards that run in
-the process, by ``rollout.scoring``. No heavy imports; a user's module is imported by :func:`load_functions` only.
+:class:`LoadedFunction` makes them all alike. Called in reward workers (``rewards.worker_main``) and, for rewards that
+run in the process, by ``rewards.scoring``. No heavy imports; only :func:`load_functions` imports a user's module.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlpost import __version__, plugins
-from rlpost.config import RewardConfig
+from rlpost import __version__
+from rlpost.config import RewardConfig, plugins
 from rlpost.errors import ConfigError, explain
 from rlpost.rewards import REWARDS
 from rlpost.rewards.failures import RewardFailure

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
+from rlpost.engine.protocol import Delta, Engine, Request, SamplingSettings
 from rlpost.errors import RunError, explain
+from rlpost.rewards.scoring import Scorer, Verdict, failure_kind
 from rlpost.rollout.buffer import REWARD_FAILED, LedgerError, RolloutBuffer
-from rlpost.rollout.engine import Delta, Engine, EngineWork, Request, SamplingSettings
 from rlpost.rollout.open_groups import OpenGroup, OpenSample
-from rlpost.rollout.scoring import Scorer, Verdict, failure_kind
+from rlpost.rollout.stats import RolloutStats, Stay
 from rlpost.types import Group, Prompt
 
 SCORE_POLL_S = 1.0  # how long one wait for verdicts lasts before the loop looks around again, for a stop request too
@@ -40,87 +40,6 @@ class CollectSettings:
     max_failure_share: float = 1.0
     keep_kv: bool = False  # what is in flight when a step ends goes on in the next one with its KV cache
     score_every: int = 0  # deterministic mode: engine steps between two looks at the verdicts; 0: whenever one is there
-
-
-class Stay(NamedTuple):
-    """A sample that is in the engine now."""
-
-    group: OpenGroup
-    sample: OpenSample
-    start_s: float
-    tokens_before: int
-    kind: str
-    replica: int
-
-
-@dataclass(kw_only=True, slots=True)
-class Spans:
-    """Every stay of a sample in the engine, columns side by side: the raw material of the run's timeline."""
-
-    uid: list[str] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)
-    replica: list[int] = field(default_factory=list)
-    policy_version: list[int] = field(default_factory=list)
-    start_s: list[float] = field(default_factory=list)  # on the engine's clock: handed to it
-    end_s: list[float] = field(default_factory=list)  # its last delta, or the abort
-    tokens: list[int] = field(default_factory=list)  # generated in this stay
-    kind: list[str] = field(default_factory=list)  # launched, resumed where an earlier stay was interrupted, or kept
-    end: list[str] = field(default_factory=list)  # stop, length, paused by an abort, or lost with its replica
-
-    def add(self, stay: Stay, policy_version: int, end_s: float, end: str) -> None:
-        group, sample, start_s, tokens_before, kind, replica = stay
-        self.uid.append(group.prompt.uid)
-        self.index.append(sample.index)
-        self.replica.append(replica)
-        self.policy_version.append(policy_version)
-        self.start_s.append(start_s)
-        self.end_s.append(end_s)
-        self.tokens.append(sample.num_tokens - tokens_before)
-        self.kind.append(kind)
-        self.end.append(end)
-
-
-@dataclass(kw_only=True, slots=True)
-class RolloutStats:
-    """One step's account. Times in seconds on the engine's clock, counts in tokens unless named otherwise."""
-
-    step: int
-    slots: int
-    stopped: bool = False  # half-way, on request: what was admitted waits for the same step's next try
-    started_s: float = 0.0
-    ended_s: float = 0.0
-    num_generated: int = 0
-    num_replayed: int = 0  # tokens of carried-over samples fed to the engine again, their prompts included
-    num_prefill: int = 0  # prompt and replayed tokens really computed (prefix-cache hits left out)
-    num_launched: int = 0  # samples started for the first time
-    num_resumed: int = 0
-    num_kept: int = 0  # samples that went on with their KV cache
-    num_failed_rewards: int = 0
-    num_judged: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
-    failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
-    last_failure: str | None = None
-    work: EngineWork = field(default_factory=EngineWork)
-    abort_s: float = 0.0  # of what was left in flight, where ``work`` does not hold it
-    launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
-    dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
-    deferred_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples carried over
-    dropped: list[tuple[str, str]] = field(default_factory=list)  # (uid, how it ended), of the same dropped groups
-    spans: Spans = field(default_factory=Spans)
-
-    @property
-    def duration_s(self) -> float:
-        return self.ended_s - self.started_s
-
-    @property
-    def idle_share(self) -> float:
-        """1 - (sum of iteration time x running samples) / slot seconds offered; 0 where nothing ran."""
-        offered = self.offered_slot_s
-        return max(0.0, 1.0 - self.work.slot_seconds() / offered) if offered else 0.0
-
-    @property
-    def offered_slot_s(self) -> float:
-        return self.work.wall_s * self.slots
 
 
 OnProgress = Callable[[int, int, int], None]  # (groups admitted, samples running, groups open)

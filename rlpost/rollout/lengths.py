@@ -3,7 +3,7 @@
 A response of age a that goes on says that its length is above a, no more. Leaving those out would make the first steps,
 in which short answers are done, promise short answers; the product-limit estimate (Kaplan and Meier 1958, eq. 2b)
 counts them for what they say. That is right for responses that were all begun in one stretch of time, done or not, so
-callers take those of the groups drawn last. Pure; ``rollout.kv_room`` plans with it.
+callers take those of the groups drawn last. Pure; ``rollout.concurrency`` plans with it.
 """
 
 from __future__ import annotations

@@ -21,14 +21,15 @@ from safetensors import SafetensorError
 
 from rlpost.algos.batch import pack
 from rlpost.config import Config
+from rlpost.config.schema import check_stage
 from rlpost.errors import RunError, explain
-from rlpost.preflight.check_values import check_stage
-from rlpost.train import metric_sums, states
+from rlpost.train import metric_sums
+from rlpost.train import offload as states
+from rlpost.train.checkpoint_layout import DEEPSPEED, check_layout, describe, write_layout
 from rlpost.train.forward import PolicyModule, trainable_positions
-from rlpost.train.layout import DEEPSPEED, check_layout, describe, write_layout
 from rlpost.train.model import DTYPES, load_model
-from rlpost.train.policy import Objective, UpdateResult
 from rlpost.train.process_group import init_process_group
+from rlpost.train.protocol import Objective, UpdateResult
 from rlpost.train.schedule import lr_at
 from rlpost.train.weights import full_state_dict, iter_buckets
 from rlpost.train.zero import build_optimizer, zero_config

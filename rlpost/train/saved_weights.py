@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from rlpost.errors import RunError, explain
-from rlpost.train.layout import DEEPSPEED, read_layout
+from rlpost.train.checkpoint_layout import DEEPSPEED, read_layout
 from rlpost.train.model import DTYPES
 
 PREFIX = "lm."  # the policy module's name for the language model

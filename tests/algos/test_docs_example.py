@@ -16,7 +16,7 @@ from rlpost.algos import batch as batching
 from rlpost.algos import table
 from rlpost.algos.algorithm import build_algorithm
 from rlpost.config import Config
-from rlpost.plugins import resolve_target
+from rlpost.config.plugins import resolve_target
 from tests.algos.making import group, sample, segment
 
 DOC = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from rlpost.bench.rollout import (
     run,
 )
 from rlpost.cli import main
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
 from rlpost.errors import ConfigError
 
 SMALL = ["rollout.groups_per_step=16", "rollout.samples_per_group=4", "engine.max_slots=16"]

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlpost.compose import to_yaml
 from rlpost.config import Config
+from rlpost.config.compose import to_yaml
 from rlpost.durable.config_changes import changed_keys, refuse_changes
 from rlpost.errors import RunError
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rlpost.cluster.shards import PREFIX, life_folder
-from rlpost.cluster.workers import SCRATCH
+from rlpost.workers.cluster.shards import PREFIX, life_folder
+from rlpost.workers.cluster.workers import SCRATCH
 
 from .program import SMALL, command
 

@@ -98,14 +98,14 @@ class Nursery:
 def serve() -> None:
     """The nursery's process: orders in, exit statuses out."""
     from rlpost.config import Config
-    from rlpost.startup import Runtime, write_environment
+    from rlpost.workers.runtime import Runtime, write_environment
 
     write_environment(Runtime(device="cpu", dtype="float32", threads=1), vocab_size=18)
     import deepspeed  # noqa: F401
     import vllm.v1.engine.llm_engine  # noqa: F401
 
+    import rlpost.engine.vllm
     import rlpost.loop
-    import rlpost.rollout.vllm_engine
     import rlpost.train.deepspeed_trainer  # noqa: F401
 
     assert Config and rlpost.loop

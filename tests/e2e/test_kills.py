@@ -32,9 +32,9 @@ SAME = ["deterministic=true"]
 # Every phase of a run, and every write of a checkpoint. ``nth`` lets each life get somewhere first.
 PLACES = {
     "before the first step": Place("rlpost.loop:Trainer._publish"),
-    "copying the weights": Place("rlpost.rollout.vllm_engine:VLLMEngine.load_weights", "after", nth=2),
-    "generating": Place("rlpost.rollout.vllm_engine:VLLMEngine.step", nth=60),
-    "scoring": Place("rlpost.rollout.scoring:RewardScorer.submit", "after", nth=20),
+    "copying the weights": Place("rlpost.engine.vllm:VLLMEngine.load_weights", "after", nth=2),
+    "generating": Place("rlpost.engine.vllm:VLLMEngine.step", nth=60),
+    "scoring": Place("rlpost.rewards.scoring:RewardScorer.submit", "after", nth=20),
     "between abort and store": Place("rlpost.rollout.buffer:RolloutBuffer.store", nth=3),
     "in the middle of the store": Place("rlpost.rollout.ledger:Ledger._insert_queued", "after", nth=3),
     "after the store": Place("rlpost.rollout.buffer:RolloutBuffer.store", "after", nth=2),
@@ -56,8 +56,8 @@ PLACES = {
     "in the cleanup": Place("rlpost.durable.checkpoint:_remove", "after"),
     "before the ledger is compacted": Place("rlpost.rollout.ledger:Ledger.compact", nth=2),
     "in the middle of compaction": Place("rlpost.rollout.ledger:Ledger._transaction", "end", nth=8),
-    "evaluating": Place("rlpost.evaluate:summarize"),
-    "after evaluating": Place("rlpost.history:History.add_evaluation", "after"),
+    "evaluating": Place("rlpost.evaluation.evaluate:summarize"),
+    "after evaluating": Place("rlpost.durable.history:History.add_evaluation", "after"),
     "making the ledger": Place("rlpost.rollout.ledger:Ledger._transaction", "end"),
     "rolling back": Place("rlpost.rollout.ledger:Ledger._transaction", "end"),
     "loading the trainer": Place("rlpost.train.deepspeed_trainer:DeepSpeedTrainer.load", "after"),
@@ -141,7 +141,7 @@ def test_killed_at_phase_after_phase_it_ends_as_if_nothing_had_happened(nursery,
 def test_verdicts_of_worker_processes_are_taken_in_a_fixed_order(nursery, whole):
     """With two reward workers, killed while they judge: still the run that judged in its own process."""
     run = [*RUN, *SAME, "name=workers", "reward.workers=2"]
-    life = nursery.live(*run, place=Place("rlpost.rollout.scoring:RewardScorer.submit", "after", nth=70))
+    life = nursery.live(*run, place=Place("rlpost.rewards.scoring:RewardScorer.submit", "after", nth=70))
     assert life.status == KILLED, life.output
     life = nursery.live(*run)
     assert life.status == 0, life.output
@@ -215,7 +215,7 @@ def test_a_run_of_the_demos_size_is_killed_a_hundred_times(nursery):
 def test_asked_to_stop_while_generating_it_keeps_what_was_generated(nursery, number, status):
     name = f"asked-{status}"
     run = nursery.folder / "runs" / name
-    engine_step = Place("rlpost.rollout.vllm_engine:VLLMEngine.step", nth=150)
+    engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=150)
     life = nursery.live(*RUN, f"name={name}", place=engine_step, number=number)
     assert life.status == status, life.output
     assert "saving what there is" in life.output and "the same command goes on from there" in life.output
@@ -245,7 +245,7 @@ def test_asked_to_stop_while_it_waits_for_a_slow_reward_it_saves_all_the_same(nu
         "import time\n\ndef reward(response):\n    time.sleep(100)\n    return 1.0\n"
     )
     slow = ["reward.function=slow.reward", "reward.workers=1", "eval.every=-1"]
-    waiting = Place("rlpost.rollout.scoring:RewardScorer.wait")
+    waiting = Place("rlpost.rewards.scoring:RewardScorer.wait")
     life = nursery.live(*RUN, *slow, "name=waiting", place=waiting, number=signal.SIGTERM)
     assert life.status == 143 and "the same command goes on from there" in life.output, life.output
     stopped = nursery.folder / "runs/waiting/checkpoints/step-000000-stopped-1"
@@ -279,7 +279,7 @@ def test_asked_to_stop_in_an_evaluation_it_loses_no_step(nursery):
 
 
 def test_deterministic_runs_stop_at_their_last_checkpoint(nursery, whole):
-    engine_step = Place("rlpost.rollout.vllm_engine:VLLMEngine.step", nth=150)
+    engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=150)
     life = nursery.live(*RUN, *SAME, "name=exact", place=engine_step, number=signal.SIGTERM)
     assert life.status == 143 and "ended by SIGTERM" in life.output, life.output
     assert not list((nursery.folder / "runs/exact/checkpoints").glob("*stopped*"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.report.chromium import Chromium, find
+from tests.viewing.report.chromium import Chromium, find
 
 from .lives import Nursery
 from .program import SMALL, rollouts_of, steps_of

@@ -35,7 +35,7 @@ def run(nursery):
     """Stopped in the middle of a step, killed in a later one, finished; ``seen`` holds what was printed meanwhile."""
     path = nursery.folder / "runs/whole-seed3"
     seen = {}
-    engine_step = "rlpost.rollout.vllm_engine:VLLMEngine.step"
+    engine_step = "rlpost.engine.vllm:VLLMEngine.step"
     life = nursery.live(*WHOLE, place=Place(engine_step, nth=230), number=signal.SIGTERM)
     assert life.status == 128 + signal.SIGTERM, life.output
     seen["stopped"] = show("runs", str(path.parent)), show("watch", str(path), "--once")

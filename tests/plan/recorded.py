@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlpost.compose import load_config, to_yaml
+from rlpost.config.compose import load_config, to_yaml
+from rlpost.durable.run_record import iteration_sums
+from rlpost.engine.protocol import SamplingSettings
+from rlpost.engine.replicas import ReplicaEngine
 from rlpost.reporting.step_metrics import rollout_metrics
 from rlpost.reporting.timeline import COLUMNS, TimelineWriter
+from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
-from rlpost.rollout.engine import SamplingSettings
-from rlpost.rollout.replay import iteration_sums
-from rlpost.rollout.replicas import ReplicaEngine
-from rlpost.rollout.scoring import InlineScorer
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
-from rlpost.rollout.simulated_replicas import SimulatedReplicas
+from rlpost.simulation.engine import SimulatedEngine, StepCost
+from rlpost.simulation.replicas import SimulatedReplicas
 from rlpost.types import Prompt
 
 PROMPT_TOKENS = 12

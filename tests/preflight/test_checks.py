@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from rlpost.compose import list_recipes, load_config
 from rlpost.config import Config, walk_fields
+from rlpost.config.compose import list_recipes, load_config
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, UserError
 from rlpost.preflight import checks
 from rlpost.preflight.check_values import CHOICES, RANGES, SFT_RANGES, check_divisible, check_values
@@ -295,7 +295,7 @@ def test_context_and_responses(cfg):
 
 
 def test_a_gpu_that_is_not_there(cfg, monkeypatch):
-    monkeypatch.setattr("rlpost.startup.has_gpu", lambda: False)
+    monkeypatch.setattr("rlpost.workers.runtime.has_gpu", lambda: False)
     fails(cfg, ConfigError, "device", "NVIDIA", device="cuda")
     cfg.device = "auto"
     cfg.model.dtype = "bfloat16"
@@ -333,7 +333,7 @@ def test_models(cfg, tmp_path):
 def test_rewards(cfg, tmp_path, monkeypatch):
     fails(cfg, ConfigError, "reward.function", reward__function="nosuch")
     fails(cfg, ConfigError, "reward.function", "nosuch_package", reward__function="nosuch_package.score")
-    fails(cfg, ConfigError, "no_such_function", reward__function="rlpost.rewards.answers.no_such_function")
+    fails(cfg, ConfigError, "no_such_function", reward__function="rlpost.rewards.library.answers.no_such_function")
     (tmp_path / "my_rewards.py").write_text(
         "def score(response, *, bonus=0.0, **_):\n    return bonus\ndef strict(response, *, bonus):\n    return bonus\n"
         "def trl(completions, answer, **_):\n    return [1.0]\n"
@@ -427,7 +427,7 @@ def test_warm_start(cfg):
 
 def test_too_large_for_this_machine_is_a_warning_and_a_plan_for_a_gpu(cfg, monkeypatch):
     cfg.device = "auto"
-    monkeypatch.setattr("rlpost.startup.has_gpu", lambda: False)
+    monkeypatch.setattr("rlpost.workers.runtime.has_gpu", lambda: False)
     monkeypatch.setattr(checks, "_device_bytes", lambda device: 1 << 40)
     assert check(cfg).warnings == []
     monkeypatch.setattr(checks, "_device_bytes", lambda device: 4000)

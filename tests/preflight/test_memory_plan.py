@@ -2,8 +2,9 @@
 
 import pytest
 
-from rlpost.compose import load_config
-from rlpost.preflight.memory_plan import activation_bytes, count_params, kv_bytes, logits_bytes, plan_memory
+from rlpost.config.compose import load_config
+from rlpost.models.shape import count_params, kv_bytes
+from rlpost.preflight.memory_plan import activation_bytes, logits_bytes, plan_memory
 
 TINY = {
     "model_type": "llama",

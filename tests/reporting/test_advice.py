@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
 from rlpost.reporting.advice import RULES, Adviser, Facts, Warning, WarningsFile, facts_of, read_warnings
 from rlpost.types import Prompt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rlpost.estimates import Interval
+from rlpost.evaluation.intervals import Interval
 from rlpost.reporting.closing import ClosingFacts, closing_table
 
 FACTS = ClosingFacts(

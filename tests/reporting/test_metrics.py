@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from rlpost.config import LoggingConfig
+from rlpost.durable.run_dir import TRACKER_ID
 from rlpost.reporting import rollout_files, tracking
 from rlpost.reporting.metrics import MetricsWriter, read_metrics, read_steps
 from rlpost.types import Group, Prompt, Sample, Segment
@@ -306,7 +307,7 @@ def test_wandb_without_a_key_writes_an_offline_run_that_resumes_under_its_id(tmp
     )
     assert done.returncode == 0, done.stderr
     assert "W&B" not in done.stdout, done.stdout
-    run_id = (run_dir / tracking.WANDB_ID_FILE).read_text().strip()
+    run_id = (run_dir / TRACKER_ID).read_text().strip()
     first, second = read_runs(run_dir / "wandb")
     for part in (first, second):
         run = part.run
@@ -355,7 +356,7 @@ def test_seeds_of_an_experiment_share_a_group(name: str, group: str) -> None:
 
 def test_a_wandb_that_cannot_start_is_one_line_and_the_run_goes_on(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    (tmp_path / tracking.WANDB_ID_FILE).write_text("an/impossible id\n")
+    (tmp_path / TRACKER_ID).write_text("an/impossible id\n")
     said: list[str] = []
     log = writer(tmp_path, say=said.append, wandb="offline")
     log.log(1, {"reward/mean": 1.0})

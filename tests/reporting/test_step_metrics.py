@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from rlpost.colocation import Publication
+from rlpost.engine.protocol import EngineStep
 from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.rollout.buffer import RolloutBuffer
-from rlpost.rollout.collect import RolloutStats
-from rlpost.rollout.engine import EngineStep
-from rlpost.train.policy import UpdateResult
+from rlpost.rollout.stats import RolloutStats
+from rlpost.train.protocol import UpdateResult
 from rlpost.types import Group, Prompt, Sample, Segment, TrainBatch
+from rlpost.workers.publication import Publication
 
 STEP = 3
 PUBLICATION = Publication(

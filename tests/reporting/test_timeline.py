@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpost.errors import RunError
-from rlpost.reporting.timeline import (
-    COLUMNS,
-    TimelineWriter,
-    assign_slots,
-    concurrency,
-    read_timeline,
-    write_trace,
-)
+from rlpost.reporting.timeline import COLUMNS, TimelineWriter, assign_slots, concurrency, read_timeline, write_trace
 
 ROWS = {
     "uid": ["0:0", "0:0", "0:1"],

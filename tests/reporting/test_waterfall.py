@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from rlpost.colocation import Publication
+from rlpost.engine.protocol import EngineStep
 from rlpost.reporting.metric_names import REGISTRY
 from rlpost.reporting.waterfall import PARTS, Stopwatch, of_publication, of_rollout, waterfall
-from rlpost.rollout.collect import RolloutStats
-from rlpost.rollout.engine import EngineStep
+from rlpost.rollout.stats import RolloutStats
+from rlpost.workers.publication import Publication
 
 PUBLICATION = Publication(
     policy_version=1, num_bytes=8, duration_s=2.0, load_s=0.75, fingerprint_s=0.25, canary_s=0.5, canary_max=0.0

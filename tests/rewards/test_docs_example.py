@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from rlpost.config import Config, RewardConfig
 from rlpost.preflight.check_values import check_values
 from rlpost.rewards import REWARDS
+from rlpost.rewards.scoring import RewardScorer
 from rlpost.rewards.selection import IN_PROCESS, list_functions
-from rlpost.rollout.reward_workers import RewardWorkers
-from rlpost.rollout.scoring import RewardScorer
+from rlpost.rewards.worker_pool import RewardWorkers
 from rlpost.types import Prompt
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")

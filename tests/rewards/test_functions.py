@@ -281,7 +281,9 @@ def test_what_cannot_be_meant_is_refused(settings, why):
 
 def test_trivial_rewards_run_in_the_process_and_others_in_workers():
     assert runs_in_process(RewardConfig(function="gsm8k"))
-    assert runs_in_process(RewardConfig(function={"_target_": "rlpost.rewards.answers.exact_answer", "marker": "="}))
+    assert runs_in_process(
+        RewardConfig(function={"_target_": "rlpost.rewards.library.answers.exact_answer", "marker": "="})
+    )
     assert runs_in_process(RewardConfig(function=lambda response: 1.0)), "a Python object cannot travel"
     assert runs_in_process(RewardConfig(function=None, functions=TWO_FUNCTIONS))
     assert runs_in_process(RewardConfig(function="math", workers=0))

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 
+from rlpost.engine.protocol import Request, SamplingSettings
+from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
-from rlpost.rollout.engine import Request, SamplingSettings
-from rlpost.rollout.scoring import InlineScorer
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
+from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
 LIMIT = 64

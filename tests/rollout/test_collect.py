@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpost.errors import RunError
+from rlpost.rewards.scoring import read_outcome
 from rlpost.rollout.buffer import LedgerError
 from rlpost.rollout.collect import collect, sample_seed
-from rlpost.rollout.scoring import read_outcome
 from tests.rollout.simulation import LIMIT, build, finish_step, heavy_tailed, prompts, run
 
 

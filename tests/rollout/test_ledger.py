@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from rlpost.config import RewardConfig
 from rlpost.rewards.functions import load_functions
+from rlpost.rewards.scoring import InlineScorer, RewardScorer
+from rlpost.rewards.worker_pool import InlineCalls
 from rlpost.rollout.buffer import ROLLED_BACK
 from rlpost.rollout.collect import collect, sample_seed
 from rlpost.rollout.ledger import TABLES, Ledger
-from rlpost.rollout.reward_workers import InlineCalls
-from rlpost.rollout.scoring import InlineScorer, RewardScorer
 from tests.rollout.ledger_life import SHAPE, Life, identity, reward_with_failures, uninterrupted
 from tests.rollout.simulation import build, finish_step, prompts
 

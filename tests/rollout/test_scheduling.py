@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rlpost.engine.protocol import NOTHING, SamplingSettings
 from rlpost.errors import RunError
+from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
-from rlpost.rollout.engine import NOTHING, SamplingSettings
-from rlpost.rollout.scoring import InlineScorer
-from rlpost.rollout.simulated_engine import SimulatedEngine, StepCost
+from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
 PROMPT_TOKENS = 5

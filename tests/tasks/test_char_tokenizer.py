@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlpost.locations import find_data
-from rlpost.rollout.prompts import load_tokenizer
+from rlpost.config.locations import find_data
+from rlpost.models.tokenizer import load_tokenizer
 from rlpost.tasks.char_tokenizer import ARITHMETIC_CHARACTERS, END, PAD, write_char_tokenizer
 
 

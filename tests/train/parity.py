@@ -8,9 +8,9 @@ import numpy as np
 
 from rlpost.algos.algorithm import build_algorithm
 from rlpost.algos.batch import build_batches
-from rlpost.cluster.ranks import RankedTrainer
 from rlpost.config import Config
 from rlpost.types import Group, Prompt, Sample, Segment, TrainBatch
+from rlpost.workers.cluster.trainer_group import RankedTrainer
 from tests.train import cases
 
 HIDDEN_SIZE = 32  # of the models in cases

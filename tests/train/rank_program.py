@@ -1,6 +1,7 @@
 """One of two ranks, started by test_two_ranks.py as a process of its own: PROGRAM, RANK, the folder with its orders.
 
-Rows are divided by ``cluster.ranks``, as in a run on a cluster: every rank makes the same calls of a ``RankedTrainer``.
+Rows are divided by ``workers.cluster.trainer_group``, as in a run on a cluster: every rank makes the same calls of a
+``RankedTrainer``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def updates_and_files(rank: int, folder: Path, stage: int) -> dict[str, Any]:
     """Three updates of five rows, one that is NaN on rank 1 alone, a checkpoint, one more update twice."""
     import torch
 
-    from rlpost.cluster.ranks import RankedTrainer
+    from rlpost.workers.cluster.trainer_group import RankedTrainer
     from tests.train import cases, parity
 
     def objective(logprobs, entropy, row, batch):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Two ranks (gloo, no ports) whose rows ``cluster.ranks`` divides train as one rank does, at every ZeRO stage."""
+"""Two ranks (gloo, no ports) with rows divided between them train as one rank does, at every ZeRO stage."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlpost.cluster.ranks import split_rows
 from rlpost.train.saved_weights import write_model
+from rlpost.workers.cluster.trainer_group import split_rows
 from tests.train import cases, parity
 from tests.two_ranks import run_two_ranks
 

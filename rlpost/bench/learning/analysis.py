@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from rlpost.bench.learning.cells import SEEDS, STRATEGIES, SYNC, Cell, main_cell
 from rlpost.bench.learning.table import Point, Row
-from rlpost.estimates import Interval, t_interval
+from rlpost.evaluation.intervals import Interval, t_interval
 
 MARGIN = -2.0  # points: what is lost below this is worse
 NO_WORSE, NOT_SHOWN = "no worse", "not shown"

@@ -13,8 +13,8 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from rlpost.compose import load_config
 from rlpost.config import Config
+from rlpost.config.compose import load_config
 
 RECIPE = "math/arithmetic_long"
 SYNC, PLAIN, CORRECTED = "sync", "april, no correction", "april, correction"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlpost.compose import load_config
+from rlpost.config.compose import load_config
 from rlpost.evaluate import run_eval
 
 

@@ -25,7 +25,7 @@ from rlpost.bench.learning.figures import draw_curves, draw_exploration
 from rlpost.bench.learning.study import choose_cells, digest_cells, valid_rows
 from rlpost.bench.learning.table import CROWDED, Row, read_table
 from rlpost.errors import DataError, explain
-from rlpost.estimates import Interval
+from rlpost.evaluation.intervals import Interval
 
 BEGIN = "<!-- written by `rlpost bench learning --report` from the table; begin -->"
 END = "<!-- end of what the command writes -->"

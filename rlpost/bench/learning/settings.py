@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.config import Config, walk_fields
+from rlpost.config.locations import resolve_path
 from rlpost.durable.config_changes import is_harmless
-from rlpost.locations import resolve_path
-from rlpost.rollout.prompts import load_rows
+from rlpost.prompts.rows import load_rows
 
 # Beside what a resume may change: keys that guard a run or say how its work is laid out, and change no sample.
 SILENT = set(

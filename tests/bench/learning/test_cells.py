@@ -4,8 +4,8 @@ import pytest
 
 from rlpost.bench.learning.cells import CORRECTED, PLAIN, SYNC, all_cells, explored_cells, main_cell, main_cells
 from rlpost.bench.learning.settings import FIXED, digest_settings, settings_of
-from rlpost.compose import load_config
 from rlpost.config import walk_fields
+from rlpost.config.compose import load_config
 
 
 def test_the_comparison_has_five_pairs_and_dapo_three():

@@ -1,0 +1,5 @@
+"""The ``rlpost`` command: arguments, help texts, and the reference pages written from them."""
+
+from rlpost.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,41 @@
+"""The configuration: its typed schema, how it is put together, and where the files that ship with rlpost lie."""
+
+from rlpost.config.schema import (
+    ROW_TOKENS,
+    AlgoConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    EvalConfig,
+    LoggingConfig,
+    ModelConfig,
+    OverlongConfig,
+    RewardConfig,
+    RolloutConfig,
+    SFTConfig,
+    SourceConfig,
+    TrainConfig,
+    walk_fields,
+)
+
+__all__ = [
+    "ROW_TOKENS",
+    "AlgoConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "EvalConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OverlongConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SFTConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "walk_fields",
+]

@@ -1,0 +1,42 @@
+"""Where the files that travel with the package lie: configuration, recipes, and the demo's model.
+
+Never reads them; ``compose``, ``checks``, ``prompts.cursor`` and whoever opens a model or tokenizer call it. In a
+checkout ``conf/`` and ``recipes/`` stand beside the package; in an installed wheel they are inside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SCHEME = "rlpost://"
+
+
+def find_conf() -> Path:
+    """The folder with ``config.yaml`` and the groups."""
+    return _find("conf")
+
+
+def find_recipes() -> Path:
+    """The folder with ``GROUP/NAME.yaml``."""
+    return _find("recipes")
+
+
+def find_data() -> Path:
+    """The folder that ``rlpost://`` names point into."""
+    return PACKAGE / "data"
+
+
+def resolve_path(path: str) -> str:
+    """``rlpost://NAME`` as the folder or file that ships with the package, ``~`` expanded; anything else unchanged.
+
+    The result need not exist: a hub name stays a hub name.
+    """
+    if path.startswith(SCHEME):
+        return str(find_data() / path.removeprefix(SCHEME))
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _find(name: str) -> Path:
+    installed, checkout = PACKAGE / name, PACKAGE.parent / name
+    return installed if installed.is_dir() else checkout

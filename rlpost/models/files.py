@@ -1,0 +1,198 @@
+"""What a model folder holds, looked at without opening a tensor or reaching the network.
+
+Owns the question where ``model.path`` points - a folder, the local hub cache, or a hub name that only a download can
+check - and whether what is there can be loaded. Never imports torch or transformers. Called by ``checks``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlpost.config import Config, ModelConfig
+from rlpost.config.locations import SCHEME, resolve_path
+from rlpost.errors import ConfigError, ModelError, explain
+
+NEEDED_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """``folder`` is None for a hub name that is not in the local cache; ``shape`` is None where nothing tells it."""
+
+    folder: Path | None
+    shape: Mapping[str, Any] | None
+
+
+def find_model(model: ModelConfig) -> ModelFiles:
+    """The model's folder and shape. Raises ModelError, at once, for what can be seen to be missing or broken."""
+    if not model.path:
+        raise ModelError("model.path: not set; expected a folder, a hub name, or rlpost://NAME; set model.path")
+    folder = _find_folder(model)
+    if folder is None:
+        return ModelFiles(folder=None, shape=model.shape)
+    shape = _read_json(folder / "config.json")
+    check_weights(folder)
+    return ModelFiles(folder=folder, shape=shape)
+
+
+def check_shape(shape: Mapping[str, Any], origin: str) -> None:
+    missing = [key for key in NEEDED_KEYS if key not in shape]
+    if missing:
+        raise ModelError(explain(origin, f"no {', '.join(missing)}", "the keys of config.json", "add them"))
+    for key in NEEDED_KEYS:
+        if not isinstance(shape[key], int) or shape[key] < 1:
+            raise ModelError(explain(f"{origin}: {key}", shape[key], "a whole number above 0", "mend it"))
+
+
+def check_weights(folder: Path) -> None:
+    """Raises ModelError unless every weight file that the folder or its index names is there and whole."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        expected = "*.safetensors or pytorch_model*.bin"
+        do = "the folder has no weights; complete the download"
+        raise ModelError(explain("model.path", str(folder), expected, do))
+    for index in folder.glob("*.index.json"):
+        named = set(_read_json(index).get("weight_map", {}).values())
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
+            raise ModelError(explain(str(index), f"no {missing[0]}", "every file it names", "complete the download"))
+    for file in files:
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
+
+
+def find_tokenizer_json(folder: Path) -> Path | None:
+    """tokenizer.json, else None where the folder has a tokenizer in an older form; ModelError where it has none."""
+    if (folder / "tokenizer.json").is_file():
+        return folder / "tokenizer.json"
+    others = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if not any((folder / name).is_file() for name in others):
+        do = "the folder has no tokenizer; copy it there"
+        raise ModelError(explain("model.path", str(folder), "tokenizer.json", do))
+    return None
+
+
+def has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(_read_json(config).get("chat_template"))
+
+
+def is_offline() -> bool:
+    values = [os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")]
+    return any(value in ("1", "ON", "YES", "TRUE") for value in values)
+
+
+def _find_folder(model: ModelConfig) -> Path | None:
+    path = Path(resolve_path(model.path))
+    if path.is_dir():
+        return path
+    if _looks_like_a_hub_name(model.path) and not path.exists():
+        cached = _find_in_cache(model.path, model.revision or "main")
+        if cached is None and is_offline():
+            expected = "a model in the local cache while HF_HUB_OFFLINE is set"
+            raise ModelError(explain("model.path", model.path, expected, "download it first, or unset HF_HUB_OFFLINE"))
+        return cached
+    what = "a file" if path.is_file() else "nothing there"
+    do = "check the path; a hub name is ORG/NAME"
+    raise ModelError(explain("model.path", f"{model.path} ({what})", "a model folder", do))
+
+
+def _looks_like_a_hub_name(path: str) -> bool:
+    """ORG/NAME, and not a path below a folder that is here."""
+    organisation, _, name = path.partition("/")
+    if path.startswith((".", "~", "/", SCHEME)) or not organisation or not name or "/" in name:
+        return False
+    return not Path(organisation).is_dir()
+
+
+def _find_in_cache(name: str, revision: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    # A cache may hold the config alone (a look at the model, a broken download): then a download decides.
+    return folder if list(folder.glob("*.safetensors")) or list(folder.glob("*.bin")) else None
+
+
+def _check_safetensors(file: Path) -> None:
+    """The header's own sizes against the file's: a cut download or a git-lfs pointer shows here."""
+    size = file.stat().st_size
+    problem = f"{size} bytes, which is no safetensors file (a cut download or a git-lfs pointer?)"
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            raise ModelError(explain(str(file), problem, "whole weights", "download it again"))
+        try:
+            header = json.loads(opened.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(explain(str(file), problem, "whole weights", "download it again")) from None
+    whole = 8 + length + max(ends, default=0)
+    if whole != size:
+        raise ModelError(explain(str(file), f"{size} bytes", f"{whole}", "the file is cut; download it again"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = explain("model.path", str(path.parent), path.name, "the folder lacks it; check the path")
+        raise ModelError(message) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())}; mend the file") from None
+    if not isinstance(loaded, dict):
+        raise ModelError(explain(str(path), type(loaded).__name__, "a JSON object", "mend the file"))
+    return loaded
+
+
+def find_model_folder(cfg: Config) -> str:
+    """A local folder with the model: as given, shipped with the package, or fetched from the hub into its cache."""
+    path = resolve_path(cfg.model.path)
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(
+            path,
+            revision=cfg.model.revision,
+            allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        from rlpost.errors import ModelError
+
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            explain(
+                "model.path",
+                cfg.model.path,
+                "a local folder or a model on the hub",
+                f"{reason}; check name and network",
+            )
+        ) from None
+
+
+def find_stop_tokens(cfg: Config, tokenizer: Any, model_folder: Path) -> tuple[int, ...]:
+    """The tokens that end a response: the tokenizer's end token, the generation config's, and the recipe's own."""
+    ids: set[int] = set(cfg.rollout.stop_token_ids)
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    generation = model_folder / "generation_config.json"
+    if generation.is_file():
+        end = json.loads(generation.read_text()).get("eos_token_id")
+        ids.update([end] if isinstance(end, int) else end or [])
+    if not ids:
+        raise ConfigError(explain("stop tokens", "none", "an end token in the tokenizer", "set rollout.stop_token_ids"))
+    return tuple(sorted(ids))

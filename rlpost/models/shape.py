@@ -1,0 +1,44 @@
+"""What a model's shape (the keys of its config.json) says about its size: parameters, heads, bytes of KV cache.
+
+Pure arithmetic; opens no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+BYTES = {"float32": 4, "bfloat16": 2}
+DENSE_TYPES = ("qwen2", "qwen3", "llama", "mistral")  # decoders that count_params counts exactly
+
+
+def count_params(shape: Mapping[str, Any]) -> int:
+    """Parameters of a dense decoder from its config.json keys; exact for DENSE_TYPES, a guess for others."""
+    model_type = str(shape.get("model_type", "qwen3"))
+    hidden, heads = int(shape["hidden_size"]), int(shape["num_attention_heads"])
+    query, key_value = heads * head_size(shape), kv_heads(shape) * head_size(shape)
+    attention = hidden * (query + 2 * key_value) + query * hidden
+    if model_type == "qwen2" or shape.get("attention_bias"):
+        attention += query + 2 * key_value
+    if model_type == "qwen3":
+        attention += 2 * head_size(shape)  # norms of query and key
+    mlp = 3 * hidden * int(shape["intermediate_size"])
+    embedding = int(shape["vocab_size"]) * hidden * (1 if shape.get("tie_word_embeddings") else 2)
+    return embedding + int(shape["num_hidden_layers"]) * (attention + mlp + 2 * hidden) + hidden
+
+
+def kv_heads(shape: Mapping[str, Any]) -> int:
+    return int(shape.get("num_key_value_heads") or shape["num_attention_heads"])
+
+
+def head_size(shape: Mapping[str, Any]) -> int:
+    return int(shape.get("head_dim") or int(shape["hidden_size"]) // int(shape["num_attention_heads"]))
+
+
+def kv_bytes(shape: Mapping[str, Any], *, num_tokens: int, dtype: str, tensor_parallel: int = 1) -> int:
+    """KV cache of ``num_tokens`` tokens on each device: key and value x layers x its KV heads x head size.
+
+    An engine's ``tensor_parallel`` devices divide the KV heads; where these are fewer, each has a copy of one.
+    """
+    heads = max(1, kv_heads(shape) // tensor_parallel)
+    return 2 * int(shape["num_hidden_layers"]) * heads * head_size(shape) * BYTES[dtype] * num_tokens

@@ -1,0 +1,1 @@
+"""The rewards that ship with rlpost. ``rlpost.rewards`` names them."""

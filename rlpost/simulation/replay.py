@@ -1,0 +1,142 @@
+"""What would the same rollouts have cost under another strategy? A cost model fitted to the run, and a simulator.
+
+Owns the record of a run's response lengths and iteration times, the least-squares fit of the cost of one iteration,
+and the replay of ``collect`` on the simulated engine. The replay of the run's own strategy is compared with what was
+measured, which is the simulator's error. Called by ``loop`` at the end of a run. Never runs a model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rlpost.config import Config
+from rlpost.durable.run_record import RunRecord
+from rlpost.rewards.scoring import InlineScorer
+from rlpost.rollout.admission import FIRST_COMPLETE
+from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.rollout.collect import CollectSettings, collect
+from rlpost.rollout.oversampling import OversampleController, make_controller
+from rlpost.simulation.engine import SimulatedEngine, StepCost
+from rlpost.types import Group, Prompt
+
+
+def fit_cost(record: RunRecord) -> StepCost:
+    """Least squares with no negative coefficient: a negative one is set to 0 and the others are fitted again."""
+    active = [0, 1, 2]
+    while active:
+        solution = np.linalg.lstsq(record.moments[np.ix_(active, active)], record.targets[active], rcond=None)[0]
+        if (solution >= 0).all():
+            break
+        active.remove(active[int(np.argmin(solution))])
+    coefficients = np.zeros(3)
+    coefficients[active] = solution if active else 0.0
+    return StepCost(base_s=coefficients[0], sample_s=coefficients[1], prefill_s=coefficients[2])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Generation seconds of the whole run. ``error``: |simulated - measured| / measured of the run's own strategy."""
+
+    measured_s: float
+    simulated_s: float
+    synchronous_s: float
+    error: float
+
+
+def compare_run(
+    record: RunRecord, cfg: Config, settings: CollectSettings, buffer: RolloutBuffer, prompt_tokens: int
+) -> Comparison | None:
+    """The run's rollouts without APRIL, simulated; None for a run that was synchronous or generated nothing."""
+    rollout = cfg.rollout
+    is_synchronous = rollout.oversample <= 1.0 and not rollout.adaptive_oversample
+    if is_synchronous or not record.generate_s:
+        return None
+    return compare_with_synchronous(
+        record,
+        {g.order: [s.num_tokens for s in g.samples] for g in buffer.groups.values()},
+        settings,
+        groups_per_step=rollout.groups_per_step,
+        samples_per_group=rollout.samples_per_group,
+        oversample=rollout.oversample,
+        max_staleness=rollout.max_staleness,
+        admission=rollout.admission,
+        controller=make_controller(cfg),
+        prompt_tokens=prompt_tokens,
+    )
+
+
+def compare_with_synchronous(
+    record: RunRecord,
+    open_lengths: Mapping[int, list[int]],
+    settings: CollectSettings,
+    *,
+    groups_per_step: int,
+    samples_per_group: int,
+    oversample: float,
+    max_staleness: int,
+    prompt_tokens: int,
+    admission: str = FIRST_COMPLETE,
+    controller: OversampleController | None = None,
+) -> Comparison:
+    """Replay the run with its own strategy and with synchronous rollouts: same prompts, lengths, slots and costs.
+
+    ``open_lengths``: tokens so far of groups never finished, by draw number; they count as final lengths, which can
+    only understate the synchronous time. ``controller``: a new one where the run's ratio was adaptive.
+    """
+    lengths = {**open_lengths, **record.lengths}
+    cost = fit_cost(record)
+
+    def simulate(oversample: float, max_staleness: int, controller: OversampleController | None) -> float:
+        buffer = RolloutBuffer(
+            groups_per_step=groups_per_step,
+            samples_per_group=samples_per_group,
+            oversample=oversample,
+            max_staleness=max_staleness,
+            admission=admission,
+            controller=controller,
+        )
+        engine = SimulatedEngine(
+            max_slots=settings.max_in_flight,
+            length_of=lambda request_id: _length_of(request_id, lengths),
+            max_response_tokens=settings.max_response_tokens,
+            cost=cost,
+        )
+        return _simulated_seconds(engine, buffer, record, settings, prompt_tokens)
+
+    simulated_s = simulate(oversample, max_staleness, controller)
+    return Comparison(
+        measured_s=record.generate_s,
+        simulated_s=simulated_s,
+        synchronous_s=simulate(1.0, 0, None),
+        error=abs(simulated_s - record.generate_s) / record.generate_s,
+    )
+
+
+def _simulated_seconds(
+    engine: SimulatedEngine, buffer: RolloutBuffer, record: RunRecord, settings: CollectSettings, prompt_tokens: int
+) -> float:
+    def reject(group: Group) -> str | None:
+        return "as recorded" if int(group.uid) in record.dropped else None
+
+    settings = replace(settings, reject=reject, max_filtered_groups=1 << 30)
+    scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
+    for step in range(record.num_steps):
+        collect(engine, buffer, _numbered_prompts(prompt_tokens, buffer.num_drawn), scorer, settings, step=step)
+        buffer.settle()
+    return engine.now()
+
+
+def _numbered_prompts(num_tokens: int, start: int) -> Iterator[Prompt]:
+    token_ids = np.zeros(num_tokens, np.int32)
+    return (Prompt(uid=str(n), token_ids=token_ids, text="") for n in itertools.count(start))
+
+
+def _length_of(request_id: str, lengths: Mapping[int, list[int]]) -> int:
+    """A draw that the run never made (a simulation may draw a few more) takes the lengths of an earlier one."""
+    order, _, index = request_id.partition("/")
+    known = lengths.get(int(order)) or lengths[int(order) % max(1, len(lengths))]
+    return known[int(index)]

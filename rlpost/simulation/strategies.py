@@ -1,0 +1,154 @@
+"""The strategies that are ``rollout.collect`` with other numbers: ours, synchronous, and the saturated engine.
+
+*Saturated* is the same request path with endless fresh prompts, without a stop and an abort, so that all slots are
+always full: one step that would never end, cut into windows. Nothing is trained, only counted; ``publish`` stands where
+an update would be, so that the engine's prefix cache does not outlive a step. Called by ``bench.rollout``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from rlpost.engine.protocol import Engine, Iterations
+from rlpost.rewards.scoring import InlineScorer, Scorer
+from rlpost.rollout.admission import FIRST_COMPLETE
+from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.rollout.collect import CollectSettings, collect
+from rlpost.rollout.oversampling import OversampleController
+from rlpost.rollout.stats import RolloutStats
+from rlpost.simulation.account import StepAccount
+from rlpost.types import Group, Prompt
+
+SYNCHRONOUS, SATURATED, OURS, ADAPTIVE = "synchronous", "saturated", "ours", "ours, adaptive"
+KEEPING = "ours, keep_kv"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """What all strategies share."""
+
+    groups_per_step: int
+    samples_per_group: int
+    settings: CollectSettings  # slots, cap, sampling and seed among them
+    prompts: Callable[[], Iterator[Prompt]]  # the same endless prompts at each call
+    publish: Callable[[], None]  # between two steps
+
+
+def run_collect(
+    engine: Engine,
+    load: Workload,
+    *,
+    oversample: float,
+    max_staleness: int,
+    num_steps: int,
+    admission: str = FIRST_COMPLETE,
+    controller: OversampleController | None = None,
+    keep_kv: bool = False,
+) -> Iterator[StepAccount]:
+    """Ours; with ``oversample=1.0`` and ``max_staleness=0`` synchronous."""
+    settings = replace(load.settings, keep_kv=keep_kv)
+    buffer = RolloutBuffer(
+        groups_per_step=load.groups_per_step,
+        samples_per_group=load.samples_per_group,
+        oversample=oversample,
+        max_staleness=max_staleness,
+        admission=admission,
+        controller=controller,
+    )
+    prompts, scorer = load.prompts(), no_scores()
+    for step in range(num_steps):
+        load.publish()
+        stats = collect(engine, buffer, prompts, scorer, settings, step=step)
+        groups = buffer.rollout()
+        buffer.settle()
+        buffer.check_conservation()
+        held = sum(g.num_tokens for g in buffer.groups.values())
+        yield account_of(stats, groups, held=held)
+    engine.abort_all()  # what it kept is nothing to the next strategy
+
+
+def run_saturated(engine: Engine, load: Workload, *, warm_up: int, num_steps: int) -> list[StepAccount]:
+    """Two accounts: of the time until as many groups as ``warm_up`` steps train were complete, and of the time in which
+    those of the other steps were."""
+    first, total = warm_up * load.groups_per_step, num_steps * load.groups_per_step
+    # Never short of prompts: more groups may be open than the slots hold samples.
+    spare = 4 * load.settings.max_in_flight + total
+    buffer = RolloutBuffer(
+        groups_per_step=total + 1,  # one more than are waited for: the step is never complete
+        samples_per_group=load.samples_per_group,
+        oversample=(total + 1 + spare) / (total + 1),
+        max_staleness=1 + spare // total,
+    )
+    marks: list[tuple[float, int, int]] = []  # (seconds, tokens generated, engine steps) when a part was complete
+    started_s, num_steps_done = engine.now(), 0
+
+    def watch(admitted: int, running: int, open_groups: int) -> None:
+        nonlocal num_steps_done
+        num_steps_done += 1
+        if len(marks) < 2 and admitted >= (first, total)[len(marks)]:
+            marks.append((engine.now() - started_s, buffer.tokens_received, num_steps_done))
+
+    load.publish()
+    stats = collect(
+        engine,
+        buffer,
+        load.prompts(),
+        no_scores(),
+        load.settings,
+        step=0,
+        on_progress=watch,
+        should_stop=lambda: len(marks) == 2,
+    )
+    accounts, (before_s, before_tokens, before_steps) = [], (0.0, 0, 0)
+    for seconds, tokens, steps in marks:
+        part = slice(before_steps, steps)
+        work = Iterations(
+            step_s=stats.work.step_s[part],
+            running=stats.work.running[part],
+            prefill=stats.work.prefill[part],
+            num_prefilled=sum(stats.work.prefill[part]),
+        )
+        accounts.append(
+            StepAccount(
+                trained=0,  # it is all held: the step never ends
+                carried=0,
+                held=tokens,
+                generated=tokens - before_tokens,
+                discarded=0,
+                replayed=0,
+                prefilled=sum(work.prefill),
+                duration_s=seconds - before_s,
+                busy_slot_s=work.slot_seconds(),
+                offered_slot_s=sum(work.step_s) * stats.slots,
+                work=work,
+            )
+        )
+        before_s, before_tokens, before_steps = seconds, tokens, steps
+    return accounts
+
+
+def account_of(stats: RolloutStats, groups: list[Group], *, held: int) -> StepAccount:
+    samples = [s for group in groups for s in group.samples]
+    segments = [segment for s in samples for segment in s.segments]
+    discarded = sum(sum(lengths) for lengths in stats.dropped_lengths.values())
+    return StepAccount(
+        trained=sum(len(s.token_ids) for s in segments),
+        carried=sum(len(s.token_ids) for s in segments if s.policy_version < stats.step),
+        held=held,
+        generated=stats.num_generated,
+        discarded=discarded,
+        replayed=stats.num_replayed,
+        prefilled=stats.num_prefill,
+        duration_s=stats.duration_s,
+        busy_slot_s=stats.work.slot_seconds(),
+        offered_slot_s=stats.offered_slot_s,
+        spans=tuple(s.version_span for s in samples),
+        staleness=max((stats.step - s.policy_version for s in segments), default=0),
+        work=stats.work,
+    )
+
+
+def no_scores() -> Scorer:
+    """Every response is worth the same: rewards are no part of what is measured."""
+    return InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")

@@ -1,0 +1,101 @@
+"""Removal of what a run leaves outside its processes, when its controller ends, however that comes.
+
+On the controller's machine a shell waits for the end of a pipe that the controller holds. On every other machine with
+workers an actor of the controller holds such a pipe: Ray ends the actor with its owner. Workers cannot be trusted with
+it, since what they leave outside is there for the case that they die. Called by ``workers.cluster.actors``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rlpost.errors import RunError, explain
+
+# The inner shell is no child of this process: Ray ends a process's children with it. A worker that outlives a killed
+# controller for a moment may write again, hence three times. Some processes of a private Ray whose controller was
+# killed stay for a minute or more (its agents try to reach it); they are known by what they have open in its folder.
+_WAIT_AND_REMOVE = """
+exec 3<&0
+{
+    read -r word
+    if [ "$word" = now ]; then rm -rf -- "$@"; exit; fi
+    for seconds in 1 4 15; do
+        sleep $seconds
+        if [ -n "$PRIVATE" ]; then
+            for open in $(find /proc/[0-9]*/fd -lname "$PRIVATE/*" 2>/dev/null); do
+                open=${open#/proc/}
+                kill -9 "${open%%/*}" 2>/dev/null
+            done
+        fi
+        rm -rf -- "$@"
+    done
+} <&3 &
+"""
+_READY_S = 60.0
+
+
+class Sweeper:
+    """Removes folders when :meth:`sweep` is called or this process ends, also where it is killed."""
+
+    def __init__(self, folders: Sequence[Path], *, private: Path | None = None) -> None:
+        """``private``: one more folder; where this process is killed, whoever has a file open in it is killed, too."""
+        command = ["sh", "-c", _WAIT_AND_REMOVE, "sh", *map(str, [*folders, *filter(None, [private])])]
+        self._shell = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, "PRIVATE": str(private or "")},
+        )
+
+    def sweep(self) -> None:
+        """Returns when the folders are gone."""
+        assert self._shell.stdin is not None and self._shell.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._shell.stdin.write(b"now\n")
+            self._shell.stdin.close()
+        self._shell.stdout.read()  # ends with the inner shell
+        self._shell.wait()
+
+
+class Keepers:
+    """A :class:`Sweeper` on each machine but the controller's that has workers."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = list(folders)
+        self._of_node: dict[str, Any] = {}
+
+    def cover(self, nodes: Iterable[str]) -> None:
+        """Have one on each of these nodes (Ray's ids). Raises RunError where a node takes none."""
+        here = ray.get_runtime_context().get_node_id()
+        remote: Any = ray.remote(num_cpus=0, max_restarts=0)(Sweeper)
+        new = {
+            node: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                self._folders
+            )
+            for node in sorted({*nodes} - {here, *self._of_node})
+        }
+        self._of_node |= new
+        try:
+            ray.get([keeper.__ray_ready__.remote() for keeper in new.values()], timeout=_READY_S)
+        except RayError as error:
+            do = "look at the machine (`ray status`); the same command resumes"
+            got = f"none within {_READY_S:g} s on one of {sorted(new)} ({type(error).__name__})"
+            raise RunError(explain("cluster: a process that cleans up", got, "one on each machine", do)) from error
+
+    def sweep(self) -> None:
+        for keeper in self._of_node.values():
+            with contextlib.suppress(RayError):  # its machine is gone
+                ray.get(keeper.sweep.remote(), timeout=_READY_S)
+                ray.kill(keeper)
+        self._of_node.clear()

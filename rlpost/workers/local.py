@@ -1,0 +1,96 @@
+"""Start-up and shutdown of one worker: the only place that writes the environment, and the only order that works.
+
+A worker is one device's trainer rank and engine. It lives in the controller's process, or, with ``cluster=ray``, in an
+actor that calls the same functions (``workers.cluster.worker``).
+
+Order: environment -> process group and DeepSpeed -> on a GPU the trainer's states off the device -> engine -> first
+publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync, and vLLM refuses to
+start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its process's groups.
+Called by ``session``, ``loop``, ``sft`` and ``workers.cluster.worker``; importing this module changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlpost.workers.colocation import Device
+from rlpost.workers.engine_map import EngineMap
+from rlpost.workers.protocol import WorkerSettings
+from rlpost.workers.publication import CANARY_THRESHOLD
+
+if TYPE_CHECKING:
+    from rlpost.engine.protocol import DeviceEngine
+    from rlpost.train.protocol import RankTrainer
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """One device's trainer and engine, which share it by turns."""
+
+    engine: DeviceEngine
+    trainer: RankTrainer
+    device: Device
+
+    def losses(self) -> list[str]:
+        return []  # it lives and dies with its process
+
+    def keep(self, step: int) -> None:
+        pass  # what outlives this process is the checkpoint
+
+    def recover(self, step: int) -> None:
+        raise AssertionError("a worker in this process cannot be lost")
+
+    def describe(self) -> list[dict[str, Any]]:
+        return []  # there is nobody but the run's own process
+
+    def close(self) -> None:
+        self.trainer.close()
+        self.engine.shutdown()
+
+
+def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, store: Any = None) -> Worker:
+    """Start the trainer, put it to sleep, start the engine. The engine's weights are not the trainer's yet.
+
+    With several ranks each calls this in its own process, with a ``store`` they share.
+    """
+    from rlpost.train.deepspeed_trainer import build_trainer
+
+    cfg, runtime = settings.cfg, settings.runtime
+    trainer = build_trainer(
+        cfg,
+        model_folder=settings.model_folder,
+        device=runtime.device,
+        total_optimizer_steps=cfg.steps * cfg.train.epochs * cfg.train.optimizer_steps_per_rollout,
+        needs_reference=settings.needs_reference,
+        rank=rank,
+        world=world,
+        store=store,
+    )
+    trainer.sleep()
+    engine = _start_engine(settings, rank)
+    threshold = cfg.canary_threshold or CANARY_THRESHOLD[runtime.dtype]
+    device = Device(engine, trainer, canary=settings.canary, threshold=threshold)
+    return Worker(engine=engine, trainer=trainer, device=device)
+
+
+def _start_engine(settings: WorkerSettings, rank: int) -> DeviceEngine:
+    """This worker's engine, or its member of one; all workers call it at the same time."""
+    from rlpost.engine.vllm import build_engine
+
+    cfg = settings.cfg
+    engine = build_engine(
+        cfg,
+        model_folder=settings.model_folder,
+        device=settings.runtime.device,
+        max_model_len=settings.max_model_len,
+        tensor_parallel=cfg.engine.tensor_parallel,
+    )
+    if cfg.engine.tensor_parallel == 1:
+        return engine
+    from rlpost.engine.lockstep import LockstepEngine
+    from rlpost.engine.tensor_parallel_group import form_groups
+
+    member = LockstepEngine(engine, form_groups(EngineMap.of(cfg).groups, rank))
+    engine.watch_batches(member.agree_on_batch)
+    return member

@@ -1,0 +1,84 @@
+"""What the machine offers a run, and the process environment: the only place that writes it.
+
+``choose_runtime`` resolves ``auto``; ``write_environment`` comes before the first heavy import of a process. Called by
+``session``, ``sft`` and each cluster worker; importing this module changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlpost.config import Config
+from rlpost.errors import ConfigError, explain
+
+if TYPE_CHECKING:
+    pass
+
+
+SMALL_MODEL_PARAMS = 20_000_000  # below this a second OpenMP thread costs more than it gives (measured on 2 cores)
+SMALL_VOCABULARY = 32_768  # below this vLLM's CPU sampler needs no compiled kernel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Runtime:
+    """What the machine offers and what was chosen of it."""
+
+    device: str  # "cpu" or "cuda"
+    dtype: str  # "float32" or "bfloat16"
+    threads: int
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver is loaded; needs no torch."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def choose_runtime(cfg: Config, *, num_params: int) -> Runtime:
+    """Resolve ``auto``: device, dtype and CPU threads.
+
+    Raises:
+        ConfigError: a GPU was asked for where there is none.
+    """
+    device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
+    if device == "cuda" and not has_gpu():
+        raise ConfigError(explain("device", "cuda", "an NVIDIA GPU with its driver", "use device=cpu or device=auto"))
+    cores = len(os.sched_getaffinity(0)) // cfg.cluster.num_workers
+    threads = cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
+    return Runtime(device=device, dtype=cfg.model.dtype_on(device), threads=threads)
+
+
+def write_environment(runtime: Runtime, *, vocab_size: int, rank: int = 0, world: int = 1) -> None:
+    """Everything the libraries read from the environment; before the first heavy import of the process."""
+    environment = {
+        "OMP_NUM_THREADS": str(runtime.threads),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": "0",  # DeepSpeed needs it even alone; a worker sees one device only
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # of a private Ray's workers; its 15 lets anything else on the machine go first
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # what the peers of a lost worker raise, as they must
+    }
+    if runtime.device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        if vocab_size < SMALL_VOCABULARY:
+            environment["TORCHDYNAMO_DISABLE"] = "1"  # spares a compilation of seconds at the first step
+    os.environ.update(environment)
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # in GiB, and it would override engine.kv_cache_bytes
+    for category in (FutureWarning, UserWarning):  # of libraries, about libraries: nothing a user of ours can mend
+        warnings.filterwarnings("ignore", category=category, module="torch|deepspeed|vllm|transformers")
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available": it is not needed

@@ -1,0 +1,113 @@
+"""The guards of a publication, on the real engine and trainer: what arrived wrong stops the run."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rlpost.errors import RunError
+from rlpost.session import open_session
+from rlpost.workers.local import start_worker
+from rlpost.workers.publication import same_bits
+
+pytestmark = pytest.mark.own_process  # one vLLM engine
+
+
+@pytest.fixture(scope="module")
+def session():
+    from rlpost.config.compose import load_config
+
+    return open_session(load_config(["recipe=math/arithmetic", "eval.max_prompts=2", "train.lr=1e-2"]))
+
+
+@pytest.fixture(scope="module")
+def worker(session):
+    worker = start_worker(session.worker_settings(needs_reference=False))
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def device(worker):
+    return worker.device
+
+
+def move_weights(trainer, amount):
+    import torch
+
+    with torch.no_grad():
+        for parameter in trainer.lm.parameters():
+            parameter.add_(amount * torch.sign(parameter))
+
+
+def test_a_publication_arrives_bit_for_bit(device, worker):
+    before = worker.engine.score([np.arange(10, dtype=np.int32)])[0]
+    with device.training():
+        move_weights(worker.trainer, 1e-2)
+    publication = device.publish_weights(policy_version=1)
+    after = worker.engine.score([np.arange(10, dtype=np.int32)])[0]
+    assert publication.canary_max < 1e-4 and publication.num_bytes > 3e6
+    assert np.abs(after - before).max() > 1e-2, "the engine still computes with the old weights"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 7, 8, 1001])
+def test_same_bits_of_any_size_and_place(dtype, size):
+    import torch
+
+    values = torch.arange(2 * size + 8, dtype=getattr(torch, dtype))
+    values[::3] = math.nan
+    for start in (0, 1, 2, 5):  # in memory that begins anywhere
+        part, copy = values[start : start + size], values[start : start + size].clone()
+        assert same_bits(part, copy) and same_bits(copy, part)
+        bits = copy.view(torch.int32 if dtype == "float32" else torch.int16)
+        for position in {0, size // 2, size - 1} if size else ():
+            bits[position] ^= 1  # of a NaN, too
+            assert not same_bits(part, copy)
+            bits[position] ^= 1
+    assert not same_bits(values, values.to(torch.float64)) and not same_bits(values, values[None])
+    assert not same_bits(torch.zeros(size + 1), -torch.zeros(size + 1))
+
+
+def test_a_publication_that_does_nothing_is_caught(device, worker, monkeypatch):
+    """One step at lr 1e-6 moves logprobs less than bf16's noise: only the fingerprint can see that nothing arrived."""
+    monkeypatch.setattr(worker.engine, "load_weights", lambda buckets: [None for _ in buckets])
+    with device.training():
+        move_weights(worker.trainer, 1e-6)
+    with pytest.raises(RunError, match="weight publication: .*the same bits"):
+        device.publish_weights(policy_version=2)
+
+
+def test_one_stale_tensor_is_caught_and_named(device, worker, monkeypatch):
+    load = worker.engine.load_weights
+
+    def all_but_one(buckets):
+        kept = worker.engine.read_weight("model.layers.2.self_attn.k_proj.weight").clone()
+        load(buckets)
+        worker.engine.read_weight("model.layers.2.self_attn.k_proj.weight").copy_(kept)
+
+    monkeypatch.setattr(worker.engine, "load_weights", all_but_one)
+    with device.training():
+        move_weights(worker.trainer, 1e-6)
+    with pytest.raises(RunError, match=r"weight publication: model\.layers\.2\.self_attn\.k_proj\.weight"):
+        device.publish_weights(policy_version=3)
+
+
+def test_an_engine_that_computes_something_else_is_caught_by_the_canary(device, worker, monkeypatch):
+    score = worker.engine.score
+    monkeypatch.setattr(worker.engine, "score", lambda sequences: [s + np.float32(3e-4) for s in score(sequences)])
+    with pytest.raises(RunError, match="canary"):
+        device.publish_weights(policy_version=4)
+
+
+def test_a_nan_in_the_canary_is_caught(device, worker, monkeypatch):
+    score = worker.engine.score
+    monkeypatch.setattr(worker.engine, "score", lambda sequences: [s * np.float32("nan") for s in score(sequences)])
+    with pytest.raises(RunError, match="canary"):
+        device.publish_weights(policy_version=5)
+
+
+def test_generation_needs_the_engines_turn(device):
+    device.publish_weights(policy_version=6)
+    with device.training(), pytest.raises(AssertionError, match="publish_weights"), device.generating():
+        pass
