@@ -56,7 +56,7 @@ def run_eval(cfg: Config) -> EvalResult:
     try:
         with Progress(cfg.logging.progress) as progress:
             progress.phase("start")
-            session.open_verdict_cache(None, progress.message)
+            session.open_result_cache(None, progress.message)
             result = _evaluate_model(session, progress)
     finally:
         session.close()

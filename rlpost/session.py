@@ -87,7 +87,7 @@ class Session:
             canary=make_canary(prompts, self.vocab_size, max_tokens=self.max_model_len - 1),
         )
 
-    def open_verdict_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:
+    def open_result_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:
         """From here on keep verdicts of workers in ``reward.cache_dir``, else in the run's folder, if there is one."""
         reward = self.cfg.reward
         folder = run_folder if reward.cache_dir is None else Path(reward.cache_dir).expanduser()

@@ -148,6 +148,7 @@ class TrainBatch:
     num_sequences: int  # sequences with at least one trainable token, over all rows and ranks
     sequence_lengths: Array  # i64[num sequence ids]; trainable tokens of each sequence
     policy_version: int  # the version being trained (lag = policy_version - policy_versions)
+    owners: tuple[tuple[int, int], ...] = ()  # of each sequence id: (group, index among its scored samples); () in SFT
 
 
 def _concatenate(parts: list[Array], dtype: Any) -> Array:

@@ -99,7 +99,7 @@ def test_a_reward_that_fails_to_load_leaves_no_worker(opened, tmp_path, monkeypa
 
 def test_the_cache_is_for_workers_and_stands_where_it_is_said(opened, tmp_path):
     trivial = opened()
-    trivial.open_verdict_cache(tmp_path, print)
+    trivial.open_result_cache(tmp_path, print)
     assert trivial.scorer.cache is None and not list(tmp_path.iterdir())
     for overrides, folder in (
         ([], "run"),
@@ -107,7 +107,7 @@ def test_the_cache_is_for_workers_and_stands_where_it_is_said(opened, tmp_path):
         (["reward.cache=false"], ""),
     ):
         made = opened("reward.workers=1", *overrides)
-        made.open_verdict_cache(tmp_path / "run", print)
+        made.open_result_cache(tmp_path / "run", print)
         assert made.scorer.cache is made.eval_scorer.cache
         assert (made.scorer.cache is not None) == bool(folder)
         assert not folder or (tmp_path / folder / "verdicts.sqlite").exists()

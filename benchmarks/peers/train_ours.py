@@ -2,7 +2,7 @@
 
     benchmarks/peers/.venv/bin/python -m benchmarks.peers.train_ours --row rlpost --seed 0 --out FILE [key=value ...]
 
-The clock is put round ``rlpost.loop.Trainer`` from outside: it starts at the first publication, when model and engine
+The clock is put around the run's moves from outside: it starts at the first publication, when model and engine
 are up, and stands still in an evaluation. The run is the one that ``rlpost train`` makes.
 """
 
@@ -18,8 +18,10 @@ from typing import Any
 
 from benchmarks.peers import settings
 from benchmarks.peers.records import Clock, Evaluation, Run, Step, Time
-from rlpost.loop import Trainer, train
+from rlpost import run as the_run
+from rlpost.loop import train
 from rlpost.reporting.metrics import read_steps
+from rlpost.workers.recovery import RecoveringWorkers
 
 
 class Laps:
@@ -32,14 +34,14 @@ class Laps:
         self.steps: list[Time] = []
         self.evaluations: list[Time] = []
 
-    def wrap(self, name: str, around: Callable[[Callable[..., Any]], Any]) -> None:
-        method = getattr(Trainer, name)
+    def wrap(self, owner: type, name: str, around: Callable[[Callable[..., Any]], Any]) -> None:
+        method = getattr(owner, name)
 
         @functools.wraps(method)
-        def timed(trainer: Trainer, *args: Any) -> Any:
-            return around(functools.partial(method, trainer, *args))
+        def timed(self: Any, *args: Any) -> Any:
+            return around(functools.partial(method, self, *args))
 
-        setattr(Trainer, name, timed)
+        setattr(owner, name, timed)
 
     def publish(self, call: Callable[..., Any]) -> Any:
         if self._clock is None:
@@ -47,7 +49,7 @@ class Laps:
             self._clock = Clock()
         return call()
 
-    def one_step(self, call: Callable[..., Any]) -> Any:
+    def settle(self, call: Callable[..., Any]) -> Any:
         call()
         assert self._clock is not None
         self.steps.append(self._clock.read())
@@ -60,9 +62,9 @@ class Laps:
 
 
 def run(row: str, seed: int, overrides: list[str], laps: Laps) -> Run:
-    laps.wrap("_publish", laps.publish)
-    laps.wrap("_one_step", laps.one_step)
-    laps.wrap("_evaluate", laps.evaluate)
+    laps.wrap(RecoveringWorkers, "publish", laps.publish)
+    laps.wrap(the_run.Run, "settle", laps.settle)
+    laps.wrap(the_run.Run, "evaluate", laps.evaluate)
     with tempfile.TemporaryDirectory() as folder:
         train(
             settings.load(seed=seed, own=settings.OURS[row], overrides=[f"runs_dir={folder}", "name=run", *overrides])

@@ -4,6 +4,9 @@ Every estimator takes the (shaped) rewards of a step's groups and returns one ad
 
     fn(groups: Sequence[Sequence[float]], *, eps: float) -> list[f64[G_i]]
 
+One that values tokens (credit for each turn of an episode, say) has a parameter ``samples`` besides, is given the
+samples that the rewards belong to, and returns for a group one array f64[R] per sample, a value for each of its tokens.
+
 Groups may differ in size (samples without a reward are left out). What is never NaN: a group of one has no baseline
 of its own and gets 0 from every group-relative estimator; equal rewards get exactly 0; an empty group gets an empty
 array. Standard deviations are sample ones (ddof 1), as in most published implementations.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +24,8 @@ class Algorithm:
     cfg: AlgoConfig
     max_response_tokens: int
     objective: Objective  # for PolicyTrainer.update
-    estimate: Callable[..., list[np.ndarray]]  # the advantage estimator
+    estimate: Callable[..., Sequence[Any]]  # the advantage estimator
+    estimate_reads_samples: bool  # it is given ``samples``, too: those that the rewards belong to
     filter: Callable[[Group], str | None]
     needs_old_logprobs: bool  # the trainer runs a proximal pass over every row before the first optimizer step
     needs_reference: bool  # rows need ref_logprobs; without it the reference is not even loaded
@@ -33,10 +35,11 @@ class Algorithm:
         """Why a complete, scored group may not train, or None."""
         return self.filter(group)
 
-    def advantages(self, groups: Sequence[Group], kl_sums: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
-        """f64[scored samples] per group, over the whole step's groups: shaped rewards, then the estimator.
+    def advantages(self, groups: Sequence[Group], kl_sums: Sequence[np.ndarray] | None = None) -> list[Any]:
+        """What each scored sample, or each of its tokens, is worth: shaped rewards, then the estimator.
 
-        ``kl_sums`` (``algos.batch.reward_kl``) is required when ``kl_in_reward``, and not used otherwise.
+        Per group f64[scored samples], or a list of f64[R], one for each scored sample, where the estimator values
+        tokens. ``kl_sums`` (``algos.batch.reward_kl``) is required when ``kl_in_reward``, and not used otherwise.
         """
         rewards = [self._shaped(group) for group in groups]
         if self.kl_in_reward:
@@ -44,8 +47,8 @@ class Algorithm:
                 raise ValueError("k1 in the reward needs kl_sums; see algos.batch.reward_kl")
             coef = self.cfg.kl_coef
             rewards = [shaping.kl_in_reward(r, kl, coef) for r, kl in zip(rewards, kl_sums, strict=True)]
-        advantages = self.estimate(rewards, eps=self.cfg.advantage_eps)
-        return _checked(advantages, rewards)
+        samples = {"samples": [group.scored for group in groups]} if self.estimate_reads_samples else {}
+        return _checked(self.estimate(rewards, eps=self.cfg.advantage_eps, **samples), rewards, groups)
 
     def _shaped(self, group: Group) -> np.ndarray:
         scored, limit = group.scored, self.max_response_tokens
@@ -64,12 +67,14 @@ def build_algorithm(cfg: Config) -> Algorithm:
 
     table.check_algo(cfg.algo, max_response_tokens=cfg.rollout.max_response_tokens)
     max_response_tokens = cfg.rollout.max_response_tokens
+    estimate = table.resolve("advantage", cfg.algo.advantage)
     several_updates = cfg.train.optimizer_steps_per_rollout > 1 or cfg.train.epochs > 1
     return Algorithm(
         cfg=cfg.algo,
         max_response_tokens=max_response_tokens,
         objective=make_objective(cfg.algo, max_response_tokens=max_response_tokens),
-        estimate=table.resolve("advantage", cfg.algo.advantage),
+        estimate=estimate,
+        estimate_reads_samples="samples" in inspect.signature(estimate).parameters,
         filter=table.resolve("filter", cfg.algo.filter),
         needs_old_logprobs=several_updates and cfg.algo.old_logprobs == "trainer",
         needs_reference=cfg.algo.kl_coef > 0,
@@ -77,12 +82,21 @@ def build_algorithm(cfg: Config) -> Algorithm:
     )
 
 
-def _checked(advantages: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _checked(advantages: Sequence[Any], rewards: Sequence[np.ndarray], groups: Sequence[Group]) -> list[Any]:
     """A user's estimator must keep the shapes and give finite numbers: anything else would train silently wrong."""
-    arrays = [np.asarray(a, np.float64) for a in advantages]
-    if [a.shape for a in arrays] != [r.shape for r in rewards]:
-        got, expected = [a.shape for a in arrays], [r.shape for r in rewards]
-        raise ValueError(f"the advantage estimator returned shapes {got} for rewards of shapes {expected}")
-    if not all(np.isfinite(a).all() for a in arrays):
+    if len(advantages) != len(groups):
+        raise ValueError(f"the advantage estimator returned {len(advantages)} groups; expected {len(groups)}")
+    return [_checked_group(*each) for each in zip(advantages, rewards, groups, strict=True)]
+
+
+def _checked_group(advantages: Any, rewards: np.ndarray, group: Group) -> Any:
+    """f64[scored samples], or a list of f64[R]: a value per sample, or per token of each."""
+    values = [np.asarray(value, np.float64) for value in advantages]
+    shapes = [value.shape for value in values]
+    of_samples, of_tokens = [()] * len(rewards), [(sample.num_tokens,) for sample in group.scored]
+    if shapes not in (of_samples, of_tokens):
+        expected = f"one number for each of {len(rewards)} samples, or arrays of their lengths {of_tokens}"
+        raise ValueError(f"the advantage estimator returned shapes {shapes} for group {group.uid}; expected {expected}")
+    if not all(np.isfinite(value).all() for value in values):
         raise ValueError("the advantage estimator returned NaN or infinity; a reward may not be finite")
-    return arrays
+    return np.array(values, np.float64) if shapes == of_samples else values

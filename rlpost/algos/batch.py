@@ -10,12 +10,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from rlpost.types import Group, PackedRow, Sample, TrainBatch
 
-Place = tuple[int, int]  # (group index, index among the group's scored samples)
+Owner = tuple[int, int]  # (group index, index among the group's scored samples)
+# Per group one value for each scored sample, or one array f[R] for each, a value per response token.
+Advantages = Sequence[Sequence[Any] | np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +35,7 @@ class TrainSequence:
 
 def build_batches(
     groups: Sequence[Group],
-    advantages: Sequence[np.ndarray],
+    advantages: Advantages | None = None,
     *,
     policy_version: int,
     max_row_tokens: int,
@@ -41,21 +44,18 @@ def build_batches(
 ) -> list[TrainBatch]:
     """One batch per optimizer step: disjoint parts of the rollout, groups whole, balanced by tokens.
 
-    ``advantages``: per group one value (or f[R], one per response token) for each of its scored samples. Only samples
-    with a reward and at least one trainable token are laid out. Parts differ by at most one group; with fewer
-    groups than ``num_parts`` there are fewer batches, with none there are none.
+    ``advantages`` None: 0 everywhere, until :func:`with_advantages`. Only samples with a reward and at least one
+    trainable token are laid out; each batch knows whose its sequences are (``owners``). Parts differ by at most one
+    group; with fewer groups than ``num_parts`` there are fewer batches, with none there are none.
     """
     batches = []
-    for part in split_parts(groups, num_parts):
-        sequences = [_rl_sequence(groups[g], groups[g].scored[i], advantages[g][i]) for g, i in part]
-        batches.append(
-            build_batch(
-                sequences,
-                policy_version=policy_version,
-                max_row_tokens=max_row_tokens,
-                pad_to_multiple=pad_to_multiple,
-            )
+    for owners in split_parts(groups, num_parts):
+        values = [0.0 if advantages is None else advantages[g][i] for g, i in owners]
+        sequences = [_rl_sequence(groups[g], groups[g].scored[i], v) for (g, i), v in zip(owners, values, strict=True)]
+        batch = build_batch(
+            sequences, policy_version=policy_version, max_row_tokens=max_row_tokens, pad_to_multiple=pad_to_multiple
         )
+        batches.append(replace(batch, owners=tuple(owners)))
     return batches
 
 
@@ -110,7 +110,7 @@ def pack(lengths: Sequence[int], max_row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def split_parts(groups: Sequence[Group], num_parts: int) -> list[list[Place]]:
+def split_parts(groups: Sequence[Group], num_parts: int) -> list[list[Owner]]:
     """Which samples go into which optimizer step; a sample's index in its part is its sequence id there.
 
     The largest group first, each to the part with the fewest tokens so far that may still take a group; within a
@@ -133,19 +133,19 @@ def split_parts(groups: Sequence[Group], num_parts: int) -> list[list[Place]]:
     return [[place for g in sorted(part) for place in places[g]] for part in parts if part]
 
 
-def with_advantages(
-    batches: Sequence[TrainBatch], groups: Sequence[Group], advantages: Sequence[np.ndarray]
-) -> list[TrainBatch]:
-    """The same batches (of :func:`build_batches` over these groups) with other advantages, one value per sample.
+def with_advantages(batches: Sequence[TrainBatch], advantages: Advantages) -> list[TrainBatch]:
+    """The same batches (of :func:`build_batches`) with these advantages, one value per sample or per response token."""
+    return [replace(b, rows=tuple(_fill_advantages(row, b.owners, advantages) for row in b.rows)) for b in batches]
 
-    For k1 in the reward: build with zeros, let the reference score the rows, compute advantages, put them in.
-    """
-    filled = []
-    for batch, part in zip(batches, split_parts(groups, len(batches)), strict=True):
-        values = np.array([advantages[g][i] for g, i in part] + [0.0], np.float32)  # the last is padding's, id -1
-        rows = [replace(r, advantages=np.where(r.loss_mask, values[r.sequence_ids], 0.0)) for r in batch.rows]
-        filled.append(replace(batch, rows=tuple(replace(r, advantages=r.advantages.astype(np.float32)) for r in rows)))
-    return filled
+
+def _fill_advantages(row: PackedRow, owners: Sequence[Owner], advantages: Advantages) -> PackedRow:
+    values = np.zeros(len(row.token_ids), np.float32)
+    for number in np.unique(row.sequence_ids[row.sequence_ids >= 0]).tolist():
+        g, i = owners[number]
+        own = np.asarray(advantages[g][i], np.float32)
+        positions = np.flatnonzero(row.sequence_ids == number)
+        values[positions[-len(own) :] if own.ndim else positions] = own  # the response stands at the end
+    return replace(row, advantages=np.where(row.loss_mask, values, np.float32(0.0)))
 
 
 def reward_kl(batches: Sequence[TrainBatch], groups: Sequence[Group]) -> list[np.ndarray]:
@@ -155,15 +155,15 @@ def reward_kl(batches: Sequence[TrainBatch], groups: Sequence[Group]) -> list[np
     (the distribution the tokens were drawn from). A sample without a trainable token gets 0.
     """
     sums = [np.zeros(len(group.scored)) for group in groups]
-    for batch, part in zip(batches, split_parts(groups, len(batches)), strict=True):
-        totals = np.zeros(len(part))
+    for batch in batches:
+        totals = np.zeros(len(batch.owners))
         for row in batch.rows:
             assert row.ref_logprobs is not None, "the reference has not scored this row"
             mask = row.loss_mask
             old = np.asarray(row.rollout_logprobs if row.old_logprobs is None else row.old_logprobs, np.float64)
             kl = old[mask] - np.asarray(row.ref_logprobs, np.float64)[mask]
-            totals += np.bincount(row.sequence_ids[mask], weights=kl, minlength=len(part))
-        for (g, i), total in zip(part, totals, strict=True):
+            totals += np.bincount(row.sequence_ids[mask], weights=kl, minlength=len(totals))
+        for (g, i), total in zip(batch.owners, totals, strict=True):
             sums[g][i] = total
     return sums
 
@@ -174,22 +174,22 @@ def response_logprobs(batches: Sequence[TrainBatch], groups: Sequence[Group]) ->
     Rows need ``old_logprobs``. NaN where the policy did not sample the token; None for a sample that was not laid out.
     """
     taken: list[list[np.ndarray | None]] = [[None] * len(group.scored) for group in groups]
-    for batch, part in zip(batches, split_parts(groups, len(batches)), strict=True):
+    for batch in batches:
         for row in batch.rows:
             assert row.old_logprobs is not None, "the trainer has not scored this row"
             old = np.where(row.loss_mask, np.asarray(row.old_logprobs, np.float32), np.float32(np.nan))
             for number in np.unique(row.sequence_ids[row.sequence_ids >= 0]).tolist():
-                g, i = part[number]
+                g, i = batch.owners[number]
                 taken[g][i] = old[row.sequence_ids == number][len(groups[g].prompt.token_ids) :]
     return taken
 
 
-def _group_tokens(group: Group, places: Sequence[Place]) -> int:
+def _group_tokens(group: Group, places: Sequence[Owner]) -> int:
     scored = group.scored
     return sum(len(group.prompt.token_ids) + scored[i].num_tokens for _, i in places)
 
 
-def _rl_sequence(group: Group, sample: Sample, advantage: np.ndarray) -> TrainSequence:
+def _rl_sequence(group: Group, sample: Sample, advantage: Any) -> TrainSequence:
     return _sequence(
         group.prompt.token_ids,
         sample.token_ids,

@@ -68,9 +68,9 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
     return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if begun else named)
 
 
-def next_life(run: RunDir) -> RunDir:
-    """The same directory, still locked, for a run that begins again in this process from its newest checkpoint (from
-    where it began, while it has none)."""
+def restart(run: RunDir) -> RunDir:
+    """The same directory, still locked, for a run that restarts in this process from its newest checkpoint, or from
+    where it began while it has none."""
     begun = bool(checkpoint.all_checkpoints(run.path / checkpoint.FOLDER))
     return replace(run, note="", start_from=None if begun else run.start_from)
 

@@ -25,10 +25,10 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Warning:
+class Advice:
     name: str
     text: str
-    wakes: bool = False  # worth an alert: left alone, the run is lost
+    is_urgent: bool = False  # worth an alert: left alone, the run is lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,16 +70,16 @@ class Adviser:
             self._remember(row)
         self._said = set(said)
 
-    def look(self, metrics: Row | None = None) -> list[Warning]:
+    def look(self, metrics: Row | None = None) -> list[Advice]:
         """What is to be said after a step with these metrics, or before the first one (None)."""
         if metrics is not None:
             self._remember(metrics)
         found = []
-        for name, (rule, wakes) in RULES.items():
+        for name, (rule, urgent) in RULES.items():
             text = None if name in self._said else rule(self._first, self._last, self._facts)
             if text is not None:
                 self._said.add(name)
-                found.append(Warning(name, text, wakes))
+                found.append(Advice(name, text, urgent))
         return found
 
     def _remember(self, row: Row) -> None:
@@ -97,8 +97,8 @@ class WarningsFile:
         self._log = JsonLines(run_dir / FILE)
         self._path = run_dir / FILE
 
-    def append(self, step: int, warning: Warning) -> None:
-        self._log.append({"step": step, "name": warning.name, "text": warning.text, "wakes": warning.wakes})
+    def append(self, step: int, advice: Advice) -> None:
+        self._log.append({"step": step, "name": advice.name, "text": advice.text, "wakes": advice.is_urgent})
 
     def rewind(self, step: int | None) -> list[str]:
         """Forget what came after ``step``; None: a run without a checkpoint starts over, nothing is kept. Returns the

@@ -84,7 +84,7 @@ class MetricsWriter:
         self,
         step: int,
         groups: Sequence[Group],
-        advantages: Sequence[np.ndarray] | None,
+        advantages: Sequence[Any] | None,
         old_logprobs: Sequence[Sequence[np.ndarray | None]] | None = None,
     ) -> None:
         """Every sample trained in the step as ``rollouts/step-N.parquet``, the first few as a tracker's table."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpost.types import Group
+from rlpost.types import Group, Sample
 
 Decode = Callable[[Sequence[int]], str]
 TABLE_COLUMNS = ["prompt", "response", "reward", "advantage", "tokens", "policy_versions", "finish_reason", "failure"]
@@ -25,19 +25,20 @@ def file_of(run_dir: Path, step: int) -> Path:
 
 def to_rows(
     groups: Sequence[Group],
-    advantages: Sequence[np.ndarray] | None,
+    advantages: Sequence[Any] | None,
     decode: Decode | None,
     old_logprobs: Sequence[Sequence[np.ndarray | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """One row per sample, failed ones included.
 
-    ``advantages`` are f64[scored samples] per group, as the algorithm returns them; a sample without a reward has None.
+    ``advantages`` are the algorithm's: f64[scored samples] per group, or one f64[R] per scored sample, whose mean over
+    trainable tokens then stands beside ``token_advantages``. A sample without a reward has None.
     ``old_logprobs`` are f32[R] per scored sample, where the trainer computed them at the start of the update.
     Tokens are the truth, ``response`` is what ``decode`` makes of them (empty without a tokenizer).
     """
     rows = []
     for number, group in enumerate(groups):
-        of_scored = iter(advantages[number].tolist() if advantages is not None else [])
+        of_scored = iter(advantages[number] if advantages is not None else [])
         old_of_scored = iter(old_logprobs[number] if old_logprobs is not None else [])
         for sample in group.samples:
             trained = sample.reward is not None and advantages is not None
@@ -59,11 +60,18 @@ def to_rows(
                     "reward_parts": json.dumps(dict(sample.reward_parts)),
                     "finish_reason": sample.finish_reason,
                     "failure": sample.failure,
-                    "advantage": next(of_scored) if trained else None,
+                    **(_advantage_columns(next(of_scored), sample) if trained else {"advantage": None}),
                 }
             )
         assert next(of_scored, None) is None, f"group {group.uid}: more advantages than samples with a reward"
     return rows
+
+
+def _advantage_columns(value: Any, sample: Sample) -> dict[str, Any]:
+    if np.ndim(value) == 0:
+        return {"advantage": float(value)}
+    mean = float(value[sample.trainable].mean()) if sample.trainable.any() else 0.0
+    return {"advantage": mean, "token_advantages": np.asarray(value, np.float32)}
 
 
 def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -71,29 +79,29 @@ def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    schema = pa.schema(
-        {
-            "uid": pa.string(),
-            "index": pa.int32(),
-            "prompt": pa.string(),
-            "response": pa.string(),
-            "prompt_token_ids": pa.list_(pa.int32()),
-            "token_ids": pa.list_(pa.int32()),
-            "policy_versions": pa.list_(pa.int32()),
-            "rollout_logprobs": pa.list_(pa.float32()),
-            "old_logprobs": pa.list_(pa.float32()),  # null unless the trainer computed them (logging.trainer_logprobs)
-            "trainable": pa.list_(pa.bool_()),
-            "mixed_kv": pa.list_(pa.bool_()),
-            "reward": pa.float64(),
-            "reward_parts": pa.string(),  # JSON, since every recipe has its own
-            "finish_reason": pa.string(),
-            "failure": pa.string(),
-            "advantage": pa.float64(),
-        }
-    )
+    schema = {
+        "uid": pa.string(),
+        "index": pa.int32(),
+        "prompt": pa.string(),
+        "response": pa.string(),
+        "prompt_token_ids": pa.list_(pa.int32()),
+        "token_ids": pa.list_(pa.int32()),
+        "policy_versions": pa.list_(pa.int32()),
+        "rollout_logprobs": pa.list_(pa.float32()),
+        "old_logprobs": pa.list_(pa.float32()),  # null unless the trainer computed them (logging.trainer_logprobs)
+        "trainable": pa.list_(pa.bool_()),
+        "mixed_kv": pa.list_(pa.bool_()),
+        "reward": pa.float64(),
+        "reward_parts": pa.string(),  # JSON, since every recipe has its own
+        "finish_reason": pa.string(),
+        "failure": pa.string(),
+        "advantage": pa.float64(),
+    }
+    if any("token_advantages" in row for row in rows):
+        schema["token_advantages"] = pa.list_(pa.float32())
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
-    parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), unfinished, compression="zstd")
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema=pa.schema(schema)), unfinished, compression="zstd")
     os.replace(unfinished, file)
 
 

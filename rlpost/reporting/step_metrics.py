@@ -108,7 +108,7 @@ def rollout_metrics(
 
 
 def step_histograms(
-    groups: Sequence[Group], advantages: Sequence[np.ndarray] | None, *, policy_version: int
+    groups: Sequence[Group], advantages: Sequence[Any] | None, *, policy_version: int
 ) -> dict[str, np.ndarray]:
     """histogram/ of the samples trained; ``policy_version`` is the one that was trained. Empty ones are left out."""
     samples = [s for g in groups for s in g.scored]
@@ -116,7 +116,7 @@ def step_histograms(
     values = {
         "histogram/length": np.array([s.num_tokens for s in samples], np.int64),
         "histogram/staleness": policy_version - np.concatenate(versions or [np.zeros(0, np.int32)]),
-        "histogram/advantage": np.concatenate([*(advantages or []), np.zeros(0)]),
+        "histogram/advantage": np.concatenate([*(np.hstack(a) for a in advantages or [] if len(a)), np.zeros(0)]),
         "histogram/reward": np.array([s.reward for s in samples], np.float64),
     }
     return {name: array for name, array in values.items() if array.size and np.isfinite(array).all()}

@@ -1,32 +1,38 @@
-"""A run that goes on where workers are lost: all of them anew, in fresh processes, and the phase is made again.
+"""Workers that come back: whatever is asked of them is repeated with fresh processes where some are lost in it.
 
-Owns how often that happened within one step, and whether the engines have the weights of this step. ``loop`` makes each
-of its moves through :meth:`Recovery.surviving`; how workers come back is their business (``startup.Workers``). With one
-worker in the loop's own process nothing here ever happens.
+:class:`RecoveringWorkers` is what the loop drives. It owns how often workers were lost within one step, whether the
+engines have the weights of this step, and whose turn the device must be for a call; how workers come back is their own
+business (``workers.protocol.Workers.recover``). With one worker, in the run's own process, none is ever lost.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
+from rlpost.engine.protocol import Engine
 from rlpost.errors import RunError, WorkerLost, explain
+from rlpost.train.protocol import PolicyTrainer
 from rlpost.workers.protocol import Workers
+from rlpost.workers.publication import Publication
 
 T = TypeVar("T")
 
 
-class Recovery:
-    """One life's recoveries.
+class RecoveringWorkers:
+    """``step`` counts finished steps; fresh workers take over the state after it.
 
     Args:
         workers: what is lost and comes back.
         limit: how often within one step.
-        begin: called as ``begin("recover")`` before the workers are started anew.
+        begin: called with a phase's name (publish, update, recover) where it begins.
         say: takes messages for the user.
-        timed: ``timed("recover")`` takes the time that costs.
+        timed: ``timed(part)`` takes the time of a part of the step (hand_over, keep_state, recover).
+
+    Every method that asks something of the workers raises ShardsLost where the state after ``step`` is gone with them,
+    and RunError where workers are lost too often in one step.
     """
 
     def __init__(
@@ -39,38 +45,112 @@ class Recovery:
         timed: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self._workers, self._limit, self._begin, self._say, self._timed = workers, limit, begin, say, timed
-        self._count = 0  # since the last finished step
-        self.is_published = False  # whether the engines have the weights of this step
+        self.step = 0
+        self._num_losses = 0  # since the last finished step
+        self._is_published = False  # whether the engines have the weights of this step
 
-    def surviving(self, step: int, call: Callable[[], T]) -> T:
-        """``call()`` with all workers there; again with fresh ones where some are lost in it.
+    @property
+    def engine(self) -> Engine:
+        return self._workers.engine
 
-        step: steps finished so far, whose state the fresh workers take over.
-        Raises ShardsLost where that is gone, RunError where workers are lost too often in one step.
-        """
+    def describe(self) -> list[dict[str, Any]]:
+        return self._workers.describe()
+
+    def close(self) -> None:
+        self._workers.close()
+
+    # ---- what the loop asks ---------------------------------------------------------------------------------
+
+    def resume(self, step: int, load: Callable[[PolicyTrainer], None] | None) -> None:
+        """Begin after ``step``; ``load`` puts the trainer there (None: it is as it started)."""
+        self.step = step
+        if load is not None:
+            self.with_trainer(load)
+        self._with_recovery(lambda: self._workers.keep(step))
+
+    def publish(self) -> Publication:
+        """The trainer's weights become the engines'."""
+        return self._with_recovery(self._publish)
+
+    @contextmanager
+    def generating(self) -> Iterator[Engine]:
+        """The engines' turn, with the weights of this step; leaves with nothing in flight.
+
+        Replicas that are lost meanwhile are the caller's to see (``Engine.max_slots``)."""
+        self._with_recovery(self._publish_if_needed)
+        with self._workers.device.generating():
+            yield self._workers.engine
+
+    def with_engine(self, call: Callable[[Engine], T]) -> T:
+        """``call`` on the engines with the weights of this step; again, from its start, where it loses workers."""
+
+        def attempt() -> T:
+            self._publish_if_needed()
+            return call(self._workers.engine)
+
+        return self._with_recovery(attempt)
+
+    def with_trainer(self, call: Callable[[PolicyTrainer], T]) -> T:
+        """``call`` while the trainer has the device; again, from its start, where it loses workers."""
+
+        def attempt() -> T:
+            with self._workers.device.training():
+                return call(self._workers.trainer)
+
+        return self._with_recovery(attempt)
+
+    def update(self, call: Callable[[PolicyTrainer], T]) -> T:
+        """The step's update. Its outcome is then kept outside the workers, who lose it no more."""
+
+        def attempt() -> T:
+            with self._timed("hand_over"), self._workers.device.training():
+                self._begin("update")
+                result = call(self._workers.trainer)
+            self._is_published = False
+            with self._timed("keep_state"):
+                self._workers.keep(self.step + 1)
+            return result
+
+        return self._with_recovery(attempt)
+
+    def step_done(self) -> None:
+        self.step += 1
+        self._num_losses = 0
+
+    # ---- private --------------------------------------------------------------------------------------------
+
+    def _publish(self) -> Publication:
+        self._begin("publish")
+        publication = self._workers.device.publish_weights(policy_version=self.step)
+        self._is_published = True
+        return publication
+
+    def _publish_if_needed(self) -> None:
+        if not self._is_published:
+            self._publish()
+
+    def _with_recovery(self, call: Callable[[], T]) -> T:
+        """``call()`` with all workers present; again with fresh ones where some are lost in it."""
         losses: Sequence[str] = self._workers.losses()
         while True:
             try:
                 if losses:
-                    self._renew(step, "; ".join(losses))
+                    self._restart("; ".join(losses))
                 return call()
             except WorkerLost as lost:
                 losses = [str(lost)]
 
-    def step_done(self) -> None:
-        self._count = 0
-
-    def _renew(self, step: int, losses: str) -> None:
-        self._count += 1
-        if self._count > self._limit:
+    def _restart(self, losses: str) -> None:
+        self._num_losses += 1
+        if self._num_losses > self._limit:
             do = "look at the workers' logs (workers/ in the run's folder); the same command resumes"
             raise RunError(
-                explain("workers lost within one step", f"{self._count} times ({losses})", f"<= {self._limit}", do)
+                explain("workers lost within one step", f"{self._num_losses} times ({losses})", f"<= {self._limit}", do)
             )
         self._begin("recover")
-        self._say(f"{losses}; workers are started anew")
+        self._say(f"{losses}; restarting all workers")
         started = time.perf_counter()
-        self.is_published = False
+        self._is_published = False
         with self._timed("recover"):
-            self._workers.recover(step)
-        self._say(f"workers are back after {time.perf_counter() - started:.0f} s, at step {step}")
+            self._workers.recover(self.step)
+        self._say(f"workers are back after {time.perf_counter() - started:.0f} s, at step {self.step}")

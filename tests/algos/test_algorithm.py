@@ -89,15 +89,14 @@ def test_k1_in_the_reward_from_packed_rows_to_advantages() -> None:
     groups = random_groups(np.random.default_rng(0), 2)
     with pytest.raises(ValueError, match="kl_sums"):
         algorithm.advantages(groups)
-    zeros = [np.zeros(3)] * 2
-    batches = batching.build_batches(groups, zeros, policy_version=9, max_row_tokens=30, num_parts=2)
+    batches = batching.build_batches(groups, policy_version=9, max_row_tokens=30, num_parts=2)
     batches = [replace(b, rows=tuple(with_old(r) for r in b.rows)) for b in batches]  # the trainer's passes
     kl_sums = batching.reward_kl(batches, groups)
     advantages = algorithm.advantages(groups, kl_sums)
     for g, kl, got in zip(groups, kl_sums, advantages, strict=True):
         shaped = np.array([s.reward for s in g.samples]) - 0.1 * kl
         np.testing.assert_allclose(got, shaped - shaped.mean())
-    final = batching.with_advantages(batches, groups, advantages)
+    final = batching.with_advantages(batches, advantages)
     assert all(r.ref_logprobs is not None for b in final for r in b.rows)
 
 
@@ -119,6 +118,14 @@ def only_long(group, *, least):
 
 def wrong_shape(groups, *, eps):
     return [np.zeros(1) for _ in groups]
+
+
+def late_tokens(groups, *, eps, samples):
+    return [[r * np.arange(s.num_tokens) for r, s in zip(*each)] for each in zip(groups, samples)]
+
+
+def wrong_length(groups, *, eps, samples):
+    return [[np.zeros(s.num_tokens + 1) for s in group] for group in samples]
 
 
 def not_finite(groups, *, eps):
@@ -161,7 +168,23 @@ def test_a_users_own_parts(own_parts) -> None:
     assert metrics["loss/mine"][1] == 3
 
 
-@pytest.mark.parametrize(("name", "message"), [("wrong_shape", "shapes"), ("not_finite", "NaN")])
+def test_a_users_estimator_may_value_each_token(own_parts) -> None:
+    algorithm = build_algorithm(config(advantage=f"{own_parts}.late_tokens", loss=f"{own_parts}.squared"))
+    g = group(sample(0.5, segment(2)), sample(1.0, segment(1), segment(2)), prompt_tokens=1)
+    (values,) = algorithm.advantages([g])
+    assert [v.tolist() for v in values] == [[0.0, 0.5], [0.0, 1.0, 2.0]]
+    (batch,) = batching.build_batches([g], [values], policy_version=9, max_row_tokens=64)
+    (row,) = batch.rows
+    leaf = torch.zeros(7, requires_grad=True)
+    loss, _ = algorithm.objective(leaf, None, replace(row, rollout_logprobs=np.zeros(7, np.float32)), batch)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    # d/dx of -A (x - old + 1)^2 at x = old is -2 A, over 5 tokens
+    assert gradient.tolist() == pytest.approx([0.0, 0.0, -0.2, 0.0, 0.0, -0.4, -0.8])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("wrong_shape", "shapes"), ("wrong_length", "shapes"), ("not_finite", "NaN")]
+)
 def test_a_users_estimator_that_is_wrong_is_named(own_parts, name, message) -> None:
     algorithm = build_algorithm(config(advantage=f"{own_parts}.{name}"))
     with pytest.raises(ValueError, match=message):

@@ -142,13 +142,33 @@ def test_parts_are_balanced_by_tokens() -> None:
     assert [[g for g, _ in part] for part in parts] == [[0, 1], [2, 3]]
 
 
+def test_an_advantage_for_each_token_stands_at_its_token() -> None:
+    groups = random_groups(np.random.default_rng(3), 3)
+    values = [[np.arange(s.num_tokens) + 1000.0 * i + 100 for i, s in enumerate(group.scored)] for group in groups]
+    options = {"policy_version": 7, "max_row_tokens": 30, "num_parts": 2, "pad_to_multiple": 4}
+    later = batching.with_advantages(batching.build_batches(groups, **options), values)
+    for batches in (batching.build_batches(groups, values, **options), later):
+        found = 0
+        for batch in batches:
+            for row in batch.rows:
+                for number in np.unique(row.sequence_ids[row.sequence_ids >= 0]).tolist():
+                    g, i = batch.owners[number]
+                    own, mask = row.sequence_ids == number, row.loss_mask[row.sequence_ids == number]
+                    response = row.advantages[own][-len(values[g][i]) :]
+                    trainable = mask[-len(values[g][i]) :]
+                    np.testing.assert_array_equal(response[trainable], values[g][i][trainable].astype(np.float32))
+                    assert not row.advantages[own][~mask].any()
+                    found += int(trainable.sum())
+        assert found == sum(batch.num_tokens for batch in batches) > 0
+
+
 @given(seed=st.integers(0, 99), num_parts=st.integers(1, 4))
 def test_advantages_put_in_later_and_the_kl_of_each_sample(seed, num_parts) -> None:
     groups = random_groups(np.random.default_rng(seed), 3)
     values = [np.arange(3.0) + 10 * g for g in range(3)]
     options = {"policy_version": 7, "max_row_tokens": 30, "num_parts": num_parts, "pad_to_multiple": 4}
     at_once = batching.build_batches(groups, values, **options)
-    later = batching.with_advantages(batching.build_batches(groups, [np.zeros(3)] * 3, **options), groups, values)
+    later = batching.with_advantages(batching.build_batches(groups, **options), values)
     for a, b in zip(at_once, later, strict=True):
         for x, y in zip(a.rows, b.rows, strict=True):
             np.testing.assert_array_equal(x.advantages, y.advantages)

@@ -44,9 +44,9 @@ def test_a_run_survives_a_death_in_generation_one_in_the_update_and_a_hang(place
     strikes = [("generate", signal.SIGKILL), ("update", signal.SIGKILL), ("generate", signal.SIGSTOP)]
     output, assassin = run_and_strike(place, "steps=8", *DATA, strikes=strikes)
     assert assassin.struck == strikes, output
-    assert output.count("workers are started anew") == 3, output
+    assert output.count("restarting all workers") == 3, output
     assert "died in phase 'update'" in output and re.search("no sign of life for .* s in phase|did not end its", output)
-    assert "goes back to its last checkpoint" not in output, "the state was kept: no finished step is made again"
+    assert "restarts from its latest checkpoint" not in output, "the state was kept: no finished step is made again"
     assert "Traceback" not in output and "Unhandled error" not in output, "what is survived needs no trace"
     check_account(place, 8)
     check_nothing_is_left(place)
@@ -67,7 +67,7 @@ def test_a_killed_controller_is_resumed_and_without_a_kept_state_the_run_goes_ba
     check_nothing_is_left(place, GONE_S)
     output, assassin = run_and_strike(place, *run, strikes=[("update", signal.SIGKILL)])
     assert assassin.struck and "resumed after step 2" in output, output
-    assert "goes back to its last checkpoint" in output, output
+    assert "restarts from its latest checkpoint" in output, output
     check_account(place, 4)
     assert (place.folder / RUN / "model" / "model.safetensors").is_file()
     check_nothing_is_left(place)
@@ -83,7 +83,7 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(place: Place) -> None:
     finally:
         process.kill()
     assert process.returncode == 130, output
-    assert "the same command goes on from there" in output
+    assert "the same command resumes from there" in output
     check_nothing_is_left(place)
 
 
@@ -114,7 +114,7 @@ def test_on_two_machines_that_share_nothing_a_lost_worker_costs_no_step_and_noth
     finally:
         cluster.shutdown()
     log = (place.folder / "log").read_text()
-    assert "workers are back" in log and "goes back to its last checkpoint" not in log, log
+    assert "workers are back" in log and "restarts from its latest checkpoint" not in log, log
     assert "resumed after step 2" in output, output
     check_account(place, 4)
     assert not place.left_outside() and not list(scratch.iterdir())

@@ -31,7 +31,7 @@ SAME = ["deterministic=true"]
 
 # Every phase of a run, and every write of a checkpoint. ``nth`` lets each life get somewhere first.
 PLACES = {
-    "before the first step": Place("rlpost.loop:Trainer._publish"),
+    "before the first step": Place("rlpost.workers.recovery:RecoveringWorkers.publish"),
     "copying the weights": Place("rlpost.engine.vllm:VLLMEngine.load_weights", "after", nth=2),
     "generating": Place("rlpost.engine.vllm:VLLMEngine.step", nth=60),
     "scoring": Place("rlpost.rewards.scoring:RewardScorer.submit", "after", nth=20),
@@ -218,7 +218,7 @@ def test_asked_to_stop_while_generating_it_keeps_what_was_generated(nursery, num
     engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=150)
     life = nursery.live(*RUN, f"name={name}", place=engine_step, number=number)
     assert life.status == status, life.output
-    assert "saving what there is" in life.output and "the same command goes on from there" in life.output
+    assert "saving what there is" in life.output and "the same command resumes from there" in life.output
     (stopped,) = (run / "checkpoints").glob("step-*-stopped-1")
     kept = segments_of(stopped / "ledger.sqlite")
     under_way = int(stopped.name.split("-")[1]) + 1
@@ -247,7 +247,7 @@ def test_asked_to_stop_while_it_waits_for_a_slow_reward_it_saves_all_the_same(nu
     slow = ["reward.function=slow.reward", "reward.workers=1", "eval.every=-1"]
     waiting = Place("rlpost.rewards.scoring:RewardScorer.wait")
     life = nursery.live(*RUN, *slow, "name=waiting", place=waiting, number=signal.SIGTERM)
-    assert life.status == 143 and "the same command goes on from there" in life.output, life.output
+    assert life.status == 143 and "the same command resumes from there" in life.output, life.output
     stopped = nursery.folder / "runs/waiting/checkpoints/step-000000-stopped-1"
     life = nursery.live("buffer", str(stopped))
     assert life.status == 0 and "scoring" in life.output and "balance" not in life.output, life.output

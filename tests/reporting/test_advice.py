@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlpost.config.compose import load_config
-from rlpost.reporting.advice import RULES, Adviser, Facts, Warning, WarningsFile, facts_of, read_warnings
+from rlpost.reporting.advice import RULES, Advice, Adviser, Facts, WarningsFile, facts_of, read_warnings
 from rlpost.types import Prompt
 
 FACTS = Facts(
@@ -112,7 +112,7 @@ def test_what_was_said_is_not_said_again_after_a_resume(tmp_path: Path):
     for row in rows:
         for warning in adviser.look(row):
             file.append(row["step"], warning)
-    file.append(6, Warning("idle_tail", "x", wakes=True))
+    file.append(6, Advice("idle_tail", "x", is_urgent=True))
     file.close()
     assert [(w["step"], w["name"]) for w in read_warnings(tmp_path)] == [(3, "truncated"), (6, "idle_tail")]
     again = WarningsFile(tmp_path)
@@ -123,7 +123,7 @@ def test_what_was_said_is_not_said_again_after_a_resume(tmp_path: Path):
     assert resumed.look(later) == []
     fresh = Adviser(FACTS)
     file = WarningsFile(tmp_path)
-    file.append(0, Warning("shared_prompts", "x", wakes=False))
+    file.append(0, Advice("shared_prompts", "x", is_urgent=False))
     file.close()
     assert WarningsFile(tmp_path).rewind(0) == ["shared_prompts"], "a checkpoint of step 0 knows what came before it"
     fresh.recall(rows[:4], WarningsFile(tmp_path).rewind(None))

@@ -71,7 +71,7 @@ class ClusterWorkers:
             except WorkerLost as lost:
                 if not left:
                     raise
-                self._say(f"{lost}; workers are started anew")
+                self._say(f"{lost}; restarting all workers")
                 self._actors.kill_all()
         if self._keeps and not can_keep:
             self._say(

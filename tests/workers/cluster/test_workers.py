@@ -103,4 +103,4 @@ def test_a_worker_that_dies_while_the_run_starts_is_replaced(workers: ClusterWor
     workers._say = said.append
     actors.dies_in = "can_keep"
     workers.start()
-    assert said == ["worker 1 died in can_keep; workers are started anew"] and actors.calls.count("start") == 3
+    assert said == ["worker 1 died in can_keep; restarting all workers"] and actors.calls.count("start") == 3

@@ -1,0 +1,370 @@
+"""One run: its parts, how they are opened, resumed, saved and closed, and the moves that touch several of them.
+
+:func:`open_run` puts a run together and takes it down again, whatever happens in between; ``loop`` has the order of its
+steps. :class:`Run` holds the parts and the counters of the step under way. Nothing here decides what is generated or
+trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rlpost.config import Config
+from rlpost.config.compose import to_yaml
+from rlpost.durable import run_dir
+from rlpost.durable.history import History
+from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
+from rlpost.durable.stopping import Stopped, StopRequest
+from rlpost.engine.protocol import Engine
+from rlpost.errors import ShardsLost
+from rlpost.evaluate import evaluate_session
+from rlpost.evaluation.evaluate import EvalResult
+from rlpost.prompts.cursor import PromptCursor, digest_prompts, draw_prompts
+from rlpost.reporting.advice import facts_of
+from rlpost.reporting.closing import closing_table, gather_facts, make_summary
+from rlpost.reporting.model_card import model_card
+from rlpost.reporting.progress import Progress
+from rlpost.reporting.reporter import Reporter
+from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.rollout.collect import CollectSettings
+from rlpost.rollout.concurrency import samples_that_fit
+from rlpost.rollout.lengths import LengthEstimate
+from rlpost.rollout.stats import RolloutStats
+from rlpost.session import Session, open_session
+from rlpost.simulation.replay import compare_run
+from rlpost.train.protocol import PolicyTrainer
+from rlpost.train.update_policy import Update, UpdateSettings, check_mismatch
+from rlpost.types import Group
+from rlpost.workers.local import start_worker
+from rlpost.workers.protocol import Workers, WorkerSettings
+from rlpost.workers.recovery import RecoveringWorkers
+
+LENGTH_WINDOW_STEPS = 16  # steps used to estimate response length: it drifts with the policy over tens of steps
+DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for rewards at each one would stop generation for slow rewards
+
+
+class Restarts:
+    """Attempts of one run in this process: its folder, and how far earlier attempts came."""
+
+    def __init__(self, cfg: Config) -> None:
+        self._limit = cfg.cluster.max_recoveries
+        self.folder: run_dir.RunDir | None = None
+        self.step = 0  # steps finished by the attempt under way
+        self.reached = 0  # the most steps that any attempt before it finished
+        self._fruitless = 0
+
+    def note(self, lost: ShardsLost) -> None:
+        """The attempt ended with its workers' state; raises ``lost`` after too many that got no further."""
+        self._fruitless = 0 if self.step > self.reached else self._fruitless + 1
+        if self.folder is None or self._fruitless > self._limit:
+            raise lost
+        self.reached = max(self.reached, self.step)
+        print(f"{lost}; the run restarts from its latest checkpoint", flush=True)
+        self.folder = run_dir.restart(self.folder)
+
+
+@contextmanager
+def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
+    """A run with everything started and resumed; closed, and its end recorded, however the block is left.
+
+    Raises ConfigError, DataError, ModelError before a device is touched, RunError where the folder or the checkpoint
+    cannot be used.
+    """
+    session = open_session(cfg)
+    try:
+        if restarts.folder is None:
+            restarts.folder = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
+        with Progress(cfg.logging.progress) as progress:
+            with StopRequest(cfg.checkpoint.stop_deadline_s, progress.stopping) as stop:
+                run = Run(session, restarts.folder, progress, stop)
+                try:
+                    run.start(restarts)
+                    yield run
+                except Stopped as stopped:
+                    run.report.end("stopped", str(stopped))
+                    raise
+                except ShardsLost:
+                    raise  # the run is not over: another attempt follows
+                except Exception as error:
+                    run.report.end("failed", str(error))
+                    raise
+                finally:
+                    restarts.step = run.step
+                    run.close()
+    finally:
+        session.close()
+
+
+class Run:
+    """One run's parts and counters; see :func:`open_run`. ``step`` counts finished steps: the policy's version."""
+
+    workers: RecoveringWorkers
+
+    def __init__(self, session: Session, folder: run_dir.RunDir, progress: Progress, stop: StopRequest) -> None:
+        """Everything that needs no device; :meth:`start` does the rest."""
+        cfg = session.cfg
+        self.cfg, self.session, self.path, self.stop = cfg, session, folder.path, stop
+        self._start_from = folder.start_from
+        train_prompts = session.train_prompts.prompts
+        self.report = Reporter(
+            cfg,
+            folder.path,
+            progress=progress,
+            facts=facts_of(cfg, train_prompts, session.eval_prompts),
+            decode=session.tokenizer.decode,
+        )
+        self._introduce(folder.note)
+        session.open_result_cache(folder.path, self.report.message)
+        cursor = PromptCursor(len(train_prompts), cfg.seed, cfg.data.shuffle, digest_prompts(train_prompts))
+        self.prompts = draw_prompts(cursor, train_prompts)
+        self.history = History()
+        self.state = RunState(
+            cfg, folder.path, cursor, self.history, dtype=session.runtime.dtype, say=self.report.message
+        )
+        self._is_finished = False
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def buffer(self) -> RolloutBuffer:
+        return self.state.buffer
+
+    # ---- start and end --------------------------------------------------------------------------------------
+
+    def start(self, restarts: Restarts) -> None:
+        """Recall the checkpoint, start the workers, put everything where the checkpoint stands."""
+        from rlpost.algos.algorithm import build_algorithm
+
+        cfg, session = self.cfg, self.session
+        found = self.state.recall(self._start_from)
+        self.report.step = self.step
+        (self.path / CONFIG_FILE).write_text(to_yaml(cfg))
+        self.report.phase("start")
+        self.algorithm = build_algorithm(cfg)
+        self.collect_settings = CollectSettings(
+            max_in_flight=cfg.max_in_flight,
+            max_response_tokens=cfg.rollout.max_response_tokens,
+            sampling=session.sampling,
+            seed=cfg.seed,
+            max_filtered_groups=cfg.algo.max_filtered_groups,
+            reject=self.algorithm.reject,
+            max_failure_share=cfg.reward.max_failure_share,
+            keep_kv=cfg.rollout.keep_kv,
+            score_every=DETERMINISTIC_SCORE_EVERY if cfg.deterministic else 0,
+        )
+        self.update_settings = UpdateSettings(
+            max_row_tokens=cfg.train.row_tokens(session.runtime.device),
+            optimizer_steps=cfg.train.optimizer_steps_per_rollout,
+            epochs=cfg.train.epochs,
+            record_logprobs=cfg.logging.trainer_logprobs,
+        )
+        settings = session.worker_settings(needs_reference=self.algorithm.needs_reference)
+        self.workers = RecoveringWorkers(
+            start_workers(settings, self.path, say=self.report.message, waiting=self.report.waiting),
+            limit=cfg.cluster.max_recoveries,
+            begin=self.report.phase,
+            say=self.report.message,
+            timed=self.report.part,
+        )
+        self.report.follow(workers=self.workers.describe, engine_clock=lambda: self.workers.engine.now())
+        self._resume(found, restarts)
+        if not cfg.deterministic:
+            self.stop.wait_for_boundaries()
+        self.report.start(sum(self.evaluation_is_due(step) for step in range(self.step, cfg.steps + 1)))
+
+    def finish(self) -> dict[str, Any]:
+        """After the last step: the model's folder, the closing table, ``finished.json``; returns the summary."""
+        self.stop.wait_for_boundaries()  # what is left is written in any case: a run that is finished stays so
+        self.report.phase("save")
+        model = self.path / "model"
+        self.workers.with_trainer(lambda trainer: trainer.export(model))
+        self.session.tokenizer.save_pretrained(str(model))
+        history = self.history
+        card = model_card(asdict(self.cfg), step=self.step, evaluations=history.evaluations, totals=history.totals)
+        (model / "README.md").write_text(card, encoding="utf-8")
+        comparison = compare_run(
+            history.record, self.cfg, self.collect_settings, self.buffer, round(self.session.prompt_tokens)
+        )
+        if comparison is not None:
+            replay = {name: getattr(comparison, name) for name in ("error", "synchronous_s", "measured_s")}
+            self.report.log({f"replay/{name}": value for name, value in replay.items()})
+        facts = gather_facts(history, path=self.path, step=self.step, cfg=self.cfg, comparison=comparison)
+        summary = make_summary(facts, history, self.buffer)
+        run_dir.finish(self.path, summary)
+        self.report.print_closing(closing_table(facts))
+        self._is_finished = True
+        self.report.end("finished")
+        return summary
+
+    def close(self) -> None:
+        self.stop.wait_for_boundaries()
+        self.report.close(failed=not self._is_finished)
+        self.state.close()
+        if hasattr(self, "workers"):
+            self.workers.close()
+
+    # ---- moves of a step ------------------------------------------------------------------------------------
+
+    def fit_to_kv_cache(self, engine: Engine) -> CollectSettings:
+        """As many samples in flight as the KV cache holds, where the configuration leaves that open."""
+        if engine.kv_capacity is None or self.cfg.rollout.max_in_flight is not None:
+            return self.collect_settings
+        first = self.buffer.num_drawn - LENGTH_WINDOW_STEPS * self.cfg.rollout.groups_per_step
+        finished, unfinished = self.buffer.lengths(first)
+        finished += self.history.record.lengths_since(first)
+        fit = samples_that_fit(
+            engine.kv_capacity,
+            LengthEstimate(finished, unfinished, cap=self.cfg.rollout.max_response_tokens),
+            prompt_tokens=self.session.prompt_tokens,
+            max_model_len=self.session.max_model_len,
+        )
+        slots = min(fit.samples, self.cfg.max_in_flight)
+        if slots != self.collect_settings.max_in_flight:
+            self.collect_settings = replace(self.collect_settings, max_in_flight=slots)
+            if self.buffer.controller is not None:
+                self.buffer.controller.slots = slots
+            self.report.message(f"step {self.step + 1}: {slots} samples in flight: {fit.reason}")
+        return self.collect_settings
+
+    def note_partial(self, rollout: RolloutStats) -> None:
+        """A rollout that ended early: what it generated stays in the buffer, its time is accounted for."""
+        self.history.add_stopped(rollout)
+        self.report.partial_rollout(rollout)
+
+    def store(self, rollout: RolloutStats) -> list[Group]:
+        """Persist the rollout before training on it; where a stop request ended it, save and raise ``Stopped``."""
+        self.report.rollout(rollout, ledger_s=self.buffer.take_ledger_s())
+        with self.report.part("ledger"):
+            groups = self.buffer.rollout()
+            self.buffer.store()
+        if rollout.stopped:
+            self.note_partial(rollout)
+            self._save_and_stop(under_way=True)
+        self.report.stored()
+        return groups
+
+    def settle(self, groups: list[Group], rollout: RolloutStats, update: Update) -> None:
+        """The step is done: its groups leave the buffer, every token is accounted for, its numbers are logged.
+
+        Raises LedgerError where something is unaccounted for, RunError where engine and trainer disagree too much.
+        """
+        self.report.updated()
+        self.state.step += 1
+        self.workers.step_done()
+        with self.report.part("record"):
+            drawn_steps = [g.drawn_step for g in self.buffer.admitted]
+            lengths = {g.order: [s.num_tokens for s in g.samples] for g in self.buffer.admitted}
+            with self.report.part("ledger"):
+                self.buffer.settle(update.failed)
+            self.buffer.check_conservation()
+            scorer, buffer = self.session.scorer, self.buffer
+            metrics = self.report.step_metrics(
+                groups, rollout, update, buffer=buffer, drawn_steps=drawn_steps, scorer=scorer
+            )
+            metrics |= self.history.add_step(rollout, lengths, metrics)
+        self.report.step_done(metrics, ledger_s=self.buffer.take_ledger_s())
+        warning = check_mismatch(update.mismatch, stop=self.cfg.mismatch_stop, step=self.step)
+        if warning:
+            self.report.message(warning)
+
+    # ---- evaluation -----------------------------------------------------------------------------------------
+
+    def evaluation_is_due(self, step: int | None = None) -> bool:
+        """At ``step`` (None: now): before the first step, after the last, and every so many between."""
+        step = self.step if step is None else step
+        every = self.cfg.eval.every
+        wanted = step in (0, self.cfg.steps) or (every > 0 and step % every == 0)
+        return every >= 0 and wanted and step > self.history.evaluated_step
+
+    def evaluate(self) -> None:
+        """Evaluate the policy as it is published; on a stop request, save and raise ``Stopped``."""
+        started = time.perf_counter()
+        try:
+            result = self.workers.with_engine(self._evaluate)
+        except Stopped as stopped:
+            if not stopped.at_once:
+                self.workers.engine.abort_all()  # it is made again after the resume
+                self.stop_if_requested()
+            raise
+        self.history.add_evaluation(self.step, result)
+        counts = self.session.eval_scorer.take_counts()
+        self.report.evaluation(result, counts, seconds=time.perf_counter() - started)
+
+    def _evaluate(self, engine: Engine) -> EvalResult:
+        self.report.phase("eval")
+        if self.cfg.rollout.keep_kv:
+            engine.abort_all()  # paused samples hold the KV cache; they are replayed in the next step
+
+        def on_progress(finished: int, wanted: int) -> None:
+            self.report.evaluation_progress(finished, wanted)
+            self.stop.raise_if_requested()
+
+        return evaluate_session(self.session, engine, policy_version=self.step, on_progress=on_progress)
+
+    # ---- durable state --------------------------------------------------------------------------------------
+
+    def save_is_due(self) -> bool:
+        return self.state.is_due()
+
+    def save(self, *, under_way: bool = False) -> Path:
+        """A checkpoint of this moment. ``under_way``: a stop request ended the step's rollout half-way."""
+
+        def save(trainer: PolicyTrainer) -> Path:
+            self.report.phase("save")
+            started = time.perf_counter()
+            path = self.state.save(trainer, self.session.tokenizer, under_way=under_way)
+            self.report.saved(seconds=time.perf_counter() - started)
+            return path
+
+        return self.workers.with_trainer(save)
+
+    def stop_if_requested(self) -> None:
+        """Between two steps: a stop request ends the run here, after saving; raises ``Stopped``."""
+        if self.stop.requested is not None:
+            self._save_and_stop(under_way=False)
+
+    def _save_and_stop(self, *, under_way: bool) -> None:
+        if self.cfg.checkpoint.every < 0:
+            self.report.message("nothing is saved: checkpoint.every=-1")
+        elif under_way or not self.state.is_saved:
+            path = self.save(under_way=under_way)
+            self.stop.note_saved()
+            self.report.message(f"saved {path}; the same command resumes from there")
+        self.stop.raise_if_requested()
+
+    def _resume(self, found: Found | None, restarts: Restarts) -> None:
+        """The trainer resumes from the checkpoint, too; the log forgets what came after it."""
+        self.workers.resume(self.step, lambda trainer: self.state.load_trainer(found, trainer))
+        if found is not None:
+            self.report.message(f"resumed after step {self.step} from {found.path}")
+        if restarts.reached > self.step:
+            self.report.message(f"repeating {restarts.reached - self.step} completed steps")
+        step = self.step if found is not None else None
+        self.report.resume(step, evaluated_step=self.history.evaluated_step)
+
+    def _introduce(self, note: str) -> None:
+        runtime, num_dropped = self.session.runtime, self.session.train_prompts.num_dropped
+        if note:
+            self.report.message(note)
+        threads = f"{runtime.threads} CPU thread{'s' if runtime.threads != 1 else ''}"
+        self.report.message(f"device {runtime.device}, {runtime.dtype}, {threads}, run in {self.path}")
+        if num_dropped:
+            self.report.message(f"{num_dropped} training prompts are too long and were left out")
+
+
+def start_workers(
+    settings: WorkerSettings, run_folder: Path, *, say: Callable[[str], None], waiting: Callable[[], None]
+) -> Workers:
+    """The worker in this process, or the cluster's. ``waiting`` is called while workers are waited for."""
+    if settings.cfg.cluster.kind == "ray":
+        from rlpost.workers.cluster.workers import start_cluster
+
+        return start_cluster(settings, run_folder, say=say, beat=waiting)
+    return start_worker(settings)
