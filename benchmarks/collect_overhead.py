@@ -15,6 +15,7 @@ from rlpost.config.compose import load_config
 from rlpost.prompts.cursor import PromptCursor, draw_prompts
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.session import open_session
 
 
@@ -41,9 +42,10 @@ def main() -> None:
     )
     cursor = PromptCursor(len(session.train_prompts.prompts))
     prompts = draw_prompts(cursor, session.train_prompts.prompts)
+    strategy = RolloutStrategy(groups_per_step=32, samples_per_group=8, oversample=2.0, max_staleness=4)
     shares = []
     for repeat in range(args.repeats + 1):  # the first one warms up
-        buffer = RolloutBuffer(groups_per_step=32, samples_per_group=8, oversample=2.0, max_staleness=4)
+        buffer = RolloutBuffer(strategy)
         own_s = engine_s = 0.0
         num_steps = 0
         for step in range(args.steps):

@@ -28,6 +28,7 @@ from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.ledger_recovery import recover_ledger
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
@@ -47,13 +48,13 @@ def main() -> None:
 
 def run(folder: Path, num_groups: int, num_tokens: int, steps: int) -> None:
     ledger = Ledger(folder / "ledger.sqlite")
-    buffer = RolloutBuffer(
+    strategy = RolloutStrategy(
         groups_per_step=N,
         samples_per_group=G,
         oversample=num_groups / N + 1,
         max_staleness=num_groups // N + steps,
-        ledger=ledger,
     )
+    buffer = RolloutBuffer(strategy, ledger=ledger)
     stream = prompts()
     started = time.perf_counter()
     fill(buffer, stream, num_groups, num_tokens, step=0)
@@ -75,13 +76,13 @@ def fill(buffer: RolloutBuffer, stream: Iterator[Prompt], num_groups: int, num_t
     token_ids = np.arange(num_tokens, dtype=np.int32)
     logprobs = np.linspace(-1, 0, num_tokens, dtype=np.float32)
     buffer.begin_step(step)
-    buffer._startable.clear()  # only the groups still to come
+    buffer.schedule._startable.clear()  # only the groups still to come
     for number in range(num_groups):
         buffer.add(next(stream))
         for group, sample in buffer.next_samples(G):
-            buffer.receive(group, sample, token_ids, logprobs, "")
-            buffer.pause(group, sample, go_on=False)
-        buffer._startable.clear()
+            buffer.receive(group, sample, token_ids, logprobs)
+            buffer.pause(group, sample, startable=False)
+        buffer.schedule._startable.clear()
         if number % 200 == 199:
             buffer.store()
     buffer.store()

@@ -18,13 +18,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlpost.config.compose import load_config
 from rlpost.loop import train
 from rlpost.reporting.advice import Adviser, WarningsFile
 from rlpost.reporting.metrics import read_steps
 from rlpost.reporting.status import StatusFile
 from rlpost.reporting.timeline import COLUMNS, TimelineWriter
-from rlpost.rollout.stats import Spans, Stay
+from rlpost.rollout.open_groups import OpenGroup, OpenSample
+from rlpost.rollout.stats import InFlight, Spans
+from rlpost.types import Prompt
 
 RECORDERS = (
     *((Spans, "add"), (TimelineWriter, "phase"), (TimelineWriter, "log")),
@@ -74,8 +78,10 @@ def measure_large_step(num_stays: int = 8192, repeats: int = 7) -> None:
             spans = Spans()
             started = time.perf_counter()
             for n in range(num_stays):
-                stay = Stay(f"0:{n // 16}", n % 16, 1000.123456 + n, 0, "launched")
-                spans.add(stay, policy_version=3, end_s=1010.123456 + n, num_tokens=1500, end="stop")
+                prompt = Prompt(uid=f"0:{n // 16}", token_ids=np.zeros(1, np.int32), text="")
+                sample = OpenSample(index=n % 16, num_tokens=1500)
+                flight = InFlight(OpenGroup(prompt, n, 0), sample, 1000.123456 + n, 0, "launched", 0)
+                spans.add(flight, policy_version=3, end_s=1010.123456 + n, end="stop")
             recorded = time.perf_counter()
             writer.log(
                 4,

@@ -1,7 +1,7 @@
-"""Evaluation: k responses to each held-out prompt, judged by the recipe's reward.
+"""Evaluating a session's held-out problems: on a running engine, or as the command ``rlpost eval``.
 
-Owns mean@k and pass@k with their intervals. ``loop`` calls :func:`evaluate` on the running engine;
-``rlpost eval`` is :func:`run_eval`, which needs no trainer. Same seeds at every evaluation, so that differences pair.
+``run`` calls :func:`evaluate_session`; :func:`run_eval` is the command, which needs no trainer. What is measured is
+``evaluation``'s.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def evaluate_session(
     *,
     policy_version: int,
     on_progress: Callable[[int, int], None] | None = None,
-) -> EvalResult:
-    """:func:`evaluate` on the session's evaluation problems, as its configuration has it."""
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvalResult | None:
+    """:func:`evaluate` on the session's evaluation problems, as its configuration has it; None where it was stopped."""
     cfg = session.cfg
     return evaluate(
         engine,
@@ -38,6 +39,7 @@ def evaluate_session(
         seed=cfg.seed,
         policy_version=policy_version,
         on_progress=on_progress,
+        should_stop=should_stop,
     )
 
 
@@ -76,7 +78,9 @@ def _evaluate_model(session: Session, progress: Progress) -> EvalResult:
     )
     try:
         progress.phase("eval")
-        return evaluate_session(session, engine, policy_version=0, on_progress=progress.evaluating)
+        result = evaluate_session(session, engine, policy_version=0, on_progress=progress.evaluating)
+        assert result is not None, "nothing asks it to stop"
+        return result
     finally:
         engine.shutdown()
 
@@ -92,7 +96,7 @@ def describe(result: EvalResult, model: str) -> str:
     ]
     if result.num_failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.failures.items()))
-        lines.append(f"failed    {result.num_failed} responses could not be judged and are left out ({kinds})")
+        lines.append(f"failed    {result.num_failed} responses could not be scored and are left out ({kinds})")
     return "\n".join(lines)
 
 

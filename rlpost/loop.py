@@ -71,7 +71,7 @@ def generate(run: Run) -> RolloutStats:
                 run.fit_to_kv_cache(engine),
                 step=run.step,
                 on_progress=run.report.rollout_progress,
-                should_stop=lambda: run.stop.requested is not None or not run.workers.engine.max_slots,
+                should_stop=lambda: run.must_stop(engine),
             )
         run.report.open_limit(run.buffer)
         if not rollout.stopped or run.stop.requested is not None:

@@ -216,7 +216,7 @@ class Run:
         """As many samples in flight as the KV cache holds, where the configuration leaves that open."""
         if engine.kv_capacity is None or self.cfg.rollout.max_in_flight is not None:
             return self.collect_settings
-        first = self.buffer.num_drawn - LENGTH_WINDOW_STEPS * self.cfg.rollout.groups_per_step
+        first = self.buffer.accounts.num_drawn - LENGTH_WINDOW_STEPS * self.cfg.rollout.groups_per_step
         finished, unfinished = self.buffer.lengths(first)
         finished += self.history.record.lengths_since(first)
         fit = samples_that_fit(
@@ -228,8 +228,8 @@ class Run:
         slots = min(fit.samples, self.cfg.max_in_flight)
         if slots != self.collect_settings.max_in_flight:
             self.collect_settings = replace(self.collect_settings, max_in_flight=slots)
-            if self.buffer.controller is not None:
-                self.buffer.controller.slots = slots
+            if self.buffer.schedule.controller is not None:
+                self.buffer.schedule.controller.slots = slots
             self.report.message(f"step {self.step + 1}: {slots} samples in flight: {fit.reason}")
         return self.collect_settings
 
@@ -286,27 +286,25 @@ class Run:
     def evaluate(self) -> None:
         """Evaluate the policy as it is published; on a stop request, save and raise ``Stopped``."""
         started = time.perf_counter()
-        try:
-            result = self.workers.with_engine(self._evaluate)
-        except Stopped as stopped:
-            if not stopped.at_once:
-                self.workers.engine.abort_all()  # it is made again after the resume
-                self.stop_if_requested()
-            raise
+        result = self.workers.with_engine(self._evaluate)
+        if result is None:
+            self.stop_if_requested()  # it is repeated after the resume
+            raise AssertionError("an evaluation stops on request only")
         self.history.add_evaluation(self.step, result)
         counts = self.session.eval_scorer.take_counts()
         self.report.evaluation(result, counts, seconds=time.perf_counter() - started)
 
-    def _evaluate(self, engine: Engine) -> EvalResult:
+    def _evaluate(self, engine: Engine) -> EvalResult | None:
         self.report.phase("eval")
         if self.cfg.rollout.keep_kv:
             engine.abort_all()  # paused samples hold the KV cache; they are replayed in the next step
-
-        def on_progress(finished: int, wanted: int) -> None:
-            self.report.evaluation_progress(finished, wanted)
-            self.stop.raise_if_requested()
-
-        return evaluate_session(self.session, engine, policy_version=self.step, on_progress=on_progress)
+        return evaluate_session(
+            self.session,
+            engine,
+            policy_version=self.step,
+            on_progress=self.report.evaluation_progress,
+            should_stop=lambda: self.must_stop(engine),
+        )
 
     # ---- durable state --------------------------------------------------------------------------------------
 
@@ -324,6 +322,10 @@ class Run:
             return path
 
         return self.workers.with_trainer(save)
+
+    def must_stop(self, engine: Engine) -> bool:
+        """Whether generation ends here: on a stop request, or because every replica is lost."""
+        return self.stop.requested is not None or not engine.max_slots
 
     def stop_if_requested(self) -> None:
         """Between two steps: a stop request ends the run here, after saving; raises ``Stopped``."""

@@ -23,7 +23,7 @@ from rlpost.preflight.check_values import check_deterministic, check_shape_fits
 from rlpost.prompts.encoding import PromptSet, build_prompts
 from rlpost.prompts.rows import load_rows
 from rlpost.rewards.functions import check_columns, load_functions
-from rlpost.rewards.result_cache import VerdictCache
+from rlpost.rewards.result_cache import RewardResultCache
 from rlpost.rewards.scoring import RewardScorer, make_decode
 from rlpost.rewards.selection import runs_in_process
 from rlpost.rewards.worker_pool import Calls, InlineCalls, RewardWorkers
@@ -92,7 +92,7 @@ class Session:
         reward = self.cfg.reward
         folder = run_folder if reward.cache_dir is None else Path(reward.cache_dir).expanduser()
         if reward.cache and folder is not None and not runs_in_process(reward):
-            self.scorer.cache = self.eval_scorer.cache = VerdictCache(folder, say)
+            self.scorer.cache = self.eval_scorer.cache = RewardResultCache(folder, say)
 
     def close(self) -> None:
         """End the scorers and the reward's workers, whatever they are at."""

@@ -133,7 +133,7 @@ def test_failures_are_left_out_and_counted():
 
     result = run(reward)
     assert result.num_failed == 4 and len(result.correct) == 5 and result.accuracy.mean == 1.0
-    assert "4 responses could not be judged and are left out (4 reward_error)" in describe(result, "m")
+    assert "4 responses could not be scored and are left out (4 reward_error)" in describe(result, "m")
     assert result.metrics()["eval/failed/reward_error"] == result.metrics()["eval/num_failed"] == 4
 
 

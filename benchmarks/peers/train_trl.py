@@ -162,6 +162,7 @@ def measure_accuracy(trainer: Any, session: Session) -> float:
     trainer.vllm_generation.sync_weights()
     engine = BorrowedEngine(trainer.vllm_generation.llm, cfg.engine.max_slots)
     result = evaluate_session(session, cast(Engine, engine), policy_version=trainer.state.global_step)
+    assert result is not None
     return result.accuracy.mean
 
 

@@ -28,7 +28,7 @@ from rlpost.durable.run_record import RunRecord
 from rlpost.engine.protocol import Engine, SamplingSettings
 from rlpost.errors import ConfigError, explain
 from rlpost.rollout.collect import CollectSettings
-from rlpost.rollout.oversampling import OversampleController
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation import strategies
 from rlpost.simulation.account import Figures, StepAccount, measure
 from rlpost.simulation.lengths import make_lengths
@@ -206,29 +206,15 @@ def _run_one(strategy: str, engine: Engine, load: Workload, cfg: Config, plan: P
     if strategy in (PUBLISHED, PUBLISHED_BY_GROUP):
         hold = "sample" if strategy == PUBLISHED else "group"
         return list(run_published(engine, load, oversample=PUBLISHED_OVERSAMPLE, hold=hold, num_steps=num_steps))
+    ours = RolloutStrategy.of(rollout)
     if strategy == SYNCHRONOUS:
-        return list(strategies.run_collect(engine, load, oversample=1.0, max_staleness=0, num_steps=num_steps))
-    controller = None
-    if strategy == ADAPTIVE:
-        controller = OversampleController(
-            groups_per_step=rollout.groups_per_step,
-            samples_per_group=rollout.samples_per_group,
-            max_staleness=rollout.max_staleness,
-            slots=_slots(cfg),
-            start=rollout.oversample,
-        )
-    return list(
-        strategies.run_collect(
-            engine,
-            load,
-            oversample=rollout.oversample,
-            max_staleness=rollout.max_staleness,
-            num_steps=num_steps,
-            admission=rollout.admission,
-            controller=controller,
-            keep_kv=strategy == KEEPING,
-        )
+        ours = RolloutStrategy(groups_per_step=rollout.groups_per_step, samples_per_group=rollout.samples_per_group)
+    else:
+        ours = replace(ours, adaptive=strategy == ADAPTIVE)
+    accounts = strategies.run_collect(
+        engine, load, ours, num_steps=num_steps, slots=_slots(cfg), keep_kv=strategy == KEEPING
     )
+    return list(accounts)
 
 
 def _workload(

@@ -22,7 +22,7 @@ from rlpost.engine.replicas import Exchange, Loss, ReplicaEngine, Replicas, Repo
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
 from rlpost.rollout.ledger import Ledger
-from rlpost.rollout.oversampling import OversampleController
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.engine import StepCost
 from rlpost.simulation.replicas import SimulatedReplicas
 from rlpost.simulation.strategies import no_scores
@@ -157,20 +157,14 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
     groups = slots // SAMPLES_PER_GROUP
     transport = MeteredReplicas(build_replicas(load))
     engine = ReplicaEngine(transport)
-    buffer = RolloutBuffer(
+    strategy = RolloutStrategy(
         groups_per_step=groups,
         samples_per_group=SAMPLES_PER_GROUP,
         oversample=2.0,
         max_staleness=MAX_STALENESS,
-        ledger=ledger,
-        controller=OversampleController(
-            groups_per_step=groups,
-            samples_per_group=SAMPLES_PER_GROUP,
-            max_staleness=MAX_STALENESS,
-            slots=slots,
-            start=2.0,
-        ),
+        adaptive=True,
     )
+    buffer = RolloutBuffer(strategy, ledger=ledger, slots=slots)
     settings = CollectSettings(
         max_in_flight=slots,
         max_response_tokens=CAP,

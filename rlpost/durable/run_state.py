@@ -32,11 +32,12 @@ from rlpost.durable.filesystem import POINTER, ledger_path
 from rlpost.durable.run_dir import TRACKER_ID, note_going_back
 from rlpost.errors import RunError, explain
 from rlpost.prompts.cursor import PromptCursor
-from rlpost.rollout.buffer import LedgerError, RolloutBuffer
+from rlpost.rollout.accounts import LedgerError
+from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger import Ledger
 from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
-from rlpost.rollout.oversampling import make_controller
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.train.checkpoint_layout import check_layout, describe
 from rlpost.train.protocol import PolicyTrainer
 
@@ -94,7 +95,7 @@ class RunState:
         if found is None:
             self._recovery = recovery = start_ledger(live)
             self.buffer = self._make_buffer(recovery.ledger)
-            self.buffer.count_rolled_back(recovery.ledger.rolled_back())
+            self.buffer.accounts.roll_back(recovery.ledger.rolled_back())
         else:
             self._recovery = recovery = recover_ledger(live, found.path / LEDGER_FILE, step=found.name.step)
             self.buffer = self._make_buffer(recovery.ledger)
@@ -235,17 +236,8 @@ class RunState:
         return found.path.parent.resolve() == self._root.resolve()
 
     def _make_buffer(self, ledger: Ledger) -> RolloutBuffer:
-        rollout = self.cfg.rollout
-        return RolloutBuffer(
-            groups_per_step=rollout.groups_per_step,
-            samples_per_group=rollout.samples_per_group,
-            oversample=rollout.oversample,
-            max_staleness=rollout.max_staleness,
-            restart_stale=rollout.on_stale == "restart",
-            ledger=ledger,
-            admission=rollout.admission,
-            controller=make_controller(self.cfg),
-        )
+        strategy = RolloutStrategy.of(self.cfg.rollout)
+        return RolloutBuffer(strategy, ledger=ledger, slots=self.cfg.max_in_flight)
 
     def _load(self, found: Found, recovery: Recovery) -> None:
         with self._reading(found):
@@ -259,8 +251,10 @@ class RunState:
 
     def _check_cursor(self) -> None:
         """Each draw of the cursor is a group of the buffer, and no group comes from elsewhere."""
-        if self.cursor.num_drawn != self.buffer.num_drawn:
-            raise LedgerError(f"{self.cursor.num_drawn} prompts were drawn, {self.buffer.num_drawn} groups are known")
+        if self.cursor.num_drawn != self.buffer.accounts.num_drawn:
+            raise LedgerError(
+                f"{self.cursor.num_drawn} prompts were drawn, {self.buffer.accounts.num_drawn} groups are known"
+            )
 
     def _state(self, under_way: bool) -> dict[str, Any]:
         tracker = self.path / TRACKER_ID

@@ -87,7 +87,7 @@ class LockstepEngine:
     def pause_all(self) -> EngineStep:
         return self.abort_all()  # a replica of a cluster: its samples may go on at another one
 
-    def go_on(self) -> Sequence[str]:
+    def resume(self) -> Sequence[str]:
         return ()
 
     def end(self) -> None:

@@ -157,9 +157,9 @@ class Engine(Protocol):
 
     def pause_all(self) -> EngineStep:
         """As :meth:`abort_all`, but requests may stay in the engine with their KV cache, out of flight, until
-        :meth:`go_on`. New weights may be loaded meanwhile. An engine keeps as many as it can, or none."""
+        :meth:`resume`. New weights may be loaded meanwhile. An engine keeps as many as it can, or none."""
 
-    def go_on(self) -> Sequence[str]:
+    def resume(self) -> Sequence[str]:
         """Paused requests are in flight again, as if nothing had been; returns their ids. Those of the paused ones that
         are not among them were ended."""
 

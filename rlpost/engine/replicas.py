@@ -275,7 +275,7 @@ class ReplicaEngine:
         """Keeps nothing: which replica a sample goes on at is not known before the next step."""
         return self.abort_all()
 
-    def go_on(self) -> Sequence[str]:
+    def resume(self) -> Sequence[str]:
         return ()
 
     @property

@@ -241,9 +241,9 @@ class VLLMEngine:
         self._drain()
         return replace(NOTHING, deltas=deltas)
 
-    def go_on(self) -> Sequence[str]:
-        self._require_ready("go_on")
-        self._require_idle("go_on")
+    def resume(self) -> Sequence[str]:
+        self._require_ready("resume")
+        self._require_idle("resume")
         self._core.scheduler.running = list(self._paused.values())
         self._live, self._paused = set(self._paused), {}
         return sorted(self._live)

@@ -8,25 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlpost.config import EvalConfig
-from rlpost.engine.protocol import Engine, EngineWork, Request, SamplingSettings
+from rlpost.engine.protocol import Engine, EngineWork, SamplingSettings
 from rlpost.errors import RunError, explain
 from rlpost.evaluation.intervals import Interval, bootstrap_mean, pass_at_k
-from rlpost.rewards.scoring import Scorer, Verdict, failure_kind
-from rlpost.rollout.collect import SCORE_POLL_S, sample_seed
-from rlpost.types import Prompt, Sample, Segment
-
-if TYPE_CHECKING:
-    pass
+from rlpost.rewards.scoring import Scorer, failure_kind
+from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.rollout.collect import CollectProgress, CollectSettings, collect
+from rlpost.rollout.strategy import ROUND_ROBIN, RolloutStrategy
+from rlpost.types import Prompt, Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalResult:
-    """``correct`` is f64[problems]: the share of each problem's judged responses that were right."""
+    """``correct`` is f64[problems]: the share of each problem's scored responses that were correct."""
 
     correct: np.ndarray
     problems: tuple[str, ...]  # uid of each problem in ``correct``
@@ -34,7 +32,7 @@ class EvalResult:
     pass_at: dict[int, Interval]  # pass@k for k = 1, 2, 4, ... and samples_per_prompt
     samples_per_prompt: int
     num_samples: int
-    failures: dict[str, int]  # responses without a verdict, left out of the means, by kind
+    failures: dict[str, int]  # responses without a reward, left out of the means, by kind
     mean_response_tokens: float
     truncated_share: float
     parts: dict[str, float]  # mean of each reward part
@@ -74,76 +72,56 @@ def evaluate(
     seed: int,
     policy_version: int,
     on_progress: Callable[[int, int], None] | None = None,
-) -> EvalResult:
-    """Generate and judge ``cfg.samples_per_prompt`` responses per prompt; ``on_progress(finished, wanted)``."""
-    scorer.forget()  # of an evaluation whose workers were lost in the middle, which this one makes again
-    k = cfg.samples_per_prompt
-    by_uid = {p.uid: p for p in prompts}
-    queue = [(p, i) for i in range(k) for p in prompts]
-    wanted = len(queue)
-    tokens: dict[str, list[np.ndarray]] = {}
-    logprobs: dict[str, list[np.ndarray]] = {}
-    finish: dict[str, str] = {}
-    verdicts: list[Verdict] = []
-    work = EngineWork()
-    position = 0
-    while position < len(queue) or engine.num_in_flight:
-        iteration_started = engine.now()
-        free = engine.max_slots + engine.reserve - engine.num_in_flight
-        batch = queue[position : position + free]
-        position += len(batch)
-        if batch:
-            engine.submit([_request(p, i, max_response_tokens, seed, sampling) for p, i in batch])
-        result = engine.step()
-        for delta in result.deltas:
-            tokens.setdefault(delta.request_id, []).append(delta.token_ids)
-            logprobs.setdefault(delta.request_id, []).append(delta.logprobs)
-            if delta.finish_reason:
-                finish[delta.request_id] = delta.finish_reason
-                uid, _, index = delta.request_id.rpartition("/")
-                scorer.submit(by_uid[uid], int(index), tokens[delta.request_id], delta.finish_reason)
-        for delta in result.returned:  # its replica was lost: it is made again, with the same seed
-            uid, _, index = delta.request_id.rpartition("/")
-            queue.append((by_uid[uid], int(index)))
-            tokens.pop(delta.request_id, None)
-            logprobs.pop(delta.request_id, None)
-        verdicts += scorer.poll()
-        work.add_step(engine.now() - iteration_started, result)
-        if on_progress is not None:
-            on_progress(len(finish), wanted)
-    while len(verdicts) < wanted:
-        scorer.wait(SCORE_POLL_S)
-        verdicts += scorer.poll()
-        if on_progress is not None:
-            on_progress(len(finish), wanted)
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvalResult | None:
+    """Generate and score ``cfg.samples_per_prompt`` responses per prompt; None where ``should_stop`` ended it early.
 
-    def as_sample(v: Verdict) -> Sample:
-        request_id = f"{v.uid}/{v.index}"
-        segment = Segment(
-            token_ids=np.concatenate(tokens[request_id]),
-            rollout_logprobs=np.concatenate(logprobs[request_id]),
-            policy_version=policy_version,
-        )
-        return Sample(
-            uid=v.uid,
-            index=v.index,
-            segments=(segment,),
-            finish_reason=finish[request_id],
-            reward=v.reward,
-            reward_parts=v.parts,
-            failure=v.failure,
-        )
+    One synchronous rollout whose groups are the problems; nothing is carried over, rejected or written down. The first
+    response to every problem is started first, then the second ones. ``on_progress(finished, wanted)``: responses.
+    """
+    scorer.forget()  # of an evaluation whose workers were lost in the middle, which this one repeats
+    strategy = RolloutStrategy(
+        groups_per_step=len(prompts), samples_per_group=cfg.samples_per_prompt, order=ROUND_ROBIN
+    )
+    buffer = RolloutBuffer(strategy)
+    for prompt in prompts:
+        buffer.add(prompt)
+    settings = CollectSettings(
+        max_in_flight=engine.max_slots,
+        max_response_tokens=max_response_tokens,
+        sampling=sampling,
+        seed=seed,
+        seed_scope="eval:",
+        max_filtered_groups=1,
+        reject=lambda group: None,
+        drop_failed=False,
+    )
 
-    order = {p.uid: n for n, p in enumerate(prompts)}
-    judged = sorted(verdicts, key=lambda v: (order[v.uid], v.index))
-    return summarize([(by_uid[v.uid], as_sample(v)) for v in judged], cfg, work)
+    def report(progress: CollectProgress) -> None:
+        if on_progress is not None:
+            on_progress(progress.finished, strategy.samples_per_step)
+
+    stats = collect(
+        engine,
+        buffer,
+        iter(()),
+        scorer,
+        settings,
+        step=policy_version,
+        on_progress=report,
+        should_stop=should_stop,
+    )
+    if stats.stopped:
+        return None
+    groups = sorted(buffer.admitted, key=lambda group: group.order)
+    return summarize([(g.prompt, sample) for g in groups for sample in g.freeze().samples], cfg, stats.work)
 
 
 def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: EngineWork) -> EvalResult:
-    """Means over problems of means over their judged samples.
+    """Means over problems of means over their scored samples.
 
     Raises:
-        RunError: not one response could be judged.
+        RunError: not one response could be scored.
     """
     by_problem: dict[str, list[bool]] = {}
     parts: dict[str, list[float]] = {}
@@ -155,7 +133,7 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: E
                 parts.setdefault(name, []).append(value)
     if not by_problem:
         failure = samples[0][1].failure if samples else "no evaluation prompts"
-        raise RunError(explain("evaluation: judged responses", 0, "at least one", f"mend the reward ({failure})"))
+        raise RunError(explain("evaluation: scored responses", 0, "at least one", f"fix the reward ({failure})"))
     outcomes = list(by_problem.values())
     correct = np.array([np.mean(o) for o in outcomes])
     ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < cfg.samples_per_prompt} | {cfg.samples_per_prompt})
@@ -175,14 +153,4 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: E
         parts={name: float(np.mean(values)) for name, values in parts.items()},
         samples=tuple(samples),
         work=work,
-    )
-
-
-def _request(prompt: Prompt, index: int, limit: int, seed: int, sampling: SamplingSettings) -> Request:
-    return Request(
-        request_id=f"{prompt.uid}/{index}",
-        parts=(prompt.token_ids,),
-        max_new_tokens=limit,
-        seed=sample_seed(seed, f"eval:{prompt.uid}", index, 0),
-        sampling=sampling,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from rlpost.engine.protocol import Engine, SamplingSettings
 from rlpost.engine.replicas import ReplicaEngine
 from rlpost.plan.recording import RecordedGroup
 from rlpost.rollout.collect import CollectSettings
-from rlpost.rollout.oversampling import make_controller
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.account import StepAccount
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.simulation.replicas import SimulatedReplicas
@@ -81,20 +81,11 @@ def simulate(
         prompts=lambda: _numbered(round(prompt_tokens)),
         publish=lambda: None,
     )
-    controller = make_controller(cfg) if oversample is None else None
-    if controller is not None:
-        controller.slots = settings.max_in_flight
-    return list(
-        run_collect(
-            _engine(cfg, cost, lengths),
-            load,
-            oversample=rollout.oversample if oversample is None else oversample,
-            max_staleness=rollout.max_staleness,
-            num_steps=num_steps,
-            admission=rollout.admission,
-            controller=controller,
-        )
-    )
+    strategy = RolloutStrategy.of(rollout)
+    if oversample is not None:
+        strategy = replace(strategy, oversample=oversample, adaptive=False)
+    strategy = replace(strategy, restart_stale=False)  # lengths are given: none grows too old by being long
+    return list(run_collect(_engine(cfg, cost, lengths), load, strategy, num_steps=num_steps))
 
 
 def _engine(cfg: Config, cost: StepCost, lengths: Lengths) -> Engine:

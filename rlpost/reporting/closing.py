@@ -86,8 +86,8 @@ def make_summary(facts: ClosingFacts, history: History, buffer: RolloutBuffer) -
         "accuracy_gain": asdict(facts.accuracy_gain) if facts.accuracy_gain else None,
         "idle_share": facts.idle_share,
         "carried_share": facts.carried_share,
-        "groups": dict(buffer.groups_ended),
-        "tokens": dict(buffer.tokens_ended),
+        "groups": dict(buffer.accounts.groups_ended),
+        "tokens": dict(buffer.accounts.tokens_ended),
     }
 
 

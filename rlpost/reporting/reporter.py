@@ -34,6 +34,7 @@ from rlpost.reporting.step_metrics import (
 from rlpost.reporting.waterfall import Stopwatch, of_publication, of_rollout, waterfall
 from rlpost.rewards.scoring import RewardScorer, ScoringCounts
 from rlpost.rollout.buffer import RolloutBuffer
+from rlpost.rollout.collect import CollectProgress
 from rlpost.rollout.stats import RolloutStats
 from rlpost.train.update_policy import SKIPPED, Update
 from rlpost.types import Group
@@ -100,8 +101,8 @@ class Reporter:
         self._watchdog.beat()
         self._status.tick()
 
-    def rollout_progress(self, admitted: int, running: int, open_groups: int) -> None:
-        """Groups admitted in this step, samples in the engine, groups open."""
+    def rollout_progress(self, progress: CollectProgress) -> None:
+        admitted, running, open_groups, _ = progress
         wanted = self._cfg.rollout.groups_per_step
         self._watchdog.beat()
         self._progress.rollout(admitted, wanted, running, open_groups)
@@ -177,10 +178,10 @@ class Reporter:
 
     def open_limit(self, buffer: RolloutBuffer) -> None:
         """Explains the limit on open groups where it was chosen anew."""
-        if buffer.max_open != self._explained_open_limit and buffer.open_limit_reason:
-            self._explained_open_limit = buffer.max_open
-            reason = buffer.open_limit_reason
-            self.message(f"step {self.step + 1}: up to {buffer.max_open} groups open: {reason}")
+        limit, reason = buffer.schedule.max_open, buffer.schedule.open_limit_reason
+        if limit != self._explained_open_limit and reason:
+            self._explained_open_limit = limit
+            self.message(f"step {self.step + 1}: up to {limit} groups open: {reason}")
 
     def step_metrics(
         self,
@@ -201,7 +202,7 @@ class Reporter:
         if stats.num_failed_rewards:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(stats.failures.items()))
             self.message(
-                f"step {self.step}: {stats.num_failed_rewards} of {stats.num_judged} rewards failed ({kinds}); "
+                f"step {self.step}: {stats.num_failed_rewards} of {stats.num_scored} rewards failed ({kinds}); "
                 f"the last one: {stats.last_failure}"
             )
         publication = self._account.known_publication

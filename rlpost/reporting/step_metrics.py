@@ -90,7 +90,7 @@ def rollout_metrics(
         "rollout/buffer_age_max": max((stats.step - d for d in drawn_steps), default=0),
         "rollout/buffer_groups": len(buffer.groups),
         "rollout/buffer_tokens": sum(s.num_tokens for g in buffer.groups.values() for s in g.samples),
-        "rollout/open_limit": buffer.max_open,
+        "rollout/open_limit": buffer.schedule.max_open,
         "rollout/ready_groups": states["ready"],
         "rollout/truncated_share": _mean([s.finish_reason == "length" for s in samples]),
         "rollout/empty_share": _mean([s.num_tokens <= empty_ids and s.finish_reason == "stop" for s in samples]),

@@ -24,7 +24,7 @@ BUSY_S = 5.0  # another run's write takes milliseconds
 LAYOUT = 1  # of keys and values; another number starts a new table
 
 
-class VerdictCache:
+class RewardResultCache:
     """``say`` is told once, in one line, when the file cannot be used; the run goes on without it then."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from rlpost.config import RewardConfig
 from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
 from rlpost.rewards.outcomes import Outcome, read_outcome
-from rlpost.rewards.result_cache import VerdictCache, digest_call
+from rlpost.rewards.result_cache import RewardResultCache, digest_call
 from rlpost.rewards.selection import FunctionSpec
 from rlpost.rewards.worker_pool import Call, CallResult, Calls, InlineCalls
 from rlpost.types import Prompt
@@ -33,7 +33,7 @@ __all__ = [
     "RewardScorer",
     "Scorer",
     "ScoringCounts",
-    "Verdict",
+    "RewardResult",
     "failure_kind",
     "make_decode",
     "read_outcome",
@@ -47,7 +47,7 @@ CHECK_S = 1.0  # while waiting, how often to look whether the workers still work
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RewardResult:
     """``reward`` is None exactly where ``failure`` says why."""
 
     uid: str
@@ -74,7 +74,7 @@ class Scorer(Protocol):
     def submit(self, prompt: Prompt, index: int, parts: Sequence[np.ndarray], finish_reason: str) -> None:
         """``parts``: i32[...] each, the response's tokens in order."""
 
-    def poll(self) -> Sequence[Verdict]:
+    def poll(self) -> Sequence[RewardResult]:
         """Verdicts that arrived since the last call; never blocks."""
 
     @property
@@ -134,14 +134,14 @@ class RewardScorer:
         *,
         group_size: int = 1,
         retries: int = 0,
-        cache: VerdictCache | None = None,
+        cache: RewardResultCache | None = None,
     ) -> None:
         self.cache = cache
         self._calls, self._decode = calls, decode
         self._group_size, self._retries = group_size, retries
         self._take_tokens: bool | None = None
         self._judge_groups = False
-        self._verdicts: list[Verdict] = []
+        self._verdicts: list[RewardResult] = []
         self._num_open = 0  # samples without a verdict yet
         self._held: dict[str, list[_Sample]] = {}  # by uid, until the group is whole
         self._asked: dict[int, _Asked] = {}  # by a number of ours
@@ -172,7 +172,7 @@ class RewardScorer:
                 self._ask(number, one, question, group)
         self._settle_answered()
 
-    def poll(self) -> Sequence[Verdict]:
+    def poll(self) -> Sequence[RewardResult]:
         self._take_in()
         verdicts, self._verdicts = self._verdicts, []
         return verdicts
@@ -303,7 +303,7 @@ class RewardScorer:
                 self._verdicts.append(_combine(sample, facts))
 
 
-def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> Verdict:
+def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> RewardResult:
     """The verdict of all functions: the weighted sum of those with an opinion; a failure of one is a failure.
 
     Parts of a combination: each function's own reward under its name, its parts as NAME.PART, and ``accuracy``, which
@@ -311,13 +311,13 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> Verdict:
     """
     outcomes = [outcome for outcome in sample.outcomes if outcome is not None]
     if len(outcomes) == 1 and outcomes[0].reward is not None and not facts[0].name:
-        return Verdict(sample.uid, sample.index, facts[0].weight * outcomes[0].reward, outcomes[0].parts)
+        return RewardResult(sample.uid, sample.index, facts[0].weight * outcomes[0].reward, outcomes[0].parts)
     failure = next((outcome.failure for outcome in outcomes if outcome.failure), None)
     pairs = [(one, outcome) for one, outcome in zip(facts, outcomes, strict=True) if outcome.reward is not None]
     if failure is None and not pairs:
         failure = "none: no function of the reward gave a verdict"
     if failure is not None:
-        return Verdict(sample.uid, sample.index, None, {}, failure)
+        return RewardResult(sample.uid, sample.index, None, {}, failure)
     parts: dict[str, float] = {}
     total = 0.0
     for one, outcome in pairs:
@@ -332,7 +332,7 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> Verdict:
                 parts.setdefault("accuracy", value)
             else:
                 parts[f"{one.name}.{name}"] = value
-    return Verdict(sample.uid, sample.index, total, parts)
+    return RewardResult(sample.uid, sample.index, total, parts)
 
 
 class InlineScorer(RewardScorer):

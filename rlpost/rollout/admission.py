@@ -18,8 +18,6 @@ from collections.abc import Container, Iterable
 
 from rlpost.rollout.open_groups import OpenGroup
 
-FIRST_COMPLETE, FIRST_BEGUN = "first_complete", "first_begun"
-
 
 class Assignment:
     """The untrained groups that may train in a step with *first_begun*, kept while the step draws, admits and drops.

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from rlpost.errors import RunError, explain
-from rlpost.rollout.open_groups import FINISHED, JUDGED, PAUSED, OpenGroup, OpenSample
+from rlpost.rollout.open_groups import FINISHED, PAUSED, SCORED, OpenGroup, OpenSample
 from rlpost.types import Prompt, Segment
 
 FILE = "ledger.sqlite"
@@ -143,10 +143,10 @@ class Ledger:
                 self._read_samples(groups)
         for group in groups.values():
             for sample in group.samples:
-                sample.state = JUDGED if sample.state == JUDGED else FINISHED if sample.finish_reason else sample.state
+                sample.state = SCORED if sample.state == SCORED else FINISHED if sample.finish_reason else sample.state
             states = {s.state for s in group.samples}
-            if states <= {FINISHED, JUDGED}:
-                group.state = "ready" if states == {JUDGED} else "scoring"
+            if states <= {FINISHED, SCORED}:
+                group.state = "ready" if states == {SCORED} else "scoring"
         return list(groups.values())
 
     def story(self, step: int) -> dict[str, str]:
@@ -421,7 +421,7 @@ class Ledger:
         for _, sample, (reason,) in rows("finishes", "finish_reason"):
             sample.finish_reason = reason
         for _, sample, (reward, parts, failure) in rows("verdicts", "reward, parts, failure"):
-            sample.reward, sample.failure, sample.state = reward, failure, JUDGED
+            sample.reward, sample.failure, sample.state = reward, failure, SCORED
             sample.reward_parts = json.loads(parts) or None
 
     def _to_segment(self, row: tuple[Any, ...], sample: tuple[int, int, int]) -> Segment:

@@ -1,4 +1,4 @@
-"""What the rollout buffer holds of a group while it is generated, judged and waiting: plain mutable records.
+"""What the rollout buffer holds of a group while it is generated, scored and waiting: plain mutable records.
 
 ``rollout.buffer`` is their one owner; ``rollout.collect`` reads them. Tokens may lie here or in the ledger only: a
 sample whose ``evicted`` is True holds none of its earlier segments, and whoever needs them calls
@@ -14,7 +14,7 @@ import numpy as np
 
 from rlpost.types import Group, Prompt, Sample, Segment
 
-WAITING, RUNNING, PAUSED, FINISHED, JUDGED = "waiting", "running", "paused", "finished", "judged"
+WAITING, RUNNING, PAUSED, FINISHED, SCORED = "waiting", "running", "paused", "finished", "scored"
 
 
 @dataclass(slots=True)
@@ -29,10 +29,10 @@ class OpenSample:
     num_tokens: int = 0  # of all segments, evicted ones included
     finish_reason: str = ""
     reward: float | None = None
-    reward_parts: Mapping[str, float] | None = None  # None: no verdict yet, or none with parts
+    reward_parts: Mapping[str, float] | None = None  # None: no reward result yet, or none with parts
     failure: str | None = None
     first_step: int = -1  # the step that launched it
-    mixed_kv: bool = False  # in this step it goes on with the KV cache of earlier ones
+    mixed_kv: bool = False  # in this step it resumes with the KV cache of earlier ones
 
     def append(self, token_ids: np.ndarray, logprobs: np.ndarray) -> None:
         if self.chunks is None:
@@ -52,6 +52,14 @@ class OpenSample:
         segment = Segment(token_ids, logprobs, policy_version, mixed_kv=self.mixed_kv)
         self.segments = (*self.segments, segment)
         self.chunks = None
+        return segment
+
+    def observe(self, token_ids: np.ndarray, policy_version: int) -> Segment:
+        """Append what the policy reads and did not sample; it has no logprobs and is not trained on."""
+        assert not self.chunks and len(token_ids) and token_ids.dtype == np.int32, token_ids.dtype
+        segment = Segment(token_ids, np.zeros(len(token_ids), np.float32), policy_version, trainable=False)
+        self.segments = (*self.segments, segment)
+        self.num_tokens += len(token_ids)
         return segment
 
     def restart(self) -> None:
@@ -74,7 +82,7 @@ class OpenGroup:
     oldest_version: int | None = None
     num_startable: int = 0  # samples that wait or are paused
     num_unfinished: int = 0  # those, and the running ones
-    num_unjudged: int = 0
+    num_unscored: int = 0
     frozen: Group | None = None  # made once; given up with the samples' tokens
 
     @property
@@ -85,12 +93,16 @@ class OpenGroup:
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.samples)
 
+    @property
+    def awaits_rewards(self) -> bool:
+        return any(s.state == FINISHED for s in self.samples)
+
     def count_samples(self) -> None:
         """Set the three counts from the samples' states; whoever changes a state afterwards keeps them."""
         states = [s.state for s in self.samples]
         self.num_startable = states.count(WAITING) + states.count(PAUSED)
         self.num_unfinished = self.num_startable + states.count(RUNNING)
-        self.num_unjudged = len(states) - states.count(JUDGED)
+        self.num_unscored = len(states) - states.count(SCORED)
 
     def deadline(self, step: int, max_staleness: int) -> int:
         return (step if self.oldest_version is None else self.oldest_version) + max_staleness

@@ -17,7 +17,7 @@ kept by waiting, and slots stand empty whatever the limit is. Prompts are drawn 
 waits, so a limit that is too high costs nothing but younger work at a step's end.
 
 ``mean`` and ``longest`` are averages over groups, older steps fading by ``DECAY``. No clock is read, so a run that is
-repeated decides the same. ``rollout.buffer`` is the caller and keeps the state in the checkpoint.
+repeated decides the same. ``rollout.schedule`` is the caller; the state is part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlpost.config import Config
+from rlpost.rollout.strategy import RolloutStrategy
 
 DECAY = 0.8  # of an average, per step: lengths drift with the policy over tens of steps
 
@@ -44,18 +44,12 @@ class OversampleController:
     """Averages of what was seen so far, and the limit they lead to.
 
     Args:
-        groups_per_step: N.
-        samples_per_group: G.
-        max_staleness: S, in policy versions.
+        strategy: N, G and S; its ``oversample`` is the ratio before anything was seen.
         slots: C, samples decoded together.
-        start: the ratio to N before anything was seen.
     """
 
-    def __init__(
-        self, *, groups_per_step: int, samples_per_group: int, max_staleness: int, slots: int, start: float
-    ) -> None:
-        self.groups_per_step, self.samples_per_group = groups_per_step, samples_per_group
-        self.max_staleness, self.slots, self.start = max_staleness, slots, start
+    def __init__(self, strategy: RolloutStrategy, *, slots: int) -> None:
+        self.strategy, self.slots = strategy, slots
         self._weight = self._mean = self._longest = self._accepted = 0.0  # decayed sums over groups
         self._dropped: list[list[int]] = []  # in the step under way
 
@@ -75,12 +69,15 @@ class OversampleController:
     def choose(self, *, waiting: int = 0) -> Choice:
         """For the step that begins. ``waiting``: groups expected to be complete without training in it; they hold no
         slot."""
-        n, budget = self.groups_per_step, (self.max_staleness + 1) * self.groups_per_step
+        strategy = self.strategy
+        n, budget = strategy.groups_per_step, (strategy.max_staleness + 1) * strategy.groups_per_step
         if not self._weight:
-            return Choice(max_open=int(self.start * n), reason=f"nothing seen yet, so rollout.oversample={self.start}")
+            return Choice(
+                max_open=strategy.max_open, reason=f"nothing seen yet, so rollout.oversample={strategy.oversample}"
+            )
         mean, longest = self._mean / self._weight, self._longest / self._weight
         accepted = self._accepted / self._weight
-        busy = self.slots * longest / (self.samples_per_group * mean)
+        busy = self.slots * longest / (strategy.samples_per_group * mean)
         limit = min(budget, n + math.ceil(busy) + waiting)
         reason = (
             f"{mean:.0f} tokens in the mean and {longest:.0f} in a group's longest keep {self.slots} slots busy with "
@@ -89,7 +86,7 @@ class OversampleController:
         if waiting:
             reason += f"; {waiting} complete ones may wait for older ones"
         if limit == budget:
-            reason += f"; held to the {budget} that max_staleness={self.max_staleness} allows"
+            reason += f"; held to the {budget} that max_staleness={strategy.max_staleness} allows"
         return Choice(max_open=limit, reason=reason)
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,17 +98,3 @@ class OversampleController:
 
 
 _STATE = ("weight", "mean", "longest", "accepted", "dropped")
-
-
-def make_controller(cfg: Config) -> OversampleController | None:
-    """None where the ratio is fixed."""
-    rollout = cfg.rollout
-    if not rollout.adaptive_oversample:
-        return None
-    return OversampleController(
-        groups_per_step=rollout.groups_per_step,
-        samples_per_group=rollout.samples_per_group,
-        max_staleness=rollout.max_staleness,
-        slots=cfg.max_in_flight,
-        start=rollout.oversample,
-    )

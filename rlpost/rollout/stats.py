@@ -9,7 +9,7 @@ from rlpost.engine.protocol import EngineWork
 from rlpost.rollout.open_groups import OpenGroup, OpenSample
 
 
-class Stay(NamedTuple):
+class InFlight(NamedTuple):
     """A sample that is in the engine now."""
 
     group: OpenGroup
@@ -34,8 +34,8 @@ class Spans:
     kind: list[str] = field(default_factory=list)  # launched, resumed where an earlier stay was interrupted, or kept
     end: list[str] = field(default_factory=list)  # stop, length, paused by an abort, or lost with its replica
 
-    def add(self, stay: Stay, policy_version: int, end_s: float, end: str) -> None:
-        group, sample, start_s, tokens_before, kind, replica = stay
+    def add(self, flight: InFlight, policy_version: int, end_s: float, end: str) -> None:
+        group, sample, start_s, tokens_before, kind, replica = flight
         self.uid.append(group.prompt.uid)
         self.index.append(sample.index)
         self.replica.append(replica)
@@ -61,9 +61,11 @@ class RolloutStats:
     num_prefill: int = 0  # prompt and replayed tokens really computed (prefix-cache hits left out)
     num_launched: int = 0  # samples started for the first time
     num_resumed: int = 0
-    num_kept: int = 0  # samples that went on with their KV cache
+    num_kept: int = 0  # samples that resumed with their KV cache
     num_failed_rewards: int = 0
-    num_judged: int = 0
+    num_scored: int = 0
+    num_finished: int = 0  # samples whose last turn ended
+    num_observed: int = 0  # tokens that samples were given between two turns
     rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
     failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
     last_failure: str | None = None

@@ -113,8 +113,8 @@ class SimulatedEngine:
         self._paused, self._running = self._running, {}
         return NOTHING
 
-    def go_on(self) -> Sequence[str]:
-        assert not self._running, "go_on() with requests in flight"
+    def resume(self) -> Sequence[str]:
+        assert not self._running, "resume() with requests in flight"
         self._running = self._paused
         self._paused = {}
         return list(self._running)

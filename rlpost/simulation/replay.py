@@ -16,10 +16,9 @@ import numpy as np
 from rlpost.config import Config
 from rlpost.durable.run_record import RunRecord
 from rlpost.rewards.scoring import InlineScorer
-from rlpost.rollout.admission import FIRST_COMPLETE
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
-from rlpost.rollout.oversampling import OversampleController, make_controller
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Group, Prompt
 
@@ -51,21 +50,13 @@ def compare_run(
     record: RunRecord, cfg: Config, settings: CollectSettings, buffer: RolloutBuffer, prompt_tokens: int
 ) -> Comparison | None:
     """The run's rollouts without APRIL, simulated; None for a run that was synchronous or generated nothing."""
-    rollout = cfg.rollout
-    is_synchronous = rollout.oversample <= 1.0 and not rollout.adaptive_oversample
-    if is_synchronous or not record.generate_s:
+    if buffer.strategy.is_synchronous or not record.generate_s:
         return None
+    open_lengths = {g.order: [s.num_tokens for s in g.samples] for g in buffer.groups.values()}
+    # the replay does not restart stale groups: lengths are given, so none grows too old by being long
+    strategy = replace(buffer.strategy, restart_stale=False)
     return compare_with_synchronous(
-        record,
-        {g.order: [s.num_tokens for s in g.samples] for g in buffer.groups.values()},
-        settings,
-        groups_per_step=rollout.groups_per_step,
-        samples_per_group=rollout.samples_per_group,
-        oversample=rollout.oversample,
-        max_staleness=rollout.max_staleness,
-        admission=rollout.admission,
-        controller=make_controller(cfg),
-        prompt_tokens=prompt_tokens,
+        record, open_lengths, settings, strategy, slots=cfg.max_in_flight, prompt_tokens=prompt_tokens
     )
 
 
@@ -73,45 +64,33 @@ def compare_with_synchronous(
     record: RunRecord,
     open_lengths: Mapping[int, list[int]],
     settings: CollectSettings,
+    strategy: RolloutStrategy,
     *,
-    groups_per_step: int,
-    samples_per_group: int,
-    oversample: float,
-    max_staleness: int,
+    slots: int,
     prompt_tokens: int,
-    admission: str = FIRST_COMPLETE,
-    controller: OversampleController | None = None,
 ) -> Comparison:
     """Replay the run with its own strategy and with synchronous rollouts: same prompts, lengths, slots and costs.
 
     ``open_lengths``: tokens so far of groups never finished, by draw number; they count as final lengths, which can
-    only understate the synchronous time. ``controller``: a new one where the run's ratio was adaptive.
+    only understate the synchronous time. ``slots``: what an adaptive strategy reckons with.
     """
     lengths = {**open_lengths, **record.lengths}
     cost = fit_cost(record)
 
-    def simulate(oversample: float, max_staleness: int, controller: OversampleController | None) -> float:
-        buffer = RolloutBuffer(
-            groups_per_step=groups_per_step,
-            samples_per_group=samples_per_group,
-            oversample=oversample,
-            max_staleness=max_staleness,
-            admission=admission,
-            controller=controller,
-        )
+    def simulate(strategy: RolloutStrategy) -> float:
         engine = SimulatedEngine(
             max_slots=settings.max_in_flight,
             length_of=lambda request_id: _length_of(request_id, lengths),
             max_response_tokens=settings.max_response_tokens,
             cost=cost,
         )
-        return _simulated_seconds(engine, buffer, record, settings, prompt_tokens)
+        return _simulated_seconds(engine, RolloutBuffer(strategy, slots=slots), record, settings, prompt_tokens)
 
-    simulated_s = simulate(oversample, max_staleness, controller)
+    simulated_s = simulate(strategy)
     return Comparison(
         measured_s=record.generate_s,
         simulated_s=simulated_s,
-        synchronous_s=simulate(1.0, 0, None),
+        synchronous_s=simulate(replace(strategy, oversample=1.0, max_staleness=0, adaptive=False)),
         error=abs(simulated_s - record.generate_s) / record.generate_s,
     )
 
@@ -125,7 +104,9 @@ def _simulated_seconds(
     settings = replace(settings, reject=reject, max_filtered_groups=1 << 30)
     scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
     for step in range(record.num_steps):
-        collect(engine, buffer, _numbered_prompts(prompt_tokens, buffer.num_drawn), scorer, settings, step=step)
+        collect(
+            engine, buffer, _numbered_prompts(prompt_tokens, buffer.accounts.num_drawn), scorer, settings, step=step
+        )
         buffer.settle()
     return engine.now()
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 
 from rlpost.engine.protocol import Engine, Iterations
 from rlpost.rewards.scoring import InlineScorer, Scorer
-from rlpost.rollout.admission import FIRST_COMPLETE
 from rlpost.rollout.buffer import RolloutBuffer
-from rlpost.rollout.collect import CollectSettings, collect
-from rlpost.rollout.oversampling import OversampleController
+from rlpost.rollout.collect import CollectProgress, CollectSettings, collect
 from rlpost.rollout.stats import RolloutStats
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.account import StepAccount
 from rlpost.types import Group, Prompt
 
@@ -38,24 +37,15 @@ class Workload:
 def run_collect(
     engine: Engine,
     load: Workload,
+    strategy: RolloutStrategy,
     *,
-    oversample: float,
-    max_staleness: int,
     num_steps: int,
-    admission: str = FIRST_COMPLETE,
-    controller: OversampleController | None = None,
+    slots: int | None = None,
     keep_kv: bool = False,
 ) -> Iterator[StepAccount]:
-    """Ours; with ``oversample=1.0`` and ``max_staleness=0`` synchronous."""
+    """Ours. ``slots``: what an adaptive strategy reckons with; None: all in flight."""
     settings = replace(load.settings, keep_kv=keep_kv)
-    buffer = RolloutBuffer(
-        groups_per_step=load.groups_per_step,
-        samples_per_group=load.samples_per_group,
-        oversample=oversample,
-        max_staleness=max_staleness,
-        admission=admission,
-        controller=controller,
-    )
+    buffer = RolloutBuffer(strategy, slots=load.settings.max_in_flight if slots is None else slots)
     prompts, scorer = load.prompts(), no_scores()
     for step in range(num_steps):
         load.publish()
@@ -74,20 +64,21 @@ def run_saturated(engine: Engine, load: Workload, *, warm_up: int, num_steps: in
     first, total = warm_up * load.groups_per_step, num_steps * load.groups_per_step
     # Never short of prompts: more groups may be open than the slots hold samples.
     spare = 4 * load.settings.max_in_flight + total
-    buffer = RolloutBuffer(
+    strategy = RolloutStrategy(
         groups_per_step=total + 1,  # one more than are waited for: the step is never complete
         samples_per_group=load.samples_per_group,
         oversample=(total + 1 + spare) / (total + 1),
         max_staleness=1 + spare // total,
     )
+    buffer = RolloutBuffer(strategy)
     marks: list[tuple[float, int, int]] = []  # (seconds, tokens generated, engine steps) when a part was complete
     started_s, num_steps_done = engine.now(), 0
 
-    def watch(admitted: int, running: int, open_groups: int) -> None:
+    def watch(progress: CollectProgress) -> None:
         nonlocal num_steps_done
         num_steps_done += 1
-        if len(marks) < 2 and admitted >= (first, total)[len(marks)]:
-            marks.append((engine.now() - started_s, buffer.tokens_received, num_steps_done))
+        if len(marks) < 2 and progress.admitted >= (first, total)[len(marks)]:
+            marks.append((engine.now() - started_s, buffer.accounts.tokens_received, num_steps_done))
 
     load.publish()
     stats = collect(

@@ -82,11 +82,14 @@ class RecoveringWorkers:
             yield self._workers.engine
 
     def with_engine(self, call: Callable[[Engine], T]) -> T:
-        """``call`` on the engines with the weights of this step; again, from its start, where it loses workers."""
+        """``call`` on the engines with the weights of this step; again, from its start, where it loses all of them."""
 
         def attempt() -> T:
             self._publish_if_needed()
-            return call(self._workers.engine)
+            result = call(self._workers.engine)
+            if not self._workers.engine.max_slots:
+                raise WorkerLost("; ".join(self._workers.losses()))
+            return result
 
         return self._with_recovery(attempt)
 

@@ -42,7 +42,7 @@ def engine(keeping_engine: VLLMEngine, old_model: Any) -> Iterator[VLLMEngine]:
     keeping_engine.abort_all()
 
 
-def go_on(engine: VLLMEngine, harvest: Harvest, steps: int = 10_000) -> int:
+def resume(engine: VLLMEngine, harvest: Harvest, steps: int = 10_000) -> int:
     """Steps to the end; returns the prefilled tokens."""
     prefilled = 0
     for _ in range(steps):
@@ -69,8 +69,8 @@ def test_kept_over_a_publication_of_the_same_weights_nothing_changes(
     sequence = tokens(60)
     scored = engine.score([sequence])[0]  # the canary, with four paused beside it
     assert len(scored) == 59 and all(len(ids) == 11 for ids in harvest.token_ids.values())
-    assert sorted(engine.go_on()) == ["r0", "r1", "r2", "r3"] and engine.num_in_flight == 4
-    assert go_on(engine, harvest) == 0, "something was computed again"
+    assert sorted(engine.resume()) == ["r0", "r1", "r2", "r3"] and engine.num_in_flight == 4
+    assert resume(engine, harvest) == 0, "something was computed again"
     assert harvest.token_ids == whole.token_ids and harvest.finish == whole.finish
     for name, logprobs in whole.logprobs.items():
         np.testing.assert_allclose(harvest.logprobs[name], logprobs, atol=1e-5)
@@ -83,9 +83,9 @@ def test_tokens_after_other_weights_are_sampled_by_them_over_old_keys_and_values
     harvest = run(engine, [a_request("kept", prompt, new=40)], steps=11)
     harvest.add(engine.pause_all().deltas)
     publish(engine, new_model)
-    engine.go_on()
+    engine.resume()
     engine.submit([a_request("fresh", prompt, new=29, seed=5)])  # the same prompt: two of its blocks are there, but old
-    go_on(engine, harvest)
+    resume(engine, harvest)
     kept = reference_logprobs(new_model, prompt, harvest.token_ids["kept"], a_request().sampling)[11:]
     fresh = reference_logprobs(new_model, prompt, harvest.token_ids["fresh"], a_request().sampling)
     np.testing.assert_allclose(harvest.logprobs["fresh"], fresh, atol=1e-4)
@@ -98,7 +98,7 @@ def test_a_prefix_hit_within_a_publication_stays_one(engine: VLLMEngine) -> None
     prompt = tokens(BLOCK + 20, seed=3)
     run(engine, [a_request("first", prompt, new=2)])
     engine.submit([a_request("second", prompt, new=2)])
-    assert go_on(engine, Harvest()) < BLOCK
+    assert resume(engine, Harvest()) < BLOCK
 
 
 def test_an_abort_ends_the_paused_and_frees_what_they_held(engine: VLLMEngine) -> None:
@@ -108,7 +108,7 @@ def test_an_abort_ends_the_paused_and_frees_what_they_held(engine: VLLMEngine) -
     engine.pause_all()
     assert list(engine.step().deltas) == [], "a paused request went on"
     engine.abort_all()
-    assert engine.go_on() == [] and engine.num_in_flight == 0
+    assert engine.resume() == [] and engine.num_in_flight == 0
     assert run(engine, requests).token_ids == whole.token_ids
     assert engine.step().kv_usage == 0.0
 
@@ -119,9 +119,9 @@ def test_where_the_cache_is_full_the_latest_are_ended_so_that_a_sequence_has_roo
     assert len(harvest.token_ids) == 6
     engine.pause_all()
     assert len(engine.score([tokens(MAX_MODEL_LEN - 1)])[0]) == MAX_MODEL_LEN - 2
-    kept = engine.go_on()
+    kept = engine.resume()
     assert sorted(kept) == ["r0", "r1", "r2", "r3"]  # eight blocks; three are a full sequence's
     engine.submit([r for r in requests if r.request_id not in kept])  # as ended ones may be
     rest = Harvest()
-    go_on(engine, rest)
+    resume(engine, rest)
     assert sorted(rest.finish) == sorted(r.request_id for r in requests)

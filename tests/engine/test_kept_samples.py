@@ -41,7 +41,7 @@ class Run:
         self._adopt()
         self.buffer.load_state_dict(state, self.recovery.ledger.read_open())
         self.buffer.check_ledger()
-        self.stream = prompts(self.buffer.num_drawn)
+        self.stream = prompts(self.buffer.accounts.num_drawn)
 
 
 def marks(groups):
@@ -76,7 +76,7 @@ def test_keeping_saves_the_replay_and_changes_neither_lengths_nor_the_account(tm
             seen.append((stats.num_prefill, {key: len(segments) for key, segments in marks(groups).items()}))
         if not keep_kv:
             assert not any(s.mixed_kv.any() for g in groups for s in g.samples)
-            assert run.engine.go_on() == []
+            assert run.engine.resume() == []
     assert sum(prefill for prefill, _ in kept) < sum(prefill for prefill, _ in replayed)
 
 
@@ -114,7 +114,7 @@ def test_a_step_that_is_stopped_half_way_keeps_nothing_in_the_engine(tmp_path):
     run.step(0)
     calls = iter(range(100))
     stats, _ = run.step(1, should_stop=lambda: next(calls) > 1)
-    assert stats.stopped and run.engine.num_in_flight == 0 and run.engine.go_on() == []
+    assert stats.stopped and run.engine.num_in_flight == 0 and run.engine.resume() == []
     stats, groups = run.step(1)
     assert len(groups) == 4 and stats.num_replayed > 0
 

@@ -19,6 +19,7 @@ from rlpost.reporting.timeline import COLUMNS, TimelineWriter
 from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.simulation.replicas import SimulatedReplicas
 from rlpost.types import Prompt
@@ -69,7 +70,7 @@ def record(folder, overrides, *, steps, truth=TRUTH, drop=False, kv_slots=None):
     cfg = configure(*overrides)
     rollout, cap = cfg.rollout, cfg.rollout.max_response_tokens
     shape = {"groups_per_step": rollout.groups_per_step, "samples_per_group": rollout.samples_per_group}
-    buffer = RolloutBuffer(**shape, oversample=rollout.oversample, max_staleness=rollout.max_staleness)
+    buffer = RolloutBuffer(RolloutStrategy(**shape, oversample=rollout.oversample, max_staleness=rollout.max_staleness))
     settings = CollectSettings(
         max_in_flight=kv_slots or cfg.max_in_flight,
         max_response_tokens=cap,
@@ -130,7 +131,7 @@ def dry_out(cfg, truth):
     engine = make_engine(configure("cluster=local"), truth)
     rollout = cfg.rollout
     shape = {"groups_per_step": rollout.groups_per_step, "samples_per_group": rollout.samples_per_group}
-    buffer = RolloutBuffer(**shape, oversample=1.0, max_staleness=0)
+    buffer = RolloutBuffer(RolloutStrategy(**shape))
     settings = CollectSettings(
         max_in_flight=engine.max_slots,
         max_response_tokens=rollout.max_response_tokens,

@@ -7,6 +7,7 @@ from rlpost.engine.protocol import EngineStep
 from rlpost.reporting.step_metrics import reward_metrics, rollout_metrics, update_metrics
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.stats import RolloutStats
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.train.protocol import UpdateResult
 from rlpost.types import Group, Prompt, Sample, Segment, TrainBatch
 from rlpost.workers.publication import Publication
@@ -80,12 +81,12 @@ def test_rewards_are_those_of_judged_samples(stats):
 
 def test_a_step_without_groups_has_numbers_too(stats):
     assert reward_metrics([], stats)["reward/mean"] == 0.0
-    buffer = RolloutBuffer(groups_per_step=2, samples_per_group=3, oversample=1.0, max_staleness=0)
+    buffer = RolloutBuffer(RolloutStrategy(groups_per_step=2, samples_per_group=3))
     assert rollout_metrics([], stats, buffer, [], empty_ids=1)["rollout/consumed_tokens"] == 0
 
 
 def test_tokens_are_consumed_or_discarded_and_rates_are_per_second_of_generation(stats):
-    buffer = RolloutBuffer(groups_per_step=2, samples_per_group=3, oversample=1.0, max_staleness=0)
+    buffer = RolloutBuffer(RolloutStrategy(groups_per_step=2, samples_per_group=3))
     metrics = rollout_metrics(GROUPS, stats, buffer, [1, 3], empty_ids=1)
     assert metrics["rollout/consumed_tokens"] == 3 + 1 + 4 + 2 + 2
     assert metrics["rollout/discarded_tokens"] == 4 + 6 + 9, "a rejected group and the sample that failed"

@@ -7,7 +7,7 @@ import pytest
 
 from rlpost.config import RewardConfig
 from rlpost.rewards.functions import load_functions
-from rlpost.rewards.result_cache import VerdictCache
+from rlpost.rewards.result_cache import RewardResultCache
 from rlpost.rewards.scoring import InlineScorer, RewardScorer
 from rlpost.rewards.worker_pool import InlineCalls
 from rlpost.types import Prompt
@@ -186,7 +186,7 @@ def counted(tmp_path):
                 return None if response == "none" else {"reward": len(response), "accuracy": 1.0}
 
             reward.version, reward.cacheable = version, cacheable
-            cache = VerdictCache(tmp_path / "cache", self.said.append)
+            cache = RewardResultCache(tmp_path / "cache", self.said.append)
             return scorer_of({"r": reward}, cache=cache)
 
     return Counted()
@@ -234,7 +234,7 @@ def test_a_damaged_cache_is_replaced_and_an_unusable_one_is_said_and_left_out(tm
     assert counted.calls == ["abc"] and counted.said == []
     said = []
     (tmp_path / "file").write_text("")
-    cache = VerdictCache(tmp_path / "file", said.append)
+    cache = RewardResultCache(tmp_path / "file", said.append)
     assert cache.get("k") is None and len(said) == 1 and "going on without it" in said[0]
     cache.put([("k", [])])
     cache.close()

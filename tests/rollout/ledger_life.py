@@ -21,7 +21,7 @@ class Life:
     def begin(self):
         """From nothing."""
         self._adopt(start_ledger(self.folder / "ledger.sqlite"))
-        self.buffer.count_rolled_back(self.recovery.ledger.rolled_back())
+        self.buffer.accounts.roll_back(self.recovery.ledger.rolled_back())
         return self
 
     def resume(self, step, name=None):
@@ -31,7 +31,7 @@ class Life:
         ledger = self.recovery.ledger
         self.buffer.load_state_dict(state, ledger.read_open(), rolled_back=ledger.rolled_back())
         self.buffer.check_ledger()
-        self.stream = prompts(self.buffer.num_drawn)
+        self.stream = prompts(self.buffer.accounts.num_drawn)
         return self
 
     def _adopt(self, recovery):

@@ -8,6 +8,7 @@ from rlpost.engine.protocol import Request, SamplingSettings
 from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
@@ -40,15 +41,15 @@ def build(
     admission="first_complete",
     keep_kv=False,
 ):
-    buffer = RolloutBuffer(
+    strategy = RolloutStrategy(
         groups_per_step=n,
         samples_per_group=g,
         oversample=oversample,
         max_staleness=staleness,
         restart_stale=restart_stale,
-        ledger=ledger,
         admission=admission,
     )
+    buffer = RolloutBuffer(strategy, ledger=ledger)
     engine = SimulatedEngine(
         max_slots=slots, length_of=length_of, max_response_tokens=LIMIT, cost=COST, max_jump=max_jump
     )
@@ -81,13 +82,13 @@ def run(steps, **kwargs):
     history = []
     most_open = 0
 
-    def count_open(admitted, running, open_groups):
+    def count_open(progress):
         nonlocal most_open
-        most_open = max(most_open, admitted + open_groups)
+        most_open = max(most_open, progress.admitted + progress.open_groups)
 
     for step in range(steps):
         stats = collect(engine, buffer, stream, scorer, settings_, step=step, on_progress=count_open)
-        assert most_open <= buffer.max_open, "more groups were open or admitted than oversample allows"
+        assert most_open <= buffer.schedule.max_open, "more groups were open or admitted than oversample allows"
         buffer.check_conservation()
         history.append((finish_step(buffer), stats))
         buffer.check_conservation()

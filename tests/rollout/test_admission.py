@@ -44,7 +44,7 @@ def test_rejected_groups_make_room_for_the_next_and_no_deadline_is_missed():
     buffer, history = run(20, n=4, g=3, oversample=3.0, staleness=3, reject=reject, admission="first_begun")
     kept = [n for n in range(1000) if n % 3]
     assert [draws(groups) for groups, _ in history] == [kept[4 * k : 4 * k + 4] for k in range(20)]
-    assert buffer.groups_ended["rejected[odd]"] >= 39
+    assert buffer.accounts.groups_ended["rejected[odd]"] >= 39
     for step, (groups, _) in enumerate(history):
         assert min(s.policy_version for g in groups for x in g.samples for s in x.segments) >= step - 3
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from rlpost.errors import RunError
 from rlpost.rewards.scoring import read_outcome
-from rlpost.rollout.buffer import LedgerError
+from rlpost.rollout.accounts import LedgerError
 from rlpost.rollout.collect import collect, sample_seed
 from tests.rollout.simulation import LIMIT, build, finish_step, heavy_tailed, prompts, run
 
 
 def test_synchronous_carries_nothing_over():
     buffer, history = run(4, oversample=1.0, staleness=0)
-    assert not buffer.groups and buffer.num_drawn == 16
+    assert not buffer.groups and buffer.accounts.num_drawn == 16
     for step, (groups, stats) in enumerate(history):
         assert len(groups) == 4 and stats.num_resumed == 0
         assert {v for g in groups for s in g.samples for v in s.policy_versions.tolist()} == {step}
@@ -34,7 +34,7 @@ def test_april_carries_over_and_keeps_every_token():
             assert np.all(np.diff(sample.policy_versions) >= 0)
     spans = [s.version_span for groups, _ in history for g in groups for s in g.samples]
     assert max(spans) > 1
-    assert buffer.tokens_received == sum(stats.num_generated for _, stats in history)
+    assert buffer.accounts.tokens_received == sum(stats.num_generated for _, stats in history)
 
 
 def test_april_is_faster_than_synchronous_per_trained_group():
@@ -100,9 +100,9 @@ def test_rejected_groups_make_room_and_are_counted():
         return None
 
     buffer, history = run(3, oversample=1.0, staleness=0, reject=reject)
-    assert buffer.groups_ended["rejected[odd]"] == len(rejected) > 0
-    assert buffer.groups_ended["trained"] == 12
-    assert buffer.tokens_ended["rejected[odd]"] > 0
+    assert buffer.accounts.groups_ended["rejected[odd]"] == len(rejected) > 0
+    assert buffer.accounts.groups_ended["trained"] == 12
+    assert buffer.accounts.tokens_ended["rejected[odd]"] > 0
 
 
 def test_a_filter_that_rejects_everything_ends_with_a_message():
@@ -117,8 +117,10 @@ def test_a_raising_reward_is_a_counted_failure_and_the_sample_leaves_its_group()
         return 1.0
 
     buffer, history = run(8, reward=reward)
-    assert buffer.tokens_ended["trained"] == sum(s.num_tokens for gs, _ in history for g in gs for s in g.scored)
-    assert buffer.tokens_ended["failed[reward]"] > 0
+    assert buffer.accounts.tokens_ended["trained"] == sum(
+        s.num_tokens for gs, _ in history for g in gs for s in g.scored
+    )
+    assert buffer.accounts.tokens_ended["failed[reward]"] > 0
     failed = [s for groups, _ in history for g in groups for s in g.samples if s.failure]
     assert failed and all(s.reward is None and s.failure.startswith("reward_error: ZeroDivisionError") for s in failed)
     assert sum(stats.failures.get("reward_error", 0) for _, stats in history) >= len(failed)
@@ -154,16 +156,19 @@ def test_a_skipped_update_becomes_failed_groups():
     tokens = sum(g.freeze().num_tokens for g in buffer.admitted)
     finish_step(buffer, {g.uid: "nan_update" for g in buffer.admitted})
     buffer.check_conservation()
-    assert buffer.groups_ended == {"failed[nan_update]": 4} and buffer.tokens_ended["failed[nan_update]"] == tokens
+    assert (
+        buffer.accounts.groups_ended == {"failed[nan_update]": 4}
+        and buffer.accounts.tokens_ended["failed[nan_update]"] == tokens
+    )
 
 
 def test_the_ledger_notices_a_lost_token_and_a_lost_group():
     buffer, engine, scorer, settings_ = build()
     collect(engine, buffer, prompts(), scorer, settings_, step=0)
-    buffer.tokens_received += 1
+    buffer.accounts.tokens_received += 1
     with pytest.raises(LedgerError, match="tokens received"):
         buffer.check_conservation()
-    buffer.tokens_received -= 1
+    buffer.accounts.tokens_received -= 1
     waiting = next(g for g in buffer.groups.values() if g.oldest_version == 0)
     waiting.oldest_version = -3
     with pytest.raises(LedgerError, match="past their staleness deadline"):
@@ -185,14 +190,14 @@ def test_restarting_what_grew_too_old_counts_its_tokens_and_selects_against_long
     buffer, history = run(12, **shape, restart_stale=True)
     trained = [group.uid for groups, _ in history for group in groups]
     assert "0:0" not in trained and buffer.groups["0:0"].attempt > 1
-    assert buffer.tokens_ended["discarded[restart]"] > 60
+    assert buffer.accounts.tokens_ended["discarded[restart]"] > 60
     for step, (groups, _) in enumerate(history):
         assert all(step - s.oldest_version <= 1 for group in groups for s in group.samples)
     seeds = restarted_seeds(**shape)
     assert len(seeds) > 1 and len(set(seeds)) == len(seeds), "another attempt draws other numbers"
     scheduled, kept = run(12, **shape)
     assert any(group.uid == "0:0" for groups, _ in kept for group in groups[:1])
-    assert scheduled.tokens_ended["discarded[restart]"] == 0
+    assert scheduled.accounts.tokens_ended["discarded[restart]"] == 0
 
 
 def test_a_complete_group_that_waited_too_long_is_restarted_with_nothing_of_before():

@@ -12,7 +12,7 @@ from rlpost.config import RewardConfig
 from rlpost.rewards.functions import load_functions
 from rlpost.rewards.scoring import InlineScorer, RewardScorer
 from rlpost.rewards.worker_pool import InlineCalls
-from rlpost.rollout.buffer import ROLLED_BACK
+from rlpost.rollout.accounts import ROLLED_BACK
 from rlpost.rollout.collect import collect, sample_seed
 from rlpost.rollout.ledger import TABLES, Ledger
 from tests.rollout.ledger_life import SHAPE, Life, identity, reward_with_failures, uninterrupted
@@ -96,7 +96,7 @@ def test_tokens_undone_by_several_rollbacks_add_up_and_balance(tmp_path):
         life.close()
         life = Life(tmp_path).resume(2)
         undone += life.recovery.tokens_undone
-        assert life.buffer.tokens_ended[ROLLED_BACK] == undone
+        assert life.buffer.accounts.tokens_ended[ROLLED_BACK] == undone
         life.buffer.check_conservation()
     life.step(2)
     life.save(3)
@@ -107,7 +107,7 @@ def test_tokens_undone_by_several_rollbacks_add_up_and_balance(tmp_path):
     life.close()
     life = Life(tmp_path).resume(2)  # further back than the last rollback: its record is folded in
     assert life.recovery.tokens_undone > 0
-    assert life.buffer.tokens_ended[ROLLED_BACK] == undone + life.recovery.tokens_undone
+    assert life.buffer.accounts.tokens_ended[ROLLED_BACK] == undone + life.recovery.tokens_undone
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over_and_says_what_that_cost(tmp_path):
@@ -115,7 +115,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_and_says_what_that
     first = identity(life.step(0))
     life.close()
     life = Life(tmp_path).begin()
-    assert life.recovery.tokens_undone > 0 and life.buffer.tokens_received == life.recovery.tokens_undone
+    assert life.recovery.tokens_undone > 0 and life.buffer.accounts.tokens_received == life.recovery.tokens_undone
     assert identity(life.step(0)) == first
 
 
@@ -128,10 +128,10 @@ def test_a_step_stopped_half_way_goes_on_with_what_it_had(tmp_path, lost):
     for step in range(3):
         life.step(step)
     life.save(3)
-    tokens_at_3 = life.buffer.tokens_received
+    tokens_at_3 = life.buffer.accounts.tokens_received
 
     def some_tokens_in(buffer):
-        return buffer.tokens_received > tokens_at_3 + 20
+        return buffer.accounts.tokens_received > tokens_at_3 + 20
 
     def some_group_admitted(buffer):
         return bool(buffer.admitted)
@@ -159,7 +159,7 @@ def test_a_step_stopped_half_way_goes_on_with_what_it_had(tmp_path, lost):
 
 
 def balanced(buffer):
-    return buffer.tokens_received - buffer.tokens_ended[ROLLED_BACK]
+    return buffer.accounts.tokens_received - buffer.accounts.tokens_ended[ROLLED_BACK]
 
 
 def test_compaction_frees_what_no_rollback_can_need(tmp_path):

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from rlpost.errors import RunError
-from rlpost.rollout.buffer import LedgerError
+from rlpost.rollout.accounts import LedgerError
 from rlpost.rollout.ledger import DamagedLedger, Ledger
 from rlpost.rollout.ledger_recovery import Recovery
 from tests.rollout.ledger_life import Life, identity, uninterrupted
@@ -21,7 +21,7 @@ def test_a_damaged_ledger_of_a_run_that_starts_over_is_set_aside(tmp_path):
     damage(tmp_path / "ledger.sqlite", "header")
     life = Life(tmp_path).begin()
     assert "could not be used" in life.recovery.note and (tmp_path / "ledger.sqlite.set-aside-1").exists()
-    assert life.buffer.tokens_received == 0 and len(life.step(0)) == 3
+    assert life.buffer.accounts.tokens_received == 0 and len(life.step(0)) == 3
 
 
 def test_a_run_whose_checkpoints_were_taken_away_is_not_started_over(tmp_path):
@@ -73,7 +73,7 @@ def test_a_stale_ledger_is_noticed_also_where_no_group_is_open(tmp_path):
     life = Life(tmp_path, **shape)
     life._adopt(recover_nothing(tmp_path))
     life.buffer.load_state_dict(*state_of_one_step(life), rolled_back=0)
-    life.stream = prompts(life.buffer.num_drawn)
+    life.stream = prompts(life.buffer.accounts.num_drawn)
     for step in (1, 2):
         life.step(step)
     life.save(3)

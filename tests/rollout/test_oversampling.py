@@ -6,11 +6,13 @@ import pytest
 
 from rlpost.rollout.collect import collect
 from rlpost.rollout.oversampling import OversampleController
+from rlpost.rollout.strategy import RolloutStrategy
 from tests.rollout.simulation import build, finish_step, heavy_tailed, prompts
 
 
 def controller(*, n=4, g=2, s=4, slots=16, start=2.0):
-    return OversampleController(groups_per_step=n, samples_per_group=g, max_staleness=s, slots=slots, start=start)
+    strategy = RolloutStrategy(groups_per_step=n, samples_per_group=g, max_staleness=s, oversample=start, adaptive=True)
+    return OversampleController(strategy, slots=slots)
 
 
 def test_the_limit_is_what_a_step_trains_and_what_keeps_the_slots_busy():
@@ -41,13 +43,13 @@ def test_complete_groups_that_must_wait_hold_no_slot_and_leave_room_for_others()
 def test_in_the_order_begun_it_leaves_room_for_what_is_complete_too_early():
     for admission, room in (("first_complete", 0), ("first_begun", 4)):
         buffer, engine, scorer, settings = build(n=4, g=3, staleness=9, slots=24, admission=admission)
-        buffer.controller = controller(n=4, g=3, s=9, slots=24)
+        buffer.schedule.controller = controller(n=4, g=3, s=9, slots=24)
         stream, most_blocked = prompts(), 0
         for step in range(12):
-            choice = buffer.controller.choose()
+            choice = buffer.schedule.controller.choose()
             collect(engine, buffer, stream, scorer, settings, step=step)
-            assert not step or buffer.max_open >= min(40, choice.max_open + room)
-            most_blocked = max(most_blocked, buffer.max_open - choice.max_open - room)
+            assert not step or buffer.schedule.max_open >= min(40, choice.max_open + room)
+            most_blocked = max(most_blocked, buffer.schedule.max_open - choice.max_open - room)
             finish_step(buffer)
         assert (most_blocked > 0) == (room > 0), "complete groups that wait were not counted"
 
@@ -75,7 +77,7 @@ def test_a_resumed_controller_chooses_as_if_nothing_had_happened():
 def simulate(adaptive, steps=40):
     """As many slots as a step trains samples: twice the prompts do not keep them taken."""
     buffer, engine, scorer, settings = build(n=8, g=4, oversample=2.0, staleness=12, slots=32)
-    buffer.controller = controller(n=8, g=4, s=12, slots=32) if adaptive else None
+    buffer.schedule.controller = controller(n=8, g=4, s=12, slots=32) if adaptive else None
     stream, stats = prompts(), []
     for step in range(steps):
         stats.append(collect(engine, buffer, stream, scorer, settings, step=step))
@@ -92,20 +94,20 @@ def test_it_keeps_slots_taken_where_a_fixed_ratio_does_not():
     fixed, fixed_idle = simulate(False)
     adaptive, adaptive_idle = simulate(True)
     assert fixed_idle > 0.15 and adaptive_idle < fixed_idle / 3
-    assert fixed.max_open == 16 < adaptive.max_open <= 13 * 8
+    assert fixed.schedule.max_open == 16 < adaptive.schedule.max_open <= 13 * 8
 
 
 def test_the_buffer_saves_what_the_controller_saw():
     buffer, _ = simulate(True, steps=8)
     other, *_ = build(n=8, g=4, oversample=2.0, staleness=12, slots=32)
-    other.controller = controller(n=8, g=4, s=12, slots=32)
+    other.schedule.controller = controller(n=8, g=4, s=12, slots=32)
     state = json.loads(json.dumps(buffer.state_dict()))
     other.load_state_dict(state, list(buffer.groups.values()))
-    assert other.controller.choose() == buffer.controller.choose()
+    assert other.schedule.controller.choose() == buffer.schedule.controller.choose()
     del state["controller"]  # of a run whose ratio was fixed so far
-    other.controller = controller(n=8, g=4, s=12, slots=32)
+    other.schedule.controller = controller(n=8, g=4, s=12, slots=32)
     other.load_state_dict(state, list(buffer.groups.values()))
-    assert other.controller.choose().max_open == 16
+    assert other.schedule.controller.choose().max_open == 16
 
 
 @pytest.mark.parametrize("rejected", [0.0, 0.4])
@@ -114,11 +116,11 @@ def test_no_deadline_is_missed_and_nothing_is_discarded(rejected):
     buffer, engine, scorer, settings = build(
         n=4, g=3, staleness=3, slots=24, reject=lambda group: "often" if next(count) % 10 < 10 * rejected else None
     )
-    buffer.controller = controller(n=4, g=3, s=3, slots=24)
+    buffer.schedule.controller = controller(n=4, g=3, s=3, slots=24)
     stream = prompts()
     for step in range(30):
         collect(engine, buffer, stream, scorer, settings, step=step)
         for group in finish_step(buffer):
             assert all(step - s.policy_version <= 3 for sample in group.samples for s in sample.segments)
         buffer.check_conservation()
-    assert buffer.tokens_ended["discarded[restart]"] == 0
+    assert buffer.accounts.tokens_ended["discarded[restart]"] == 0

@@ -11,6 +11,7 @@ from rlpost.errors import RunError
 from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.types import Prompt
 
@@ -71,7 +72,8 @@ def scorer(reward=lambda response, **_: 1.0):
 
 
 def make_buffer(n=2, g=2, oversample=2.0, staleness=2):
-    return RolloutBuffer(groups_per_step=n, samples_per_group=g, oversample=oversample, max_staleness=staleness)
+    sizes = {"groups_per_step": n, "samples_per_group": g}
+    return RolloutBuffer(RolloutStrategy(**sizes, oversample=oversample, max_staleness=staleness))
 
 
 def spread(request_id):
@@ -121,7 +123,7 @@ def test_the_next_sample_is_due_first_then_of_the_group_with_the_fewest_left_the
         buffer.add(next(stream))
     groups = list(buffer.groups.values())
     groups[3].oldest_version = 0  # carried over, so due a step before the others
-    groups[2].samples[0].state = "judged"  # one of two is left
+    groups[2].samples[0].state = "scored"  # one of two is left
     buffer.begin_step(1)
     order = [(g.prompt.uid, s.index) for found in iter(lambda: buffer.next_samples(3), []) for g, s in found]
     assert order == [("3", 0), ("3", 1), ("2", 1), ("0", 0), ("0", 1), ("1", 0), ("1", 1)]
@@ -134,8 +136,8 @@ def test_ready_groups_are_considered_by_deadline_before_age():
         buffer.add(next(stream))
     for group, version in zip(buffer.groups.values(), (1, 0, 1), strict=True):
         group.oldest_version, group.state = version, "ready"
-        buffer._ready[group.uid] = group
-    assert [g.prompt.uid for g in buffer.ready()] == ["1", "0", "2"]
+        buffer.schedule._ready[group.uid] = group
+    assert [g.prompt.uid for g in buffer.schedule.candidates()] == ["1", "0", "2"]
 
 
 def test_rule_1_bounds_what_is_drawn_whatever_oversample_says():

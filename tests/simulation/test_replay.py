@@ -11,12 +11,13 @@ from rlpost.engine.protocol import SamplingSettings
 from rlpost.rewards.scoring import InlineScorer
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect, sample_seed
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.simulation.replay import compare_with_synchronous, fit_cost
 from rlpost.types import Prompt
 
 TRUE = StepCost(base_s=0.003, sample_s=0.0002, prefill_s=0.00005)
-SHAPE = {"groups_per_step": 4, "samples_per_group": 4, "oversample": 2.0, "max_staleness": 3}
+SHAPE = RolloutStrategy(groups_per_step=4, samples_per_group=4, oversample=2.0, max_staleness=3)
 SETTINGS = CollectSettings(
     max_in_flight=16,
     max_response_tokens=128,
@@ -34,7 +35,7 @@ def length_of(request_id):
 @pytest.fixture(scope="module")
 def run():
     engine = SimulatedEngine(max_slots=16, length_of=length_of, max_response_tokens=128, cost=TRUE, max_jump=1)
-    buffer = RolloutBuffer(**SHAPE)
+    buffer = RolloutBuffer(SHAPE)
     scorer = InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")
     stream = (Prompt(uid=f"0:{n}", token_ids=np.zeros(10, np.int32), text="") for n in itertools.count())
     record = RunRecord()
@@ -55,7 +56,7 @@ def test_the_cost_of_an_iteration_is_recovered(run):
 def test_the_runs_own_time_is_reproduced_and_synchronous_is_slower(run):
     record, buffer = run
     open_lengths = {g.order: [s.num_tokens for s in g.samples] for g in buffer.groups.values()}
-    comparison = compare_with_synchronous(record, open_lengths, SETTINGS, prompt_tokens=10, **SHAPE)
+    comparison = compare_with_synchronous(record, open_lengths, SETTINGS, SHAPE, slots=16, prompt_tokens=10)
     assert comparison.error < 0.03
     assert comparison.synchronous_s > 1.1 * comparison.measured_s
 

@@ -10,6 +10,7 @@ from rlpost.bench.engines import ForcedLengths
 from rlpost.bench.published import run_published
 from rlpost.engine.protocol import SamplingSettings
 from rlpost.rollout.collect import CollectSettings
+from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.simulation.account import StepAccount, measure
 from rlpost.simulation.engine import SimulatedEngine, StepCost
 from rlpost.simulation.strategies import Workload, run_collect, run_saturated
@@ -23,6 +24,10 @@ def engine(lengths, slots):
     return SimulatedEngine(
         max_slots=slots, length_of=lambda request_id: lengths[request_id], max_response_tokens=CAP, cost=COST
     )
+
+
+def strategy(**numbers):
+    return RolloutStrategy(groups_per_step=1, samples_per_group=1, **numbers)
 
 
 def workload(*, n, g, slots):
@@ -67,9 +72,8 @@ def test_a_group_that_holds_its_slots_keeps_others_waiting():
 
 def test_collect_is_accounted_for_with_what_was_carried():
     lengths = {"0/0": 9, "1/0": 3, "2/0": 9, "3/0": 9, "4/0": 9}
-    accounts = list(
-        run_collect(engine(lengths, 2), workload(n=1, g=1, slots=2), oversample=2.0, max_staleness=2, num_steps=2)
-    )
+    ours = strategy(oversample=2.0, max_staleness=2)
+    accounts = list(run_collect(engine(lengths, 2), workload(n=1, g=1, slots=2), ours, num_steps=2))
     assert [(a.trained, a.carried, a.held, a.generated) for a in accounts] == [(3, 0, 3, 6), (9, 3, 6, 12)]
     assert accounts[1].replayed == PROMPT_TOKENS + 3 and accounts[1].spans == (2,) and accounts[1].staleness == 1
 
@@ -124,7 +128,7 @@ def test_a_forced_length_is_an_ordinary_request():
             return super().submit(requests)
 
     probe = Probe(max_slots=2, length_of=lambda request_id: 10, max_response_tokens=CAP, cost=COST)
-    list(run_collect(probe, workload(n=1, g=1, slots=2), oversample=1.0, max_staleness=0, num_steps=1))
+    list(run_collect(probe, workload(n=1, g=1, slots=2), strategy(), num_steps=1))
     fresh = seen[0]._replace(sampling=SamplingSettings(stop_token_ids=(7,)))
     forced.submit([fresh, fresh._replace(request_id="resumed", max_new_tokens=CAP - 4)])
     assert [r.max_new_tokens for r in inner.submitted] == [10, 6]

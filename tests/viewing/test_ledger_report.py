@@ -16,10 +16,10 @@ def number(text, pattern):
 
 
 def assert_agrees(text, buffer):
-    assert number(text, r"groups   ([\d,]+) drawn") == buffer.num_drawn
-    balanced = buffer.tokens_received - buffer.tokens_ended["discarded[rollback]"]
+    assert number(text, r"groups   ([\d,]+) drawn") == buffer.accounts.num_drawn
+    balanced = buffer.accounts.tokens_received - buffer.accounts.tokens_ended["discarded[rollback]"]
     assert number(text, r"tokens   ([\d,]+) received") == balanced
-    for state, count in buffer.groups_ended.items():
+    for state, count in buffer.accounts.groups_ended.items():
         assert number(text, rf"([\d,]+) {re.escape(state)}(?: \+|\n)(?=[\s\S]*\ntokens|tokens)") == count
     for phase, count in buffer.states().items():
         assert number(text, rf"([\d,]+) {phase}\b") == count
@@ -65,7 +65,7 @@ def test_while_a_step_is_under_way_it_tells_what_is_stored(tmp_path):
     run.buffer.store()
     text = glance(tmp_path)
     assert "after step 1" in text and "balance" not in text
-    assert number(text, r"groups   ([\d,]+) drawn") == run.buffer.num_drawn
+    assert number(text, r"groups   ([\d,]+) drawn") == run.buffer.accounts.num_drawn
 
 
 def test_an_account_that_does_not_balance_is_said(tmp_path):

@@ -17,7 +17,10 @@ class Cluster:
     """Stands for workers: ``lost`` are those known to be lost, ``starts`` what each new start comes to; ``did`` says in
     order what was asked of them."""
 
-    engine, trainer = "engine", "trainer"
+    trainer = "trainer"
+
+    class engine:  # noqa: N801
+        max_slots = 4
 
     def __init__(self, *starts: Exception | None) -> None:
         self.lost: list[str] = []
@@ -103,7 +106,7 @@ def test_weights_are_published_again_after_a_recovery_and_only_then() -> None:
     workers, _ = workers_on(cluster, step=4)
     assert workers.publish() == "publication 4"
     with workers.generating() as engine:
-        assert engine == "engine"
+        assert engine is cluster.engine
     workers.with_engine(failing(WorkerLost("w")))  # fresh engines have no weights
     assert cluster.did == ["publish 4", "generating", "publish 4"] and cluster.recovered == [4]
 
@@ -118,6 +121,24 @@ def test_an_update_is_repeated_from_the_state_before_it_and_its_outcome_kept() -
     with workers.generating():  # the update changed the weights: nobody may generate with those before it
         pass
     assert cluster.did[-2:] == ["publish 5", "generating"]
+
+
+def test_a_call_that_ends_with_every_engine_lost_is_repeated() -> None:
+    cluster = Cluster()
+    workers, _ = workers_on(cluster, step=3)
+
+    class Slots:
+        max_slots = 0
+
+    cluster.engine = Slots()  # type: ignore[misc, assignment]
+    cluster.lost = []
+
+    def call(engine: Any) -> str:
+        if cluster.recovered:
+            engine.max_slots = 4
+        return f"{engine.max_slots} slots"
+
+    assert workers.with_engine(call) == "4 slots" and cluster.recovered == [3]
 
 
 def test_losses_are_limited_within_a_step() -> None:
