@@ -29,9 +29,7 @@ def main() -> None:
     session = open_session(cfg)
     from rlpost.engine.vllm import build_engine
 
-    engine = build_engine(
-        cfg, model_folder=session.model_folder, device=session.runtime.device, max_model_len=session.max_model_len
-    )
+    engine = build_engine(session.cfg, model_folder=session.model_folder, max_model_len=session.max_model_len)
     settings = CollectSettings(
         max_in_flight=64,
         max_response_tokens=cfg.rollout.max_response_tokens,

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from rlpost.config.resolve import resolve
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
 
@@ -89,7 +91,8 @@ def main() -> None:
 def trainer_update(folder: str, stage: int, batch: TrainBatch) -> Callable[[], None]:
     cfg = Config()
     cfg.train.zero_stage = stage
-    trainer = build_trainer(cfg, model_folder=folder, device="cpu", total_optimizer_steps=10**6, needs_reference=False)
+    cfg = resolve(cfg, device="cpu", threads=1)
+    trainer = build_trainer(cfg, model_folder=folder, total_optimizer_steps=10**6, needs_reference=False)
 
     def objective(logprobs: Any, entropy: Any, row: PackedRow, batch: TrainBatch) -> tuple[Any, dict[str, Any]]:
         loss = -(torch.from_numpy(row.advantages) * logprobs).sum() / batch.num_tokens

@@ -73,7 +73,6 @@ def _evaluate_model(session: Session, progress: Progress) -> EvalResult:
     engine = build_engine(
         cfg,
         model_folder=session.model_folder,
-        device=session.runtime.device,
         max_model_len=session.max_model_len,
     )
     try:

@@ -123,9 +123,7 @@ class Run:
         cursor = PromptCursor(len(train_prompts), cfg.seed, cfg.data.shuffle, digest_prompts(train_prompts))
         self.prompts = draw_prompts(cursor, train_prompts)
         self.history = History()
-        self.state = RunState(
-            cfg, folder.path, cursor, self.history, dtype=session.runtime.dtype, say=self.report.message
-        )
+        self.state = RunState(cfg, folder.path, cursor, self.history, say=self.report.message)
         self._is_finished = False
 
     @property
@@ -160,7 +158,7 @@ class Run:
             score_every=DETERMINISTIC_SCORE_EVERY if cfg.deterministic else 0,
         )
         self.update_settings = UpdateSettings(
-            max_row_tokens=cfg.train.row_tokens(session.runtime.device),
+            max_row_tokens=session.row_tokens,
             optimizer_steps=cfg.train.optimizer_steps_per_rollout,
             epochs=cfg.train.epochs,
             record_logprobs=cfg.logging.trainer_logprobs,
@@ -352,11 +350,11 @@ class Run:
         self.report.resume(step, evaluated_step=self.history.evaluated_step)
 
     def _introduce(self, note: str) -> None:
-        runtime, num_dropped = self.session.runtime, self.session.train_prompts.num_dropped
+        cfg, num_dropped = self.cfg, self.session.train_prompts.num_dropped
         if note:
             self.report.message(note)
-        threads = f"{runtime.threads} CPU thread{'s' if runtime.threads != 1 else ''}"
-        self.report.message(f"device {runtime.device}, {runtime.dtype}, {threads}, run in {self.path}")
+        threads = f"{cfg.threads} CPU thread{'s' if cfg.threads != 1 else ''}"
+        self.report.message(f"device {cfg.device}, {cfg.model.dtype}, {threads}, run in {self.path}")
         if num_dropped:
             self.report.message(f"{num_dropped} training prompts are too long and were left out")
 

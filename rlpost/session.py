@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.config import Config
+from rlpost.config.resolve import resolve
 from rlpost.engine.kv_budget import kv_bytes_needed
 from rlpost.engine.protocol import SamplingSettings
 from rlpost.errors import ConfigError, explain
@@ -30,7 +31,7 @@ from rlpost.rewards.worker_pool import Calls, InlineCalls, RewardWorkers
 from rlpost.types import Prompt
 from rlpost.workers.protocol import WorkerSettings
 from rlpost.workers.publication import make_canary
-from rlpost.workers.runtime import Runtime, choose_runtime, write_environment
+from rlpost.workers.runtime import choose_device, choose_threads, write_environment
 
 
 @dataclass(kw_only=True)
@@ -38,7 +39,6 @@ class Session:
     """What exists before any engine does."""
 
     cfg: Config
-    runtime: Runtime
     model_folder: str
     vocab_size: int
     num_params: int
@@ -64,7 +64,13 @@ class Session:
 
     @property
     def eval_response_tokens(self) -> int:
-        return self.cfg.eval.max_response_tokens or self.cfg.rollout.max_response_tokens
+        assert self.cfg.eval.max_response_tokens is not None, "resolved"
+        return self.cfg.eval.max_response_tokens
+
+    @property
+    def row_tokens(self) -> int:
+        assert self.cfg.train.max_row_tokens is not None, "resolved"
+        return self.cfg.train.max_row_tokens
 
     @property
     def prompt_tokens(self) -> float:
@@ -77,7 +83,6 @@ class Session:
         prompts = [p.token_ids for p in self.train_prompts.prompts[:4]]
         return WorkerSettings(
             cfg=self.cfg,
-            runtime=self.runtime,
             model_folder=self.model_folder,
             vocab_size=self.vocab_size,
             num_params=self.num_params,
@@ -129,9 +134,11 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
     shape = find_model(replace(cfg.model, path=model_folder)).shape  # what was just fetched, no check saw
     assert shape is not None
     check_shape(shape, f"{cfg.model.path}: config.json")
-    runtime = choose_runtime(cfg, num_params=count_params(shape))
-    check_shape_fits(cfg, shape, origin=cfg.model.path, device=runtime.device, dtype=runtime.dtype)
-    write_environment(runtime, vocab_size=int(shape["vocab_size"]))
+    device = choose_device(cfg)
+    threads = choose_threads(cfg, device, num_params=count_params(shape))
+    cfg = resolve(cfg, device=device, threads=threads)
+    check_shape_fits(cfg, shape, origin=cfg.model.path, device=device, dtype=cfg.model.dtype)
+    write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
     tokenizer = load_tokenizer(model_folder)
     context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)
     train_prompts = _load_prompts(cfg, tokenizer, "train", context) if train else PromptSet(prompts=(), num_dropped=0)
@@ -143,17 +150,16 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
             columns = [*prompts[0].columns, *filter(None, [cfg.data.reference_key])]
             check_columns(calls.facts, columns, key)
     longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
-    longest_response = max(cfg.rollout.max_response_tokens, cfg.eval.max_response_tokens or 0)
+    longest_response = max(cfg.rollout.max_response_tokens, _response_limit(cfg, "eval"))
     max_model_len = min(context, longest_prompt + longest_response)
     if cfg.deterministic:
-        cfg = pin(cfg, runtime, shape, max_model_len=max_model_len)
+        cfg = pin(cfg, shape, max_model_len=max_model_len)
     decode = make_decode(tokenizer, stop_token_ids)
     retries = cfg.reward.retries if cfg.reward.on_failure == "retry" else 0
     scorer = RewardScorer(calls, decode, group_size=cfg.rollout.samples_per_group, retries=retries)
     eval_scorer = RewardScorer(calls, decode, group_size=cfg.eval.samples_per_prompt, retries=retries)
     return Session(
         cfg=cfg,
-        runtime=runtime,
         model_folder=model_folder,
         vocab_size=int(shape["vocab_size"]),
         num_params=count_params(shape),
@@ -169,30 +175,30 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
     )
 
 
-def pin(cfg: Config, runtime: Runtime, shape: Mapping[str, Any], *, max_model_len: int) -> Config:
-    """The configuration with everything written out that would else be chosen by the machine, for deterministic mode.
+def pin(cfg: Config, shape: Mapping[str, Any], *, max_model_len: int) -> Config:
+    """For deterministic mode also what the memory that happens to be free would decide: KV cache and slots.
 
     Raises ConfigError where a GPU was chosen.
     """
-    check_deterministic(replace(cfg, device=runtime.device))
+    check_deterministic(cfg)
     kv_cache_bytes = cfg.engine.kv_cache_bytes or kv_bytes_needed(
-        shape, max_slots=cfg.engine.max_slots, max_model_len=max_model_len, dtype=runtime.dtype
+        shape, max_slots=cfg.engine.max_slots, max_model_len=max_model_len, dtype=cfg.model.dtype
     )
     return replace(
         cfg,
-        device=runtime.device,
-        threads=runtime.threads,
         engine=replace(cfg.engine, kv_cache_bytes=kv_cache_bytes, enforce_eager=True),
         rollout=replace(cfg.rollout, max_in_flight=cfg.max_in_flight),
-        train=replace(cfg.train, max_row_tokens=cfg.train.row_tokens(runtime.device)),
-        model=replace(cfg.model, dtype=runtime.dtype),
     )
 
 
+def _response_limit(cfg: Config, split: str) -> int:
+    limit = cfg.rollout.max_response_tokens if split == "train" else cfg.eval.max_response_tokens
+    assert limit is not None, "resolved"
+    return limit
+
+
 def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int) -> PromptSet:
-    response = cfg.rollout.max_response_tokens
-    if split == "eval":
-        response = cfg.eval.max_response_tokens or response
+    response = _response_limit(cfg, split)
     limit = min(cfg.data.max_prompt_tokens or context, context - response)
     if limit < 1:
         raise ConfigError(

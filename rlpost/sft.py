@@ -20,10 +20,11 @@ import numpy as np
 
 from rlpost.config import Config, plugins
 from rlpost.config.locations import resolve_path
+from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError, ModelError, RunError, explain
 from rlpost.models.shape import count_params
 from rlpost.types import TrainBatch
-from rlpost.workers.runtime import choose_runtime, write_environment
+from rlpost.workers.runtime import choose_device, choose_threads, write_environment
 
 REPORT_EVERY = 50
 
@@ -41,8 +42,10 @@ def run_sft(cfg: Config) -> Path:
     with tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
         start = _starting_folder(cfg, Path(scratch))
         shape = json.loads((start / "config.json").read_text())
-        runtime = choose_runtime(cfg, num_params=count_params(shape))
-        write_environment(runtime, vocab_size=int(shape["vocab_size"]))
+        device = choose_device(cfg)
+        threads = choose_threads(cfg, device, num_params=count_params(shape))
+        cfg = resolve(cfg, device=device, threads=threads)
+        write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
         from rlpost.algos.objective import nll
         from rlpost.models.tokenizer import load_tokenizer
         from rlpost.train.deepspeed_trainer import build_trainer
@@ -51,17 +54,17 @@ def run_sft(cfg: Config) -> Path:
         trainer = build_trainer(
             _as_trainer_config(cfg),
             model_folder=start,
-            device=runtime.device,
             total_optimizer_steps=sft.steps,
             needs_reference=False,
             init="pretrained" if sft.init else "random",
         )
         print(
-            f"sft: {sft.steps} steps of {sft.tokens_per_step} tokens, {runtime.threads} thread(s), to {output}",
+            f"sft: {sft.steps} steps of {sft.tokens_per_step} tokens, {threads} thread(s), to {output}",
             flush=True,
         )
         started = time.monotonic()
-        batches = _batches(lessons, tokenizer, sft.tokens_per_step, cfg.train.row_tokens(runtime.device))
+        assert cfg.train.max_row_tokens is not None, "resolved"
+        batches = _batches(lessons, tokenizer, sft.tokens_per_step, cfg.train.max_row_tokens)
         for step, batch in enumerate(itertools.islice(batches, sft.steps), start=1):
             result = trainer.update(batch, nll)
             if not result.applied:

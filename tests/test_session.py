@@ -21,7 +21,7 @@ RECIPE = ["recipe=math/arithmetic", "data.train.generator.count=20", "eval.max_p
 @pytest.fixture
 def opened(monkeypatch):
     """Opens a session without touching this process's environment."""
-    monkeypatch.setattr(session, "write_environment", lambda runtime, **_: None)
+    monkeypatch.setattr(session, "write_environment", lambda **_: None)
     return lambda *overrides, **options: open_session(load_config([*RECIPE, *overrides]), **options)
 
 

@@ -109,7 +109,6 @@ def build_ours(session: Session) -> RankTrainer:
     return deepspeed_trainer.build_trainer(
         session.cfg,
         model_folder=session.model_folder,
-        device=session.runtime.device,
         total_optimizer_steps=session.cfg.steps,
         needs_reference=False,
     )
@@ -122,7 +121,7 @@ def update_ours(trainer: RankTrainer, session: Session, groups: Sequence[Group])
 
     cfg = session.cfg
     algorithm = build_algorithm(cfg)
-    row_tokens = cfg.train.row_tokens(session.runtime.device)
+    row_tokens = cfg.train.max_row_tokens
     (batch,) = build_batches(groups, algorithm.advantages(groups), policy_version=0, max_row_tokens=row_tokens)
     result = trainer.update(batch, algorithm.objective)
     weights = {name: tensor.numpy().copy() for bucket in trainer.iter_weights(1 << 28) for name, tensor in bucket}

@@ -128,7 +128,6 @@ def _on_vllm(cfg: Config, plan: Plan, say: Callable[[str], None]) -> list[Result
         engine = build_engine(
             replace(session.cfg, rollout=replace(cfg.rollout, keep_kv=True)),  # one of the strategies keeps
             model_folder=session.model_folder,
-            device=session.runtime.device,
             max_model_len=session.max_model_len,
         )
         try:

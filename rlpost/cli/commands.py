@@ -129,9 +129,9 @@ def run_recipes(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rlpost.workers.runtime import Runtime, write_environment
+    from rlpost.workers.runtime import write_environment
 
-    write_environment(Runtime(device="cpu", dtype="float32", threads=1), vocab_size=0)
+    write_environment(device="cpu", threads=1, vocab_size=0)
     from rlpost.export import export
 
     source = export(Path(arguments.run_dir), Path(arguments.out), step=arguments.step)

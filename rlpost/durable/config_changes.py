@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from rlpost.config.resolve import WRITTEN_OUT
 from rlpost.errors import RunError, explain
 
 # Keys that say where and how a run is done and watched, not what it computes; ``*`` stands for all below.
@@ -22,6 +23,7 @@ HARMLESS = (
     "logging.*",
     "sft.*",
 )
+LATE_IN_DETERMINISTIC_MODE = ("canary_threshold", "eval.max_response_tokens", "cluster.cpus_per_worker")
 HOW = ("resume", "recipe")  # differs by nature
 
 
@@ -36,10 +38,17 @@ class Change:
 
 
 def changed_keys(before: str, now: str) -> list[Change]:
-    """Leaves that differ between two resolved configurations in YAML; a key that one of them lacks counts as None."""
+    """Leaves that differ between two configurations in YAML; a key that one of them lacks counts as None."""
     old, new = dict(_leaves(yaml.safe_load(before))), dict(_leaves(yaml.safe_load(now)))
     keys = [*new, *(key for key in old if key not in new)]
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k) and k not in HOW]
+
+
+def was_left_open(change: Change, *, deterministic: bool) -> bool:
+    """Whether the key was open in a run of version 0.1, which is no change: only since then is a run's configuration
+    resolved as a whole (``config.resolve``). In deterministic mode most of it was written out before, too."""
+    keys = LATE_IN_DETERMINISTIC_MODE if deterministic else WRITTEN_OUT
+    return change.key in keys and change.before in (None, "auto")
 
 
 def is_harmless(key: str) -> bool:

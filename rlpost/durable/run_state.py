@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rlpost.config import Config
 from rlpost.config.compose import to_yaml
 from rlpost.durable import checkpoint, random_state
-from rlpost.durable.config_changes import changed_keys, refuse_changes
+from rlpost.durable.config_changes import changed_keys, refuse_changes, was_left_open
 from rlpost.durable.filesystem import POINTER, ledger_path
 from rlpost.durable.run_dir import TRACKER_ID, note_going_back
 from rlpost.errors import RunError, explain
@@ -61,15 +61,13 @@ class Found:
 class RunState:
     """See the module docstring. ``step`` counts finished steps and is also the policy version to be published next."""
 
-    def __init__(
-        self, cfg: Config, run_dir: Path, cursor: PromptCursor, history: History, *, dtype: str, say: Say
-    ) -> None:
+    def __init__(self, cfg: Config, run_dir: Path, cursor: PromptCursor, history: History, *, say: Say) -> None:
         """``cursor`` and ``history`` are as new; :meth:`recall` puts them where the run stands."""
         self.cfg, self.path, self.cursor, self.history = cfg, run_dir, cursor, history
         self.step = 0
         self.buffer: RolloutBuffer  # with its ledger, from ``recall`` on
         self._root = run_dir / checkpoint.FOLDER
-        self._layout = describe(world=cfg.cluster.num_workers, zero_stage=cfg.train.zero_stage, dtype=dtype)
+        self._layout = describe(world=cfg.cluster.num_workers, zero_stage=cfg.train.zero_stage, dtype=cfg.model.dtype)
         self._say = say
         self._recovery: Recovery | None = None
         self._saved: checkpoint.Name | None = None
@@ -192,8 +190,13 @@ class RunState:
     def _check(self, found: Found) -> None:
         """Whether this run may go on from the checkpoint; reads only."""
         check_layout(found.path / TRAINER, self._layout)
-        changes = changed_keys((found.path / CONFIG_FILE).read_text(), to_yaml(self.cfg))
-        if self.cfg.deterministic:
+        deterministic = self.cfg.deterministic
+        changes = [
+            change
+            for change in changed_keys((found.path / CONFIG_FILE).read_text(), to_yaml(self.cfg))
+            if not was_left_open(change, deterministic=deterministic)
+        ]
+        if deterministic:
             refuse_changes(changes)
         copy = Ledger(found.path / LEDGER_FILE, read_only=True)
         try:

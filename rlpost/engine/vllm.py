@@ -42,10 +42,8 @@ from rlpost.errors import ModelError, RunError, explain
 SUPPORTED_VLLM = (">=0.28", "<0.33")
 
 
-def build_engine(
-    cfg: Config, *, model_folder: str, device: str, max_model_len: int, tensor_parallel: int = 1
-) -> VLLMEngine:
-    """The engine the config asks for. ``device`` is resolved ("cpu" or "cuda"); ``max_model_len`` in tokens.
+def build_engine(cfg: Config, *, model_folder: str, max_model_len: int, tensor_parallel: int = 1) -> VLLMEngine:
+    """The engine a resolved configuration asks for; ``max_model_len`` in tokens.
 
     ``tensor_parallel``: processes that share the engine, this one included; they all build it at the same time.
     """
@@ -53,14 +51,14 @@ def build_engine(
         model_folder,
         max_slots=cfg.engine.max_slots,
         max_model_len=max_model_len,
-        dtype=cfg.model.dtype_on(device),
-        device=device,
+        dtype=cfg.model.dtype,
+        device=cfg.device,
         seed=cfg.seed,
         kv_cache_bytes=cfg.engine.kv_cache_bytes,
         enforce_eager=cfg.engine.enforce_eager,
         prefix_caching=cfg.engine.prefix_caching,
         load_format=cfg.engine.load_format,
-        neighbours=cfg.cluster.num_workers if device == "cpu" else 1,
+        neighbours=cfg.cluster.num_workers if cfg.device == "cpu" else 1,
         tensor_parallel=tensor_parallel,
         keep_kv=cfg.rollout.keep_kv,
     )

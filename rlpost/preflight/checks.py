@@ -18,6 +18,7 @@ from typing import Any
 
 from rlpost.config import Config, SourceConfig, plugins
 from rlpost.config.locations import resolve_path
+from rlpost.config.resolve import resolve
 from rlpost.durable.run_dir import MODES, find_checkpoint
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
 from rlpost.models.files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
@@ -29,7 +30,7 @@ from rlpost.prompts.rows import Row, load_rows, look_up
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions
 from rlpost.rewards.selection import list_functions, runs_in_process
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
-from rlpost.workers.runtime import choose_runtime, has_gpu
+from rlpost.workers.runtime import choose_device, has_gpu
 
 ASSUMED_GPU_BYTES = 80 << 30  # an A100's or H100's, for a plan on a machine without a GPU
 NUM_MEASURED = 256  # the longest prompts by bytes are tokenised; the rest cannot be longer than they have bytes
@@ -78,12 +79,13 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
 
 def check_device(cfg: Config, report: CheckReport) -> tuple[str, str]:
     """The device and dtype that a run would use. Raises ConfigError where a GPU is asked for and there is none."""
-    runtime = choose_runtime(cfg, num_params=0)
-    if runtime.device == "cpu" and runtime.dtype == "bfloat16":
+    device = choose_device(cfg)
+    dtype = resolve(cfg, device=device, threads=1).model.dtype
+    if device == "cpu" and dtype == "bfloat16":
         report.warnings.append("model.dtype is bfloat16 on a CPU: several times slower there than float32")
-    if runtime.device == "cpu" and (cfg.train.offload_optimizer or cfg.train.offload_params):
+    if device == "cpu" and (cfg.train.offload_optimizer or cfg.train.offload_params):
         report.warnings.append("train.offload_* on a CPU: everything is in host memory already")
-    return runtime.device, runtime.dtype
+    return device, dtype
 
 
 def check_run_directory(cfg: Config) -> None:
@@ -344,7 +346,7 @@ def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtyp
         f"the run needs about {format_bytes(plan.peak_bytes)} on a device that has {format_bytes(total)}"
     )
     if device == "cpu" and cfg.device == "auto":
-        dtype = cfg.model.dtype_on("cuda")
+        dtype = resolve(cfg, device="cuda", threads=1).model.dtype
         plan = _plan_device(cfg, files.shape, context, "cuda", dtype, ASSUMED_GPU_BYTES)
         assert plan is not None
         title = f"Memory per device: a GPU of {format_bytes(ASSUMED_GPU_BYTES)} (assumed), {dtype}, {stage}"
@@ -372,7 +374,7 @@ def _plan_device(
         reference=cfg.algo.kl_coef > 0,
         keep_kv=cfg.rollout.keep_kv,
         kv_cache_bytes=cfg.engine.kv_cache_bytes or bounded,
-        row_tokens=max(cfg.train.row_tokens(device), sequence),
+        row_tokens=max(resolve(cfg, device=device, threads=1).train.max_row_tokens or 0, sequence),
         chunk_tokens=cfg.train.logprob_chunk_tokens,
         tensor_parallel=members,
     )

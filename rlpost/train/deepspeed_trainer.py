@@ -55,7 +55,6 @@ def build_trainer(
     cfg: Config,
     *,
     model_folder: Path | str,
-    device: str,
     total_optimizer_steps: int,
     needs_reference: bool,
     rank: int = 0,
@@ -65,14 +64,15 @@ def build_trainer(
 ) -> DeepSpeedTrainer:
     """The trainer of one rank, its process group started if it is not yet (see ``train.process_group``).
 
-    device: ``cpu`` or ``cuda``. total_optimizer_steps: what the learning-rate schedule spans. The reference is the
+    cfg is resolved. total_optimizer_steps: what the learning-rate schedule spans. The reference is the
     model as loaded here and is not loaded at all unless needed. init ``random``: weights from the config and
     ``cfg.seed`` instead of files. Every rank loads the whole model into host memory; ZeRO-3 partitions it from there.
     Raises ConfigError for a stage that is refused, ModelError for a model that cannot be used.
     """
     check_stage(cfg.train.zero_stage)
+    device, dtype = cfg.device, DTYPES[cfg.model.dtype]
     init_process_group(rank, world, store, device)
-    dtype = DTYPES[cfg.model.dtype_on(device)]
+    assert cfg.train.max_row_tokens is not None, "resolved"
     if init == "random":
         torch.manual_seed(cfg.seed)
     load = partial(load_model, model_folder, dtype=dtype, device=device, init=init)
@@ -89,7 +89,7 @@ def build_trainer(
         reference=reference,
         device=device,
         temperature=cfg.rollout.temperature,
-        max_row_tokens=cfg.train.row_tokens(device),
+        max_row_tokens=cfg.train.max_row_tokens,
         sleeps=device != "cpu" and cfg.train.sleep_offload and not cfg.train.offload_params,
         lr_of_step=partial(
             lr_at,

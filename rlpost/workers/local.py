@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from rlpost.workers.colocation import Device
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.protocol import WorkerSettings
-from rlpost.workers.publication import CANARY_THRESHOLD
 
 if TYPE_CHECKING:
     from rlpost.engine.protocol import DeviceEngine
@@ -56,11 +55,10 @@ def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, sto
     """
     from rlpost.train.deepspeed_trainer import build_trainer
 
-    cfg, runtime = settings.cfg, settings.runtime
+    cfg = settings.cfg
     trainer = build_trainer(
         cfg,
         model_folder=settings.model_folder,
-        device=runtime.device,
         total_optimizer_steps=cfg.steps * cfg.train.epochs * cfg.train.optimizer_steps_per_rollout,
         needs_reference=settings.needs_reference,
         rank=rank,
@@ -69,8 +67,8 @@ def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, sto
     )
     trainer.sleep()
     engine = _start_engine(settings, rank)
-    threshold = cfg.canary_threshold or CANARY_THRESHOLD[runtime.dtype]
-    device = Device(engine, trainer, canary=settings.canary, threshold=threshold)
+    assert cfg.canary_threshold is not None, "resolved"
+    device = Device(engine, trainer, canary=settings.canary, threshold=cfg.canary_threshold)
     return Worker(engine=engine, trainer=trainer, device=device)
 
 
@@ -82,7 +80,6 @@ def _start_engine(settings: WorkerSettings, rank: int) -> DeviceEngine:
     engine = build_engine(
         cfg,
         model_folder=settings.model_folder,
-        device=settings.runtime.device,
         max_model_len=settings.max_model_len,
         tensor_parallel=cfg.engine.tensor_parallel,
     )

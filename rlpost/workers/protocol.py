@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 from contextlib import AbstractContextManager
 
 from rlpost.workers.publication import Publication
-from rlpost.workers.runtime import Runtime
 
 
 class Workers(Protocol):
@@ -56,8 +55,7 @@ class Workers(Protocol):
 class WorkerSettings:
     """What every worker of a run is built from, whichever process it lives in."""
 
-    cfg: Config
-    runtime: Runtime
+    cfg: Config  # resolved
     model_folder: str
     vocab_size: int
     num_params: int

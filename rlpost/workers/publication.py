@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 BUCKET_BYTES = 256 << 20
-CANARY_THRESHOLD = {"float32": 1e-4, "bfloat16": 0.3}  # nats; engine and trainer use other kernels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """What the machine offers a run, and the process environment: the only place that writes it.
 
-``choose_runtime`` resolves ``auto``; ``write_environment`` comes before the first heavy import of a process. Called by
-``session``, ``sft`` and each cluster worker; importing this module changes nothing.
+``choose_device`` and ``choose_threads`` decide what the configuration leaves open; ``write_environment`` comes before
+the first heavy import of a process. Called by ``session``, ``sft`` and each cluster worker; importing this module
+changes nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import logging
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,38 +25,29 @@ SMALL_MODEL_PARAMS = 20_000_000  # below this a second OpenMP thread costs more 
 SMALL_VOCABULARY = 32_768  # below this vLLM's CPU sampler needs no compiled kernel
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Runtime:
-    """What the machine offers and what was chosen of it."""
-
-    device: str  # "cpu" or "cuda"
-    dtype: str  # "float32" or "bfloat16"
-    threads: int
-
-
 def has_gpu() -> bool:
     """Whether an NVIDIA driver is loaded; needs no torch."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
-def choose_runtime(cfg: Config, *, num_params: int) -> Runtime:
-    """Resolve ``auto``: device, dtype and CPU threads.
-
-    Raises:
-        ConfigError: a GPU was asked for where there is none.
-    """
+def choose_device(cfg: Config) -> str:
+    """ "cpu" or "cuda". Raises ConfigError where a GPU was asked for and there is none."""
     device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
     if device == "cuda" and not has_gpu():
         raise ConfigError(explain("device", "cuda", "an NVIDIA GPU with its driver", "use device=cpu or device=auto"))
+    return device
+
+
+def choose_threads(cfg: Config, device: str, *, num_params: int) -> int:
+    """CPU threads of a worker: as set, else one for a small model on a CPU, else the worker's share of the cores."""
     cores = len(os.sched_getaffinity(0)) // cfg.cluster.num_workers
-    threads = cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
-    return Runtime(device=device, dtype=cfg.model.dtype_on(device), threads=threads)
+    return cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
 
 
-def write_environment(runtime: Runtime, *, vocab_size: int, rank: int = 0, world: int = 1) -> None:
+def write_environment(*, device: str, threads: int, vocab_size: int, rank: int = 0, world: int = 1) -> None:
     """Everything the libraries read from the environment; before the first heavy import of the process."""
     environment = {
-        "OMP_NUM_THREADS": str(runtime.threads),
+        "OMP_NUM_THREADS": str(threads),
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
         "LOCAL_RANK": "0",  # DeepSpeed needs it even alone; a worker sees one device only
@@ -72,7 +63,7 @@ def write_environment(runtime: Runtime, *, vocab_size: int, rank: int = 0, world
         "RAY_worker_niceness": "0",  # of a private Ray's workers; its 15 lets anything else on the machine go first
         "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # what the peers of a lost worker raise, as they must
     }
-    if runtime.device == "cpu":
+    if device == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"
         environment["CUDA_VISIBLE_DEVICES"] = ""
         if vocab_size < SMALL_VOCABULARY:

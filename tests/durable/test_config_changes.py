@@ -6,7 +6,7 @@ import pytest
 
 from rlpost.config import Config
 from rlpost.config.compose import to_yaml
-from rlpost.durable.config_changes import changed_keys, refuse_changes
+from rlpost.durable.config_changes import changed_keys, refuse_changes, was_left_open
 from rlpost.errors import RunError
 
 
@@ -39,3 +39,14 @@ def test_determinism_refuses_the_rest_by_name(change):
     key = change.split(": {")[-1].split(":")[0]
     with pytest.raises(RunError, match=f"deterministic=true: .*{key}.*as it was"):
         refuse_changes(changed_keys("{}", change))
+
+
+def test_what_was_left_open_and_is_written_out_now_is_no_change():
+    before, now = "device: auto\ntrain: {max_row_tokens: null}", "device: cpu\ntrain: {max_row_tokens: 9}"
+    device, rows = changed_keys(before, now)
+    assert was_left_open(device, deterministic=False) and was_left_open(rows, deterministic=False)
+    assert not was_left_open(device, deterministic=True), "deterministic runs always said"
+    (back,) = changed_keys("device: cuda", "device: cpu")
+    assert not was_left_open(back, deterministic=False)
+    (canary,) = changed_keys("canary_threshold: null", "canary_threshold: 0.1")
+    assert was_left_open(canary, deterministic=True)

@@ -98,9 +98,9 @@ class Nursery:
 def serve() -> None:
     """The nursery's process: orders in, exit statuses out."""
     from rlpost.config import Config
-    from rlpost.workers.runtime import Runtime, write_environment
+    from rlpost.workers.runtime import write_environment
 
-    write_environment(Runtime(device="cpu", dtype="float32", threads=1), vocab_size=18)
+    write_environment(device="cpu", threads=1, vocab_size=18)
     import deepspeed  # noqa: F401
     import vllm.v1.engine.llm_engine  # noqa: F401
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from rlpost.config import Config
+from rlpost.config.resolve import resolve
 from rlpost.engine import kv_budget as kv_cache
 from rlpost.engine import vllm as vllm_engine
 from rlpost.engine.protocol import Delta, EngineStep, EngineWork, Request, SamplingSettings
@@ -607,10 +608,10 @@ def test_the_config_becomes_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "VLLMEngine", lambda folder, **kwargs: seen.update(kwargs, folder=folder))
     cfg = Config()
     cfg.engine.max_slots, cfg.engine.kv_cache_bytes, cfg.seed = 3, 4096, 17
-    vllm_engine.build_engine(cfg, model_folder="m", device="cpu", max_model_len=99)
+    vllm_engine.build_engine(resolve(cfg, device="cpu", threads=1), model_folder="m", max_model_len=99)
     assert (seen["folder"], seen["max_slots"], seen["kv_cache_bytes"], seen["seed"]) == ("m", 3, 4096, 17)
     assert (seen["dtype"], seen["max_model_len"], seen["device"]) == ("float32", 99, "cpu")
-    vllm_engine.build_engine(cfg, model_folder="m", device="cuda", max_model_len=99)
+    vllm_engine.build_engine(resolve(cfg, device="cuda", threads=1), model_folder="m", max_model_len=99)
     assert seen["dtype"] == "bfloat16"
 
 

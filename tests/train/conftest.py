@@ -8,6 +8,8 @@ import os
 
 import pytest
 
+from rlpost.config.resolve import resolve
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(DS_ACCELERATOR="cpu", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", CUDA_VISIBLE_DEVICES="")
 
@@ -32,9 +34,8 @@ def build(folders):
             cfg = cases.config(stage, **train)
             cfg.model.dtype = dtype
             trainer = build_trainer(
-                cfg,
+                resolve(cfg, device="cpu", threads=1),
                 model_folder=folder or folders[tied],
-                device="cpu",
                 total_optimizer_steps=total,
                 needs_reference=needs_reference,
             )

@@ -13,6 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rlpost.config.resolve import resolve
+
 WORLD = 2
 STAGES = (1, 2, 3)
 
@@ -101,9 +103,8 @@ def build(rank: int, folder: Path, cfg: Any):  # type: ignore[no-untyped-def]
     from rlpost.train.deepspeed_trainer import build_trainer
 
     return build_trainer(
-        cfg,
+        resolve(cfg, device="cpu", threads=1),
         model_folder=folder / "model",
-        device="cpu",
         total_optimizer_steps=10,
         needs_reference=True,
         rank=rank,

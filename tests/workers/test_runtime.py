@@ -2,17 +2,17 @@
 
 import os
 import warnings
-from dataclasses import replace
 
 import pytest
 
 from rlpost.config import Config, ModelConfig
+from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError
 from rlpost.workers import runtime as runtime_module
-from rlpost.workers.runtime import Runtime, choose_runtime, write_environment
+from rlpost.workers.runtime import choose_device, choose_threads, write_environment
 
 LARGE, SMALL = 10**9, 10**6
-ON_CPU = Runtime(device="cpu", dtype="float32", threads=3)
+ON_CPU = {"device": "cpu", "threads": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -21,22 +21,28 @@ def machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
 
 
+def resolved(cfg, *, num_params):
+    device = choose_device(cfg)
+    cfg = resolve(cfg, device=device, threads=choose_threads(cfg, device, num_params=num_params))
+    return cfg.device, cfg.model.dtype, cfg.threads
+
+
 def test_without_a_gpu_everything_is_for_the_cpu(monkeypatch):
-    assert choose_runtime(Config(), num_params=LARGE) == Runtime(device="cpu", dtype="float32", threads=6)
-    assert choose_runtime(Config(), num_params=SMALL).threads == 1, "a small model gains nothing from a second thread"
+    assert resolved(Config(), num_params=LARGE) == ("cpu", "float32", 6)
+    assert resolved(Config(), num_params=SMALL)[2] == 1, "a small model gains nothing from a second thread"
 
 
 def test_with_a_gpu_everything_is_for_it_unless_asked_otherwise(monkeypatch):
     monkeypatch.setattr(runtime_module, "has_gpu", lambda: True)
-    assert choose_runtime(Config(), num_params=SMALL) == Runtime(device="cuda", dtype="bfloat16", threads=6)
-    assert choose_runtime(Config(device="cpu"), num_params=LARGE).dtype == "float32"
+    assert resolved(Config(), num_params=SMALL) == ("cuda", "bfloat16", 6)
+    assert resolved(Config(device="cpu"), num_params=LARGE)[1] == "float32"
 
 
 def test_what_was_asked_for_is_kept():
     cfg = Config(threads=2, model=ModelConfig(dtype="bfloat16"))
-    assert choose_runtime(cfg, num_params=SMALL) == Runtime(device="cpu", dtype="bfloat16", threads=2)
+    assert resolved(cfg, num_params=SMALL) == ("cpu", "bfloat16", 2)
     with pytest.raises(ConfigError, match="device: got 'cuda'.*use device=cpu"):
-        choose_runtime(Config(device="cuda"), num_params=SMALL)
+        choose_device(Config(device="cuda"))
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def environment(monkeypatch):
 def test_the_environment_of_a_cpu_run(environment):
     environment["VLLM_CPU_KVCACHE_SPACE"] = "4"
     environment.pop("TORCHDYNAMO_DISABLE", None)
-    write_environment(ON_CPU, vocab_size=100)
+    write_environment(**ON_CPU, vocab_size=100)
     assert environment["OMP_NUM_THREADS"] == "3" and environment["DS_ACCELERATOR"] == "cpu"
     assert (environment["RANK"], environment["WORLD_SIZE"], environment["LOCAL_RANK"]) == ("0", "1", "0")
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and environment["TORCHDYNAMO_DISABLE"] == "1"
@@ -62,7 +68,7 @@ def test_the_environment_of_a_cpu_run(environment):
 def test_large_vocabularies_are_worth_compiling_and_a_gpu_stays_visible(environment):
     for name in ("TORCHDYNAMO_DISABLE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"):
         environment.pop(name, None)
-    write_environment(replace(ON_CPU, device="cuda"), vocab_size=100)
+    write_environment(device="cuda", threads=3, vocab_size=100)
     assert not {"TORCHDYNAMO_DISABLE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"} & environment.keys()
-    write_environment(ON_CPU, vocab_size=150_000)
+    write_environment(**ON_CPU, vocab_size=150_000)
     assert "TORCHDYNAMO_DISABLE" not in environment

@@ -390,7 +390,9 @@ def _kill_here(pid: int) -> None:
 
 def open_cluster(settings: WorkerSettings, *, sweep: Sequence[Path]) -> RayCluster:
     """Connect to Ray, or start a private one, and reserve the room for the workers. ``sweep``: see RayCluster."""
-    cluster, runtime = settings.cfg.cluster, settings.runtime
-    cpus = cluster.cpus_per_worker or runtime.threads
-    engines = EngineMap.of(settings.cfg)
-    return RayCluster(cluster, engines, cpus=cpus, gpus=int(runtime.device != "cpu"), sweep=sweep)
+    cfg = settings.cfg
+    assert cfg.cluster.cpus_per_worker is not None, "resolved"
+    engines = EngineMap.of(cfg)
+    return RayCluster(
+        cfg.cluster, engines, cpus=cfg.cluster.cpus_per_worker, gpus=int(cfg.device != "cpu"), sweep=sweep
+    )

@@ -71,7 +71,10 @@ class ClusterWorker:
         self._worker: Worker
         self._replica: ReplicaLoop
         self._lockstep: LockstepEngine | None = None  # where an engine spans workers
-        write_environment(settings.runtime, vocab_size=settings.vocab_size, rank=rank, world=self.world)
+        assert cfg.threads is not None, "resolved"
+        write_environment(
+            device=cfg.device, threads=cfg.threads, vocab_size=settings.vocab_size, rank=rank, world=self.world
+        )
 
     # ---- start and end --------------------------------------------------------------------------------------
 
