@@ -55,7 +55,7 @@ def main() -> None:
 
 def compare(folder: Path, dtype: str, repeats: int) -> None:
     from rlpost.engine.vllm import VLLMEngine
-    from rlpost.train.weights import iter_buckets
+    from rlpost.train.weights import iter_buckets, own_weights
     from rlpost.workers.publication import BUCKET_BYTES, same_bits
 
     engine = VLLMEngine(
@@ -70,7 +70,7 @@ def compare(folder: Path, dtype: str, repeats: int) -> None:
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in copies.values())
 
     def buckets(model: Qwen3ForCausalLM):
-        return iter_buckets(model, max_bytes=BUCKET_BYTES, partitioned=False)
+        return iter_buckets(own_weights(model), max_bytes=BUCKET_BYTES, partitioned=False)
 
     def copy(model: Qwen3ForCausalLM) -> None:
         for bucket in buckets(model):

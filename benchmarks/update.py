@@ -33,8 +33,9 @@ from rlpost.config import Config  # noqa: E402
 from rlpost.train.attention import sequence_lengths  # noqa: E402
 from rlpost.train.deepspeed_trainer import build_trainer  # noqa: E402
 from rlpost.train.model import load_model  # noqa: E402
+from rlpost.train.optimization import Ranks, adamw  # noqa: E402
 from rlpost.train.process_group import init_process_group  # noqa: E402
-from rlpost.train.zero import build_optimizer, zero_config  # noqa: E402
+from rlpost.train.zero import zero_config  # noqa: E402
 from rlpost.types import PackedRow, TrainBatch  # noqa: E402
 
 VOCAB = 18
@@ -125,7 +126,9 @@ def bare_deepspeed(
     model = load(folder, own_attention)
     num_params = sum(p.numel() for p in model.parameters())
     settings = zero_config(cfg.train, dtype=torch.float32, num_params=num_params)
-    engine = deepspeed.initialize(model=model, optimizer=build_optimizer(model, cfg.train, "cpu"), config=settings)[0]
+    engine = deepspeed.initialize(
+        model=model, optimizer=adamw(model, train=cfg.train, device="cpu", ranks=Ranks(0, ("here",))), config=settings
+    )[0]
 
     def update() -> None:
         engine.train()

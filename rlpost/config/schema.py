@@ -238,6 +238,10 @@ class TrainConfig:
     optimizer_steps_per_rollout: int = opt(1, "Optimizer steps over disjoint parts of a rollout, >= 1.")
     epochs: int = opt(1, "Passes over a rollout, >= 1.")
     lr: float = opt(1e-6, "Peak learning rate of AdamW.")
+    optimizer: Any = opt("adamw", "The optimizer, or {_target_: ...} for one of your own.")
+    reduction: Any = opt(
+        "all_ranks", "How ranks combine their gradients; or {_target_: ...} for one of your own (docs/training.md)."
+    )
     betas: list[float] = opt([0.9, 0.999], "AdamW's betas.")
     eps: float = opt(1e-8, "AdamW's epsilon.")
     weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")

@@ -8,6 +8,7 @@ caller. With several ranks every method is collective, and each rank passes its 
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +29,12 @@ from rlpost.train import offload as states
 from rlpost.train.checkpoint_layout import DEEPSPEED, check_layout, describe, write_layout
 from rlpost.train.forward import PolicyModule, trainable_positions
 from rlpost.train.model import DTYPES, load_model
+from rlpost.train.optimization import Ranks, choose_optimization, install_exchange
 from rlpost.train.process_group import init_process_group
 from rlpost.train.protocol import Objective, UpdateResult
 from rlpost.train.schedule import lr_at
-from rlpost.train.weights import full_state_dict, iter_buckets
-from rlpost.train.zero import build_optimizer, zero_config
+from rlpost.train.weights import NamedWeights, full_state_dict, iter_buckets, own_weights
+from rlpost.train.zero import zero_config
 from rlpost.types import PackedRow, TrainBatch
 
 _EXPORT_BUCKET_BYTES = 1 << 30
@@ -61,6 +63,7 @@ def build_trainer(
     world: int = 1,
     store: Any = None,
     init: str = "pretrained",
+    weights: NamedWeights = own_weights,
 ) -> DeepSpeedTrainer:
     """The trainer of one rank, its process group started if it is not yet (see ``train.process_group``).
 
@@ -99,6 +102,7 @@ def build_trainer(
             total_steps=total_optimizer_steps,
             final_share=cfg.train.final_lr_share,
         ),
+        weights=weights,
     )
 
 
@@ -115,7 +119,9 @@ class DeepSpeedTrainer:
         max_row_tokens: int,
         sleeps: bool,
         lr_of_step: Callable[[int], float],
+        weights: NamedWeights = own_weights,
     ) -> None:
+        """``weights``: what is published and exported of the language model, by name."""
         self.engine = engine
         self.reference = reference
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -125,6 +131,7 @@ class DeepSpeedTrainer:
         self._max_row_tokens = max_row_tokens
         self._sleeps = sleeps
         self._lr_of_step = lr_of_step
+        self._weights = weights
         self._stage: int = engine.zero_optimization_stage()
 
     @property
@@ -236,7 +243,7 @@ class DeepSpeedTrainer:
 
     def iter_weights(self, max_bytes: int) -> Iterator[list[tuple[str, Any]]]:
         """See ``train.weights.iter_buckets``; the trainer must be awake."""
-        return iter_buckets(self.lm, max_bytes=max_bytes, partitioned=self._stage == 3)
+        return iter_buckets(self._weights(self.lm), max_bytes=max_bytes, partitioned=self._stage == 3)
 
     def sleep(self) -> None:
         """Move ZeRO's states to host memory (GPU); on a CPU there is nothing to do."""
@@ -290,7 +297,7 @@ class DeepSpeedTrainer:
         Raises RunError where the disk takes no more.
         """
         state = full_state_dict(
-            self.lm, max_bytes=_EXPORT_BUCKET_BYTES, partitioned=self._stage == 3, keep=self.rank == 0
+            self._weights(self.lm), max_bytes=_EXPORT_BUCKET_BYTES, partitioned=self._stage == 3, keep=self.rank == 0
         )
         if self.rank == 0:
             try:
@@ -341,11 +348,24 @@ def _initialize(policy: PolicyModule, cfg: Config, dtype: torch.dtype, device: s
     import deepspeed
 
     num_params = sum(p.numel() for p in policy.parameters())
-    return deepspeed.initialize(
+    chosen = choose_optimization(policy, cfg.train, device=device, ranks=_find_ranks())
+    deepspeed.utils.groups.mpu = None  # a global that an earlier engine of this process may have left
+    engine = deepspeed.initialize(
         model=policy,
-        optimizer=build_optimizer(policy, cfg.train, device),
+        optimizer=chosen.optimizer,
         config=zero_config(cfg.train, dtype=dtype, num_params=num_params),
+        mpu=chosen.reduction.groups,
     )[0]
+    install_exchange(engine, chosen.reduction)
+    return engine
+
+
+def _find_ranks() -> Ranks:
+    """Which ranks there are, and on which machines; all ranks call it."""
+    machines: list[Any] = [socket.gethostname()] * dist.get_world_size()
+    if len(machines) > 1:
+        dist.all_gather_object(machines, socket.gethostname())
+    return Ranks(rank=dist.get_rank(), machines=tuple(machines))
 
 
 def _inputs_of(row: PackedRow) -> _Inputs:

@@ -1,0 +1,124 @@
+"""How gradients become an update: the optimizer, and how the ranks' gradients are combined, as the configuration says.
+
+The one place where both are chosen, and the only one that knows which ranks share a machine. A user's own of either
+plugs in by ``_target_``. DeepSpeed's keys are ``train.zero``'s. Called by ``train.deepspeed_trainer``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rlpost.config import TrainConfig, plugins
+
+OPTIMIZERS = {"adamw": "rlpost.train.optimization.adamw"}
+REDUCTIONS = {"all_ranks": "rlpost.train.optimization.AllRanks"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The trainer's ranks; ``machines`` names each one's machine, in the order of the ranks."""
+
+    rank: int
+    machines: tuple[str, ...]
+
+    @property
+    def world(self) -> int:
+        return len(self.machines)
+
+    @property
+    def neighbors(self) -> tuple[int, ...]:
+        """The ranks on this rank's machine, itself included."""
+        return tuple(r for r, machine in enumerate(self.machines) if machine == self.machines[self.rank])
+
+
+class GradientReduction(Protocol):
+    """Combines the ranks' gradients. Made with ``ranks`` before the engine is."""
+
+    @property
+    def groups(self) -> Any | None:
+        """Over which ranks ZeRO shards and averages: what ``deepspeed.initialize`` takes as ``mpu``; None: over all."""
+
+    def exchange(self, gradients: Mapping[int, Sequence[torch.Tensor]]) -> None:
+        """Before each optimizer step: turns this rank's averaged shards into those over all ranks, in place.
+
+        gradients: by parameter group, shards of any shape in the order of DeepSpeed's partition. A NaN or infinity of
+        any rank must reach all of them, or ranks would disagree about whether a step was applied.
+        """
+
+
+class AllRanks:
+    """ZeRO's own: sharded and averaged over all ranks, and nothing is left to exchange."""
+
+    groups = None
+
+    def __init__(self, ranks: Ranks) -> None:
+        pass
+
+    def exchange(self, gradients: Mapping[int, Sequence[torch.Tensor]]) -> None:
+        pass
+
+
+def adamw(module: nn.Module, *, train: TrainConfig, device: str, ranks: Ranks) -> torch.optim.Optimizer:
+    """Torch's fused AdamW, except where only DeepSpeed's lets its states sleep (stage 3 on a GPU)."""
+    settings: dict[str, Any] = {
+        "lr": train.lr,
+        "betas": (train.betas[0], train.betas[1]),
+        "eps": train.eps,
+        "weight_decay": train.weight_decay,
+    }
+    if device != "cpu" and train.zero_stage == 3 and not train.offload_optimizer and _can_build_fused_adam():
+        # importlib, because the type checker cannot see into DeepSpeed's ops.
+        fused_adam = importlib.import_module("deepspeed.ops.adam").FusedAdam
+        return fused_adam(module.parameters(), adam_w_mode=True, **settings)
+    return torch.optim.AdamW(module.parameters(), fused=True, **settings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimization:
+    """What the trainer initializes DeepSpeed with."""
+
+    optimizer: torch.optim.Optimizer
+    reduction: GradientReduction
+
+
+def choose_optimization(module: nn.Module, train: TrainConfig, *, device: str, ranks: Ranks) -> Optimization:
+    """``train.optimizer`` over the module's parameters, and ``train.reduction``. Raises ConfigError."""
+    make_optimizer = plugins.resolve_target(train.optimizer, OPTIMIZERS, "train.optimizer")
+    make_reduction = plugins.resolve_target(train.reduction, REDUCTIONS, "train.reduction")
+    return Optimization(
+        optimizer=make_optimizer(module, train=train, device=device, ranks=ranks), reduction=make_reduction(ranks)
+    )
+
+
+def install_exchange(engine: Any, reduction: GradientReduction) -> None:
+    """Has DeepSpeed's optimizer call ``reduction.exchange`` before each step, on the shards that it averaged.
+
+    There is no public hook for gradients; ``averaged_gradients`` holds them at stages 1 to 3 (DeepSpeed 0.19.8), and
+    norm and clipping come after.
+    """
+    optimizer = engine.optimizer
+    step = optimizer.step
+
+    def exchange_and_step(*arguments: Any, **options: Any) -> Any:
+        reduction.exchange({group: shards for group, shards in optimizer.averaged_gradients.items() if shards})
+        return step(*arguments, **options)
+
+    optimizer.step = exchange_and_step
+
+
+def _can_build_fused_adam() -> bool:
+    """FusedAdam is compiled with nvcc on first use, unless DeepSpeed was installed with it."""
+    builder = importlib.import_module("deepspeed.ops.op_builder")
+    if importlib.import_module("deepspeed.git_version_info").installed_ops.get("fused_adam", False):
+        return True
+    try:
+        builder.builder.installed_cuda_version()
+    except builder.builder.MissingCUDAException:
+        return False
+    return True
