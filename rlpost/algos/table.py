@@ -1,52 +1,62 @@
 """Which parts an algorithm can be made of: names -> dotted paths, imported only when resolved.
 
-A new part is a function and a line here. ``check_algo`` is what ``rlpost check`` calls: it imports no part, hence
-no torch. Signatures of each kind of part stand in the module that holds ours, and in docs/algorithms.md.
+A new part is a function and a line here. ``check_algo`` is what ``rlpost check`` calls: it imports no part, hence no
+torch. Signatures of each kind of part stand in the module that holds ours, and in docs/algorithms.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rlpost.config import AlgoConfig, plugins
 from rlpost.errors import ConfigError, explain
 
+
+@dataclass(frozen=True, slots=True)
+class Part(plugins.Part):
+    """A part that ships, and what the program must know of it beside where it lies."""
+
+    compares_group: bool = False  # of advantages and filters: a group of one sample gives it nothing to work with
+    in_reward: bool = False  # of KL estimators: subtracted from the reward, not added to the loss
+
+
 ADVANTAGES = {
-    "grpo": "rlpost.algos.advantages.grpo",
-    "dr_grpo": "rlpost.algos.advantages.dr_grpo",
-    "rloo": "rlpost.algos.advantages.rloo",
-    "reinforce_pp": "rlpost.algos.advantages.reinforce_pp",
-    "reinforce_pp_baseline": "rlpost.algos.advantages.reinforce_pp_baseline",
+    "grpo": Part("rlpost.algos.advantages.grpo", compares_group=True),
+    "dr_grpo": Part("rlpost.algos.advantages.dr_grpo", compares_group=True),
+    "rloo": Part("rlpost.algos.advantages.rloo", compares_group=True),
+    "reinforce_pp": Part("rlpost.algos.advantages.reinforce_pp"),
+    "reinforce_pp_baseline": Part("rlpost.algos.advantages.reinforce_pp_baseline", compares_group=True),
 }
 LOSSES = {
-    "clipped": "rlpost.algos.losses.clipped",
-    "gspo": "rlpost.algos.losses.gspo",
-    "cispo": "rlpost.algos.losses.cispo",
+    "clipped": Part("rlpost.algos.losses.clipped"),
+    "gspo": Part("rlpost.algos.losses.gspo"),
+    "cispo": Part("rlpost.algos.losses.cispo"),
 }
 REDUCTIONS = {
-    "token_mean": "rlpost.algos.reduction.token_mean",
-    "sequence_mean": "rlpost.algos.reduction.sequence_mean",
-    "constant_length": "rlpost.algos.reduction.constant_length",
+    "token_mean": Part("rlpost.algos.reduction.token_mean"),
+    "sequence_mean": Part("rlpost.algos.reduction.sequence_mean"),
+    "constant_length": Part("rlpost.algos.reduction.constant_length"),
 }
 FILTERS = {
-    "none": "rlpost.algos.filters.none",
-    "dynamic_sampling": "rlpost.algos.filters.dynamic_sampling",
+    "none": Part("rlpost.algos.filters.none"),
+    "dynamic_sampling": Part("rlpost.algos.filters.dynamic_sampling", compares_group=True),
 }
 CORRECTIONS = {
-    "token_truncate": "rlpost.algos.correction.token_truncate",
-    "token_mask": "rlpost.algos.correction.token_mask",
-    "sequence_truncate": "rlpost.algos.correction.sequence_truncate",
-    "sequence_mask": "rlpost.algos.correction.sequence_mask",
-    "none": "rlpost.algos.correction.none",
+    "token_truncate": Part("rlpost.algos.correction.token_truncate"),
+    "token_mask": Part("rlpost.algos.correction.token_mask"),
+    "sequence_truncate": Part("rlpost.algos.correction.sequence_truncate"),
+    "sequence_mask": Part("rlpost.algos.correction.sequence_mask"),
+    "none": Part("rlpost.algos.correction.none"),
 }
 KL_ESTIMATORS = {
-    "k1": "rlpost.algos.kl.k1",
-    "k2": "rlpost.algos.kl.k2",
-    "k3": "rlpost.algos.kl.k3",
+    "k1": Part("rlpost.algos.kl.k1", in_reward=True),
+    "k2": Part("rlpost.algos.kl.k2"),
+    "k3": Part("rlpost.algos.kl.k3"),
 }
 # The kind of a part is its key in AlgoConfig.
-TABLES: Mapping[str, Mapping[str, str]] = {
+TABLES: Mapping[str, Mapping[str, Part]] = {
     "advantage": ADVANTAGES,
     "loss": LOSSES,
     "reduction": REDUCTIONS,
@@ -60,6 +70,11 @@ OLD_LOGPROBS = ("trainer", "rollout")
 def resolve(kind: str, value: Any) -> Callable[..., Any]:
     """The part of this kind that ``value`` names (see :mod:`rlpost.config.plugins`); raises ConfigError."""
     return plugins.resolve_target(value, TABLES[kind], f"algo.{kind}")
+
+
+def find(kind: str, value: Any) -> Part | None:
+    """The table's entry that ``value`` names; None for a user's own part."""
+    return plugins.find_part(value, TABLES[kind])
 
 
 def check_algo(cfg: AlgoConfig, *, max_response_tokens: int | None = None) -> None:

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlpost.algos.table import check_algo
+from rlpost.algos import table
 from rlpost.config import Config, RolloutConfig, TrainConfig
 from rlpost.config.schema import check_stage
 from rlpost.errors import ConfigError, ModelError, explain
@@ -113,8 +113,6 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's a
 
 VOCABULARY_PADDING = 64  # rows, vLLM's
 
-GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")  # zero for a group of one
-
 
 def check_values(cfg: Config, command: str) -> None:
     """Raises ConfigError for the first value or combination that ``rlpost COMMAND`` cannot work with."""
@@ -127,7 +125,7 @@ def check_values(cfg: Config, command: str) -> None:
     _check_choices(cfg)
     _check_ranges(cfg, RANGES)
     list_functions(cfg.reward)
-    check_algo(cfg.algo)
+    table.check_algo(cfg.algo)
     check_tensor_parallel(cfg)
     check_groups(cfg)
     check_sampling(cfg)
@@ -236,13 +234,13 @@ def check_divisible(cfg: Config, shape: Mapping[str, Any], *, origin: str) -> No
 
 
 def check_groups(cfg: Config) -> None:
-    size, advantage = cfg.rollout.samples_per_group, cfg.algo.advantage
-    if size == 1 and advantage in GROUP_RELATIVE:
-        do = f"advantage {advantage} compares samples of a group; use 8, or algo=reinforce_pp"
-        raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
-    if size == 1 and cfg.algo.filter == "dynamic_sampling":
-        do = "dynamic_sampling would reject every group of one; use 8, or algo.filter=none"
-        raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
+    size = cfg.rollout.samples_per_group
+    for kind, instead in (("advantage", "algo=reinforce_pp"), ("filter", "algo.filter=none")):
+        value = getattr(cfg.algo, kind)
+        part = table.find(kind, value)
+        if size == 1 and part is not None and part.compares_group:
+            do = f"{kind} {value} compares the samples of a group; use 8, or {instead}"
+            raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
     slots = cfg.engine.max_slots * cfg.num_engines
     if cfg.rollout.max_in_flight is not None and cfg.rollout.max_in_flight > slots:
         do = "lower it, or raise engine.max_slots"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rlpost.algos import table
 from rlpost.config import AlgoConfig, OverlongConfig
 from rlpost.errors import ConfigError
+from tests.algos.making import group, sample, segment
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in table.TABLES.items() for name in names])
@@ -20,6 +22,15 @@ def test_every_name_resolves_to_its_function(kind, name) -> None:
 def test_the_schema_documents_every_name(kind) -> None:
     doc = AlgoConfig.__dataclass_fields__[kind].metadata["doc"]
     assert [name for name in table.TABLES[kind] if name not in doc] == []
+
+
+def test_a_group_of_one_gives_nothing_to_what_compares_its_samples() -> None:
+    """Each alone gets an advantage of exactly 0, and the filter rejects it."""
+    for name, part in table.ADVANTAGES.items():
+        advantages = np.concatenate(table.resolve("advantage", name)([[1.0], [0.0]], eps=1e-6))
+        assert part.compares_group == (not advantages.any()), name
+    for name, part in table.FILTERS.items():
+        assert part.compares_group == (table.resolve("filter", name)(group(sample(1.0, segment(2)))) is not None), name
 
 
 @pytest.mark.parametrize(

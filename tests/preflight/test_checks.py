@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rlpost.algos import table
 from rlpost.config import Config, walk_fields
 from rlpost.config.compose import list_recipes, load_config
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, UserError
@@ -185,6 +186,13 @@ def test_a_group_of_one(cfg):
     fails(cfg, ConfigError, "dynamic_sampling", algo__advantage="reinforce_pp", algo__filter="dynamic_sampling")
     cfg.algo.filter = "none"
     check(cfg)
+    for name, part in table.ADVANTAGES.items():
+        for value in (name, part.path, {"_target_": name}):
+            cfg.algo.advantage = value
+            if part.compares_group:
+                fails(cfg, ConfigError, ">= 2", "compares the samples of a group")
+            else:
+                check(cfg)
 
 
 @pytest.mark.parametrize(("key", "value"), [("top_p", 0.9), ("top_k", 5)])
