@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-DEFAULTS = {name: default for name, default, _ in walk_fields()}
+DEFAULTS = {key.name: key.default for key in walk_fields()}
 SECTIONS = {name for name, default in DEFAULTS.items() if is_dataclass(default)}
 # Keys with room below them: a mapping, or a part that may be given as {_target_: ..., key: value}.
 OPEN_KEYS = {"model.shape", "reward.function", "reward.functions", "reward.args", "user", "sft.generator"}

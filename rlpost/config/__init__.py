@@ -9,6 +9,7 @@ from rlpost.config.schema import (
     DataConfig,
     EngineConfig,
     EvalConfig,
+    Key,
     LoggingConfig,
     ModelConfig,
     OverlongConfig,
@@ -17,6 +18,8 @@ from rlpost.config.schema import (
     SFTConfig,
     SourceConfig,
     TrainConfig,
+    look_up,
+    rule_of,
     walk_fields,
 )
 
@@ -29,6 +32,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvalConfig",
+    "Key",
     "LoggingConfig",
     "ModelConfig",
     "OverlongConfig",
@@ -37,5 +41,7 @@ __all__ = [
     "SFTConfig",
     "SourceConfig",
     "TrainConfig",
+    "look_up",
+    "rule_of",
     "walk_fields",
 ]

@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rlpost.config import RewardConfig, plugins
+from rlpost.config import RewardConfig, plugins, rule_of
 from rlpost.errors import ConfigError, explain
 from rlpost.rewards import REWARDS
-
-STYLES = ("auto", "rlpost", "trl")
-CALLS = ("auto", "sample", "group")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +69,10 @@ def _read_spec(name: str, value: Any) -> FunctionSpec:
         or abs(weight) == float("inf")
     ):
         raise ConfigError(explain(f"{key}.weight", weight, "a finite number", "use 1.0"))
-    for field_name, got, options in (("style", spec.style, STYLES), ("calls", spec.calls, CALLS)):
-        if got not in options:
-            raise ConfigError(explain(f"{key}.{field_name}", got, f"one of {', '.join(options)}", "choose one"))
+    for field_name, got in (("style", spec.style), ("calls", spec.calls)):
+        rule = rule_of(RewardConfig, field_name)
+        if got is None or not rule.holds(got):
+            raise ConfigError(rule.explain(f"{key}.{field_name}", got))
     if not isinstance(spec.args, Mapping):
         raise ConfigError(explain(f"{key}.args", spec.args, "a mapping of keyword arguments", "use {}"))
     return spec
