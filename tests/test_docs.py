@@ -19,8 +19,9 @@ import pytest
 
 from rlpost.cli import command_reference
 from rlpost.cli.commands import build_parser
-from rlpost.config import ROW_TOKENS, Config, walk_fields
+from rlpost.config import Config, walk_fields
 from rlpost.config.compose import GROUPS, list_recipes, load_config
+from rlpost.config.resolve import ROW_TOKENS
 from rlpost.plan.request import PLAN_KEYS
 from rlpost.reporting.advice import RULES
 from rlpost.reporting.metric_names import AREAS, find
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-DEFAULTS = {name: default for name, default, _ in walk_fields()}
+DEFAULTS = {key.name: key.default for key in walk_fields()}
 SECTIONS = {name for name, default in DEFAULTS.items() if is_dataclass(default)}
 # Keys with room below them: a mapping, or a part that may be given as {_target_: ..., key: value}.
 OPEN_KEYS = {"model.shape", "reward.function", "reward.functions", "reward.args", "user", "sft.generator"}

@@ -90,7 +90,8 @@ def nll(
 
 
 def kl_is_in_reward(cfg: AlgoConfig) -> bool:
-    return cfg.kl_estimator in ("k1", table.KL_ESTIMATORS["k1"])
+    part = table.find("kl_estimator", cfg.kl_estimator)
+    return part is not None and part.in_reward
 
 
 def _masked(values: torch.Tensor, row: TensorRow) -> torch.Tensor:

@@ -268,16 +268,17 @@ def run_dashboard(arguments: argparse.Namespace) -> int:
 
 
 def describe_keys(prefix: str) -> str:
-    """Every key below ``prefix`` with its default and its documentation."""
+    """Every key below ``prefix`` with its default, its meaning and what is allowed."""
     import dataclasses
 
+    from rlpost.cli.key_texts import allowed, meaning
     from rlpost.config import walk_fields
 
-    rows = [
-        f"{name} = {'null' if default is None else default}\n    {doc}"
-        for name, default, doc in walk_fields()
-        if not dataclasses.is_dataclass(default) and f"{name}.".startswith(f"{prefix}." if prefix else "")
-    ]
+    rows = []
+    for key in walk_fields():
+        if not dataclasses.is_dataclass(key.default) and f"{key.name}.".startswith(f"{prefix}." if prefix else ""):
+            rows += [f"{key.name} = {'null' if key.default is None else key.default}", f"    {meaning(key)}"]
+            rows += [f"    Allowed: {allowed(key)}"] if key.rule else []
     if not rows:
         raise ConfigError(f"no key starts with {prefix}; see `rlpost config --keys`")
     return "\n".join(rows)
@@ -341,7 +342,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     config = add("config", run_config, "show the resolved configuration, or every key", help_texts.CONFIG)
     config.add_argument(
-        "--keys", nargs="?", const="", metavar="PREFIX", help="list keys with default and meaning, e.g. --keys rollout"
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="PREFIX",
+        help="list keys with default, meaning and allowed values, e.g. --keys rollout",
     )
     exporting = add("export", run_export, "a run's model as a Hugging Face folder", help_texts.EXPORT, recipe=False)
     exporting.add_argument("run_dir", metavar="RUN_DIR", help="a run directory, or one of its checkpoints")

@@ -1,6 +1,6 @@
-"""The page ``docs/configuration.md``, written from the schema: every key, its default, its meaning.
+"""The page ``docs/configuration.md``, written from the schema: every key, its default, what it may be, its meaning.
 
-Owns the page's layout and its introduction; the meanings are the schema's own (``rlpost.config``).
+Owns the page's layout and its introduction; the texts are the schema's own and the tables' (``rlpost.cli.key_texts``).
 ``python -m rlpost.cli.config_reference > docs/configuration.md`` writes it, ``tests/cli/test_config_reference.py``
 holds the page to the schema. Imports nothing heavy.
 """
@@ -11,14 +11,16 @@ import json
 from dataclasses import is_dataclass
 from typing import Any
 
+from rlpost.cli.key_texts import allowed, meaning
 from rlpost.config import walk_fields
 
 INTRODUCTION = """\
 # Configuration
 
-Every key a run has, with its default and its meaning. Written by `python -m rlpost.cli.config_reference` from the
-schema, `rlpost/config/schema.py`, which is the only place where a default stands. `rlpost config --keys` prints the
-same list, and `rlpost config --keys train` a part of it.
+Every key a run has, with its default, what is allowed and its meaning. Written by
+`python -m rlpost.cli.config_reference` from the schema, `rlpost/config/schema.py`, which is the only place where a
+default, a bound or an option stands. `rlpost config --keys` prints the same list, and `rlpost config --keys train` a
+part of it.
 
 A configuration is put together in this order; what comes later wins:
 
@@ -44,27 +46,28 @@ with one line that says what was found, what was expected and what to do, before
 
 Where a key takes a part of the program (`reward.function`, `algo.loss`, a `generator`), it takes a name, a dotted path
 `package.module.function`, or a mapping with `_target_`: see [data and rewards](data-and-rewards.md) and
-[algorithms](algorithms.md#your-own-parts). Where a meaning says None, write `null`.
+[algorithms](algorithms.md#your-own-parts). The names listed below are those of the parts that ship. Where a meaning
+says None, write `null`. Where nothing is listed as allowed, anything of the key's type is.
 """
 
 
 def render() -> str:
     """The whole page, with a table for the top level and one for each section of the schema."""
     lines = [INTRODUCTION, "## Top level", "", *_table("")]
-    for name, default, doc in walk_fields():
-        if is_dataclass(default):
-            lines += ["", f"## {name}", "", doc, "", *_table(f"{name}.")]
+    for key in walk_fields():
+        if is_dataclass(key.default):
+            lines += ["", f"## {key.name}", "", key.doc, "", *_table(f"{key.name}.")]
     return "\n".join(lines) + "\n"
 
 
 def _table(prefix: str) -> list[str]:
     """The keys directly below ``prefix``; those of a section inside it have a table of their own."""
-    rows = [
-        f"| `{name}` | {_cell(f'`{_as_yaml(default)}`')} | {_cell(doc)} |"
-        for name, default, doc in walk_fields()
-        if name.startswith(prefix) and "." not in name.removeprefix(prefix) and not is_dataclass(default)
-    ]
-    return ["| Key | Default | Meaning |", "|---|---|---|", *rows] if rows else ["Only sections."]
+    rows = []
+    for key in walk_fields():
+        if key.name.startswith(prefix) and "." not in key.name.removeprefix(prefix) and not is_dataclass(key.default):
+            cells = [f"`{key.name}`", f"`{_as_yaml(key.default)}`", allowed(key, mark="`"), meaning(key)]
+            rows.append(f"| {' | '.join(map(_cell, cells))} |")
+    return ["| Key | Default | Allowed | Meaning |", "|---|---|---|---|", *rows] if rows else ["Only sections."]
 
 
 def _as_yaml(value: Any) -> str:

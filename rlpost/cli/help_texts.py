@@ -164,5 +164,5 @@ Prints the whole configuration as YAML, as the run would use it and save it; rec
 
 examples:
   rlpost config recipe=math/arithmetic algo=dapo
-  rlpost config --keys train                        every key below train: default and meaning
+  rlpost config --keys train                        every key below train: default, meaning, allowed values
 """

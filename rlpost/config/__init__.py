@@ -1,7 +1,6 @@
 """The configuration: its typed schema, how it is put together, and where the files that ship with rlpost lie."""
 
 from rlpost.config.schema import (
-    ROW_TOKENS,
     AlgoConfig,
     CheckpointConfig,
     ClusterConfig,
@@ -9,6 +8,7 @@ from rlpost.config.schema import (
     DataConfig,
     EngineConfig,
     EvalConfig,
+    Key,
     LoggingConfig,
     ModelConfig,
     OverlongConfig,
@@ -17,11 +17,12 @@ from rlpost.config.schema import (
     SFTConfig,
     SourceConfig,
     TrainConfig,
+    look_up,
+    rule_of,
     walk_fields,
 )
 
 __all__ = [
-    "ROW_TOKENS",
     "AlgoConfig",
     "CheckpointConfig",
     "ClusterConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvalConfig",
+    "Key",
     "LoggingConfig",
     "ModelConfig",
     "OverlongConfig",
@@ -37,5 +39,7 @@ __all__ = [
     "SFTConfig",
     "SourceConfig",
     "TrainConfig",
+    "look_up",
+    "rule_of",
     "walk_fields",
 ]

@@ -210,7 +210,7 @@ def _choose(config: DictConfig, group: str, chosen: DictConfig) -> None:
     would linger beside ``data=gsm8k``. Such keys take the chosen option's value, else the schema's default; keys that
     no option sets (``train.lr``) stay the recipe's.
     """
-    defaults = {name: default for name, default, _ in walk_fields()}
+    defaults = {key.name: key.default for key in walk_fields()}
     for key in _keys_set_by(group):
         OmegaConf.update(config, key, OmegaConf.select(chosen, key, default=defaults[key]), merge=False, force_add=True)
 
@@ -219,7 +219,7 @@ def _choose(config: DictConfig, group: str, chosen: DictConfig) -> None:
 def _keys_set_by(group: str) -> tuple[str, ...]:
     """Keys of the schema that some option's file of this group sets, in the schema's order."""
     files = [_read(locations.find_conf() / group / f"{option}.yaml") for option in _options(group)]
-    keys = [name for name, default, _ in walk_fields() if not is_dataclass(default)]
+    keys = [key.name for key in walk_fields() if not is_dataclass(key.default)]
     return tuple(key for key in keys if any(_sets({group: file}, key) for file in files))
 
 
@@ -268,7 +268,7 @@ def _unknown_keys(node: Any, schema: type = Config, prefix: str = "") -> Iterato
 
 
 def _unknown(key: str) -> str:
-    known = [name for name, _, _ in walk_fields()]
+    known = [known.name for known in walk_fields()]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]

@@ -4,6 +4,9 @@ Three forms are accepted everywhere a part can be chosen: a name in a table, a d
 ``package.module.function``, and Hydra's ``{_target_: name or dotted path, key: value}``. Nothing is imported until
 :func:`resolve_target` is called; :func:`check_target` says whether a name can work by reading source text only, so
 that ``rlpost check`` never imports torch. Called by ``algos.table``, ``rewards`` and ``data``.
+
+A table is ``{name: Part(dotted path)}``; ``algos.table`` and ``rewards`` extend :class:`Part` by what else the program
+must know of a part that ships, so that a new one is a function and one line.
 """
 
 from __future__ import annotations
@@ -16,15 +19,26 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlpost.errors import ConfigError, explain
 
 EXPECTED = "package.module.function, or {_target_: ..., key: value}"
 
 
-def resolve_target(value: Any, table: Mapping[str, str], what: str) -> Callable[..., Any]:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that ships: an entry of a table, whose key is its name. Imported only when it is resolved."""
+
+    path: str  # dotted
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+def resolve_target(value: Any, table: Mapping[str, Part], what: str) -> Callable[..., Any]:
     """The callable that ``value`` names; ``what`` is the config key, for the message.
 
     A class is instantiated with the keys beside ``_target_`` (its instance must be callable); a function has them
@@ -46,7 +60,7 @@ def resolve_target(value: Any, table: Mapping[str, str], what: str) -> Callable[
     return functools.partial(target, **arguments) if arguments else target
 
 
-def check_target(value: Any, table: Mapping[str, str], what: str) -> None:
+def check_target(value: Any, table: Mapping[str, Part], what: str) -> None:
     """Raises :class:`ConfigError` where :func:`resolve_target` would fail for a reason that source text shows.
 
     Imports the parent packages of a dotted path (to find the file), never the module itself.
@@ -54,7 +68,7 @@ def check_target(value: Any, table: Mapping[str, str], what: str) -> None:
     if callable(value):
         return
     path, _ = _split(value, table, what)
-    if path in table.values():
+    if any(path == part.path for part in table.values()):
         return
     module, name = path.rsplit(".", 1)
     defined = _names_defined(module, what, path)
@@ -62,7 +76,16 @@ def check_target(value: Any, table: Mapping[str, str], what: str) -> None:
         raise ConfigError(explain(what, path, f"a function in {module}", _nearest(name, defined)))
 
 
-def _split(value: Any, table: Mapping[str, str], what: str) -> tuple[str, dict[str, Any]]:
+def find_part(value: Any, table: Mapping[str, AnyPart]) -> AnyPart | None:
+    """The entry that ``value`` names in any of the three forms; None for a user's own part."""
+    target = value.get("_target_") if isinstance(value, Mapping) else value
+    for name, part in table.items():
+        if target in (name, part.path):
+            return part
+    return None
+
+
+def _split(value: Any, table: Mapping[str, Part], what: str) -> tuple[str, dict[str, Any]]:
     """(dotted path, keyword arguments) of any of the three forms."""
     arguments: dict[str, Any] = {}
     if isinstance(value, Mapping):
@@ -78,13 +101,13 @@ def _split(value: Any, table: Mapping[str, str], what: str) -> tuple[str, dict[s
     if not isinstance(value, str) or not value:
         raise ConfigError(explain(what, value, _expected(table), "name a function"))
     if value in table:
-        return table[value], arguments
+        return table[value].path, arguments
     if "." not in value.strip("."):
         raise ConfigError(explain(what, value, _expected(table), _nearest(value, table)))
     return value, arguments
 
 
-def _expected(table: Mapping[str, str]) -> str:
+def _expected(table: Mapping[str, Part]) -> str:
     return f"{', '.join(table)}, {EXPECTED}" if table else EXPECTED
 
 

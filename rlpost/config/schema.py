@@ -1,24 +1,25 @@
 """The typed schema of a run: the only home of a default, and of what each key means.
 
 ``conf/`` selects among groups, ``recipes/`` override for one task, the command line overrides both;
-``rlpost.config.compose`` puts them together and ``rlpost.preflight.checks`` refuses combinations that cannot work. Nothing here
-imports torch, so ``rlpost check`` stays fast. Every field's ``doc`` gives unit, range and effect.
+``rlpost.config.compose`` puts them together and ``rlpost.preflight.checks`` refuses combinations that cannot work.
+Nothing here imports torch, so ``rlpost check`` stays fast. Every field's ``doc`` gives unit and effect, its rule
+(``rlpost.config.rules``) the bounds or the options; checks, messages and documentation read both here.
 """
 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
-from rlpost.errors import ConfigError, explain
-
-# Tokens per packed row. CPU: 1,024 and 2,048 were fastest on the demo's model, 256 took 1.17x, 4,096 1.2x as long.
-ROW_TOKENS = {"cpu": 1024, "cuda": 16384}
+from rlpost.config.rules import Rule
 
 
-def opt(default: Any, doc: str) -> Any:
-    """A field with its documentation; mutable defaults are copied per instance."""
-    metadata = {"doc": doc}
+def opt(default: Any, doc: str, **rule: Any) -> Any:
+    """A field with its documentation and its :class:`Rule`'s arguments, none where anything of the type goes.
+
+    Mutable defaults are copied per instance.
+    """
+    metadata = {"doc": doc, "rule": Rule(**rule) if rule else None}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     if is_dataclass(default) and isinstance(default, type):
@@ -31,18 +32,16 @@ class ModelConfig:
     path: str = opt("", "Local folder, Hugging Face name, or rlpost://NAME for a model that ships with the package.")
     revision: Optional[str] = opt(None, "Branch, tag or commit on the hub; None is the default branch.")
     dtype: str = opt(
-        "auto", "Weights and activations: float32, bfloat16, or auto (float32 on a CPU, bfloat16 on a GPU)."
+        "auto",
+        "Type of weights and activations; auto: float32 on a CPU, bfloat16 on a GPU.",
+        choices=("auto", "float32", "bfloat16"),
     )
     shape: Optional[dict[str, Any]] = opt(
         None, "config.json's keys, for planning and checks where path is a hub name; a local config.json wins."
     )
     max_context_tokens: Optional[int] = opt(
-        None, "Prompt + response, tokens; None: the model's own limit. Also the engine's max_model_len."
+        None, "Prompt + response, tokens; None: the model's own limit. Also the engine's max_model_len.", low=2
     )
-
-    def dtype_on(self, device: str) -> str:
-        """``dtype``, or what suits the device: bfloat16 is several times slower than float32 on a CPU."""
-        return self.dtype if self.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
 
 
 @dataclass
@@ -58,7 +57,7 @@ class SourceConfig:
     unique: bool = opt(
         False, "Leave out rows whose prompt repeats an earlier row's (some hub datasets hold each row many times)."
     )
-    limit: Optional[int] = opt(None, "Use only the first rows (after unique); None: all.")
+    limit: Optional[int] = opt(None, "Use only the first rows (after unique); None: all.", low=1)
 
 
 @dataclass
@@ -69,26 +68,35 @@ class DataConfig:
     reference_key: Optional[str] = opt("answer", "Column the reward compares with; None: the reward needs none.")
     template: str = opt("{prompt}", "Text put round the question; columns of the row stand in braces.")
     system_prompt: Optional[str] = opt(None, "System message where a chat template is used.")
-    chat: str = opt("auto", "Use the tokenizer's chat template: auto (when it has one), always, never.")
-    max_prompt_tokens: Optional[int] = opt(None, "Longest prompt, tokens; None: context minus max_response_tokens.")
-    long_prompts: str = opt("error", "What happens to a longer prompt: error (stop before the run) or drop (counted).")
+    chat: str = opt(
+        "auto",
+        "Whether to use the tokenizer's chat template; auto: when it has one.",
+        choices=("auto", "always", "never"),
+    )
+    max_prompt_tokens: Optional[int] = opt(
+        None, "Longest prompt, tokens; None: context minus max_response_tokens.", low=1
+    )
+    long_prompts: str = opt(
+        "error",
+        "What happens to a longer prompt: error stops before the run, drop leaves it out and counts it.",
+        choices=("error", "drop"),
+    )
     shuffle: bool = opt(True, "Draw each epoch in a new order that depends on the seed and the epoch only.")
 
 
 @dataclass
 class RewardConfig:
-    function: Any = opt(
-        "exact_answer",
-        "Name in rlpost.rewards, dotted path package.module.function, or {_target_: ..., key: value}; null with reward.functions.",
-    )
+    function: Any = opt("exact_answer", "What scores a response; null with reward.functions.", table="reward")
     args: dict[str, Any] = opt({}, "Keyword arguments bound to reward.function.")
     style: str = opt(
         "auto",
-        "Signature of reward.function: rlpost, trl, or auto (trl where a parameter is called completions, else rlpost).",
+        "Signature of reward.function; auto: trl where a parameter is called completions, else rlpost.",
+        choices=("auto", "rlpost", "trl"),
     )
     calls: str = opt(
         "auto",
-        "What one call judges: sample, group, or auto (group where a parameter is called responses or completions).",
+        "What one call scores; auto: a group where a parameter is called responses or completions, else a sample.",
+        choices=("auto", "sample", "group"),
     )
     functions: dict[str, Any] = opt(
         {},
@@ -97,23 +105,30 @@ class RewardConfig:
     messages: bool = opt(False, "TRL's style only: prompts and completions as lists of chat messages, not as text.")
     workers: Optional[int] = opt(
         None,
-        "Processes that call the reward; 0: in the run's own, without deadlines. None: 0 where every function is exact_answer, gsm8k, last_number, digit_share or format_match, else one a core, at most 16.",
+        "Processes that call the reward; 0: in the run's own, without deadlines. None: 0 where every function may run in the run's own (see reward.function), else one a core, at most 16.",
+        low=0,
+        high=1024,
     )
     timeout_s: float = opt(
-        30.0, "Longest time for one call; then its process is killed. A function's own attribute timeout_s goes before."
+        30.0,
+        "Longest time for one call; then its process is killed. The function's timeout_s attribute overrides this.",
+        above=0,
     )
-    start_timeout_s: float = opt(300.0, "Longest time for a worker to import and make the functions.")
+    start_timeout_s: float = opt(300.0, "Longest time for a worker to import and make the functions.", above=0)
     concurrency: int = opt(
-        8, "Calls of an async function under way at once in one worker. Its attribute concurrency goes before."
+        8,
+        "Calls of an async function under way at once in one worker. Its concurrency attribute overrides this.",
+        low=1,
     )
     memory_bytes: Optional[int] = opt(
-        None, "Address space of a worker; more is a MemoryError in the reward. None: no limit."
+        None, "Address space of a worker; more is a MemoryError in the reward. None: no limit.", low=1 << 26
     )
     on_failure: str = opt(
         "drop",
         "A call that failed: drop (its samples leave their group) or retry (up to reward.retries times, then drop).",
+        choices=("drop", "retry"),
     )
-    retries: int = opt(2, "How often a failed call is made again with on_failure=retry.")
+    retries: int = opt(2, "How often a failed call is made again with on_failure=retry.", low=0)
     cache: bool = opt(
         True, "Keep verdicts of workers on disk, so that a resume or an evaluation does not pay twice; never failures."
     )
@@ -121,108 +136,163 @@ class RewardConfig:
         None, "Folder of the verdict cache, which runs may share; None: the run's own (`rlpost eval`: no cache)."
     )
     max_failure_share: float = opt(
-        0.5, "Stop the run when a larger share of a step's rewards failed (raised or returned no number); 0 to 1."
+        0.5,
+        "Stop the run when a larger share of a step's rewards failed (raised or returned no number).",
+        low=0,
+        high=1,
     )
 
 
 @dataclass
 class OverlongConfig:
     buffer_tokens: int = opt(
-        0, "DAPO eq. 13: the penalty falls linearly over the last buffer_tokens before max_response_tokens; 0: off."
+        0,
+        "DAPO eq. 13: the penalty falls linearly over the last buffer_tokens before max_response_tokens; 0: off.",
+        low=0,
+        do="shorten the buffer; 0 is off",
     )
     buffer_share: float = opt(
-        0.0, "The same as a share of max_response_tokens, 0 to 1, used where buffer_tokens is 0; 0: off."
+        0.0,
+        "The same as a share of max_response_tokens, used where buffer_tokens is 0; 0: off.",
+        low=0,
+        high=1,
+        do="0.2 is DAPO's; 0: off",
     )
-    penalty: float = opt(1.0, "Size of the full penalty, in reward units.")
+    penalty: float = opt(1.0, "Size of the full penalty, in reward units.", low=0, do="it is subtracted")
 
 
 @dataclass
 class AlgoConfig:
     name: str = opt("grpo", "The preset's name, for logs.")
-    advantage: Any = opt("grpo", "grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, or {_target_: ...}.")
-    advantage_eps: float = opt(1e-6, "Added to a standard deviation before dividing by it.")
-    loss: Any = opt("clipped", "clipped, gspo, cispo, or {_target_: ...}.")
-    clip_low: float = opt(0.2, "The ratio is clipped below at 1 - clip_low.")
-    clip_high: float = opt(0.2, "The ratio is clipped above at 1 + clip_high.")
-    dual_clip: Optional[float] = opt(None, "For A < 0 the loss is at most -dual_clip * A; > 1; None: off.")
-    reduction: Any = opt("token_mean", "token_mean, sequence_mean, constant_length, or {_target_: ...}.")
-    constant_length: Optional[int] = opt(None, "Divisor of constant_length, tokens; None: max_response_tokens.")
-    kl_coef: float = opt(0.0, "Weight of the KL to the frozen reference; at 0 the reference is not even loaded.")
-    kl_estimator: str = opt("k3", "k1 (subtracted from the reward), k2 or k3 (added to the loss).")
-    entropy_coef: float = opt(0.0, "Weight of the entropy bonus, per token.")
+    advantage: Any = opt("grpo", "How rewards become advantages.", table="advantage")
+    advantage_eps: float = opt(1e-6, "Added to a standard deviation before dividing by it.", low=0, do="use 1e-6")
+    loss: Any = opt("clipped", "The policy's loss, per token.", table="loss")
+    clip_low: float = opt(
+        0.2,
+        "The ratio is clipped below at 1 - clip_low.",
+        low=0,
+        high=1,
+        do="the ratio's lower bound is 1 - clip_low",
+    )
+    clip_high: float = opt(
+        0.2, "The ratio is clipped above at 1 + clip_high.", low=0, do="the ratio's upper bound is 1 + clip_high"
+    )
+    dual_clip: Optional[float] = opt(
+        None,
+        "For A < 0 the loss is at most -dual_clip * A; None: off.",
+        above=1,
+        do="use 3.0, or null to switch it off",
+    )
+    reduction: Any = opt("token_mean", "How the losses of tokens become one number.", table="reduction")
+    constant_length: Optional[int] = opt(
+        None,
+        "Divisor of the reduction constant_length, tokens; None: max_response_tokens.",
+        low=1,
+        do="leave it unset to use rollout.max_response_tokens",
+    )
+    kl_coef: float = opt(
+        0.0,
+        "Weight of the KL to the frozen reference; at 0 the reference is not even loaded.",
+        low=0,
+        do="use 0 to switch the reference off",
+    )
+    kl_estimator: str = opt("k3", "How the KL is estimated from logprobs.", table="kl_estimator")
+    entropy_coef: float = opt(0.0, "Weight of the entropy bonus, per token.", finite=True)
     filter: Any = opt(
-        "none", "none, dynamic_sampling (DAPO: leave out groups of equal unshaped rewards), or {_target_: ...}."
+        "none",
+        "Which groups are left out; dynamic_sampling (DAPO): those of equal unshaped rewards.",
+        table="filter",
     )
     max_filtered_groups: int = opt(
-        512, "Groups a filter may reject in a row without admitting one before the run stops with a message."
+        512,
+        "Groups a filter may reject in a row without admitting one before the run stops with a message.",
+        low=1,
+        do="use 512",
     )
     overlong: OverlongConfig = opt(OverlongConfig, "DAPO's soft punishment of responses near the limit.")
     correction: str = opt(
-        "token_truncate",
-        "Weight on old_logprobs - rollout_logprobs: token_truncate, token_mask, sequence_truncate, sequence_mask, none.",
+        "token_truncate", "Weight on old_logprobs - rollout_logprobs, per token or per sequence.", table="correction"
     )
-    correction_cap: float = opt(2.0, "Upper bound of the weight (truncate) or of the ratios kept (mask).")
-    correction_floor: float = opt(0.5, "Lower bound of the ratios kept (mask only).")
+    correction_cap: float = opt(
+        2.0, "Upper bound of the weight (truncate) or of the ratios kept (mask).", above=0, do="use 2.0"
+    )
+    correction_floor: float = opt(0.5, "Lower bound of the ratios kept (mask only); below the cap.", low=0)
     old_logprobs: str = opt(
-        "trainer", "The proximal policy of the clip: trainer (start of the update) or rollout (the behaviour policy)."
+        "trainer",
+        "The proximal policy of the clip: the trainer's at the start of the update, or the behaviour policy of the rollout.",
+        choices=("trainer", "rollout"),
     )
 
 
 @dataclass
 class RolloutConfig:
-    groups_per_step: int = opt(32, "N: prompts trained per step, >= 1.")
-    samples_per_group: int = opt(8, "G: responses per prompt, >= 1 (>= 2 for group-relative advantages).")
+    groups_per_step: int = opt(32, "N: prompts trained per step.", low=1)
+    samples_per_group: int = opt(
+        8, "G: responses per prompt; at least 2 for what compares the samples of a group (see algo.advantage).", low=1
+    )
     oversample: float = opt(
         2.0,
-        "Groups that may be open or admitted in a step, over N; >= 1.0 and <= max_staleness + 1. 1.0 is synchronous.",
+        "Groups that may be open or admitted in a step, over N; at most max_staleness + 1. 1.0 is synchronous.",
+        low=1.0,
+        do="use 1.0 for synchronous rollouts",
     )
     adaptive_oversample: bool = opt(
         False,
         "Choose the ratio anew in each step, up to max_staleness + 1, from the measured lengths, so that all slots stay taken; "
         "oversample is where it starts.",
     )
-    max_staleness: int = opt(4, "S: how many policy versions older than the trained one a token may be, >= 0.")
+    max_staleness: int = opt(4, "S: how many policy versions older than the trained one a token may be.", low=0)
     on_stale: str = opt(
         "schedule",
         "How S is kept: schedule (what is due is generated and trained first; nothing is ever thrown away) or restart "
         "(first come, first trained; a group that grows too old starts again and its tokens are discarded, which selects "
         "against long responses).",
+        choices=("schedule", "restart"),
     )
     admission: str = opt(
         "first_complete",
         "Which complete groups a step trains: first_complete (favours short responses within a step) or first_begun (only the "
         "N begun first, whatever their lengths; the others are generated ahead, so keep more open).",
+        choices=("first_complete", "first_begun"),
     )
     max_in_flight: Optional[int] = opt(
         None,
         "Samples that decode at once, over all engines; None: engine.max_slots of each or, with one worker, as many of them "
         "as the KV cache holds (of full length at first, then of the lengths seen).",
+        low=1,
+        do="leave it unset to use engine.max_slots",
     )
     keep_kv: bool = opt(
         False,
         "Carried-over samples go on with the KV cache of older weights and replay nothing; their new tokens are marked mixed_kv "
         "and their mismatch is reported apart. On a GPU engine and trainer then share the memory all the time.",
     )
-    max_response_tokens: int = opt(1024, "Longest response, counted over all segments of a sample.")
-    temperature: float = opt(1.0, "Sampling temperature, > 0; the trainer divides its logits by the same number.")
-    top_p: float = opt(1.0, "Nucleus sampling; 1.0: off. Refused in training while a correction is on.")
-    top_k: int = opt(0, "Sample among the k most likely tokens; 0: off. Refused in training while a correction is on.")
+    max_response_tokens: int = opt(1024, "Longest response, counted over all segments of a sample.", low=1)
+    temperature: float = opt(1.0, "Sampling temperature; the trainer divides its logits by the same number.", above=0)
+    top_p: float = opt(
+        1.0, "Nucleus sampling; 1.0: off. Refused in training while a correction is on.", above=0, high=1
+    )
+    top_k: int = opt(
+        0, "Sample among the k most likely tokens; 0: off. Refused in training while a correction is on.", low=0
+    )
     stop_token_ids: list[int] = opt([], "Token ids that end a response besides the tokenizer's end token.")
 
 
 @dataclass
 class EngineConfig:
-    kind: str = opt("vllm", "vllm: the only engine that generates text today.")
-    max_slots: int = opt(64, "Most samples decoded together (vLLM's max_num_seqs).")
+    kind: str = opt("vllm", "The only engine that generates text today.", choices=("vllm",))
+    max_slots: int = opt(64, "Most samples decoded together (vLLM's max_num_seqs).", low=1)
     tensor_parallel: int = opt(
         1,
         "Devices, each a worker's, that one engine spans; a power of two that divides cluster.num_workers. For models whose "
         "weights or KV do not fit on one; otherwise more engines are faster.",
+        low=1,
     )
     kv_cache_bytes: Optional[int] = opt(
         None,
         "KV cache per device; None: what max_slots responses of full length need, at most half the free memory. Fewer samples "
         "run at once where it does not hold max_slots of them.",
+        low=1,
     )
     enforce_eager: Optional[bool] = opt(None, "Skip compilation and CUDA graphs; None: True on a CPU, False on a GPU.")
     prefix_caching: bool = opt(True, "Reuse the KV of shared prompts within one policy version.")
@@ -231,76 +301,100 @@ class EngineConfig:
 
 @dataclass
 class TrainConfig:
-    zero_stage: int = opt(1, "DeepSpeed ZeRO stage, 1 to 3.")
+    zero_stage: int = opt(
+        1,
+        "DeepSpeed ZeRO stage.",
+        # In bfloat16 DeepSpeed 0.19's stage 0 takes a hidden optimizer step when it starts and drifts from plain PyTorch;
+        # in float32 it reports no gradient norm, so a NaN could not be told from a number.
+        choices=(1, 2, 3),
+        do="use 1, which costs the same as 0: DeepSpeed's stage 0 reports no gradient norm in float32 and does not match "
+        "PyTorch in bfloat16",
+    )
     offload_optimizer: bool = opt(False, "Keep the optimizer's states in host memory for good (ZeRO-Offload).")
     offload_params: bool = opt(False, "Keep the parameters in host memory (stage 3 only).")
     sleep_offload: bool = opt(True, "While the engine generates, move ZeRO's states to host memory (GPU only).")
-    optimizer_steps_per_rollout: int = opt(1, "Optimizer steps over disjoint parts of a rollout, >= 1.")
-    epochs: int = opt(1, "Passes over a rollout, >= 1.")
-    lr: float = opt(1e-6, "Peak learning rate of AdamW.")
-    optimizer: Any = opt("adamw", "The optimizer, or {_target_: ...} for one of your own.")
-    reduction: Any = opt(
-        "all_ranks", "How ranks combine their gradients; or {_target_: ...} for one of your own (docs/training.md)."
+    optimizer_steps_per_rollout: int = opt(1, "Optimizer steps over disjoint parts of a rollout.", low=1)
+    epochs: int = opt(1, "Passes over a rollout.", low=1)
+    lr: float = opt(1e-6, "Peak learning rate of AdamW.", above=0)
+    optimizer: Any = opt("adamw", "The optimizer.", table="optimizer")
+    gradient_reduction: Any = opt(
+        "all_ranks", "How the ranks' gradients are combined (docs/training.md).", table="gradient_reduction"
     )
-    betas: list[float] = opt([0.9, 0.999], "AdamW's betas.")
-    eps: float = opt(1e-8, "AdamW's epsilon.")
-    weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")
-    schedule: str = opt("constant", "constant, linear or cosine, after warm-up, over all optimizer steps of the run.")
-    warmup_steps: int = opt(0, "Optimizer steps of linear warm-up.")
-    final_lr_share: float = opt(0.0, "The schedule ends at lr times this.")
-    grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
+    betas: list[float] = opt([0.9, 0.999], "AdamW's betas.", length=2, low=0, below=1, do="use [0.9, 0.999]")
+    eps: float = opt(1e-8, "AdamW's epsilon.", above=0)
+    weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.", low=0)
+    schedule: str = opt(
+        "constant",
+        "Shape of the learning rate after warm-up, over all optimizer steps of the run.",
+        choices=("constant", "linear", "cosine"),
+    )
+    warmup_steps: int = opt(0, "Optimizer steps of linear warm-up.", low=0)
+    final_lr_share: float = opt(0.0, "The schedule ends at lr times this.", low=0, high=1)
+    grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.", low=0)
     max_row_tokens: Optional[int] = opt(
-        None, "Tokens per packed row; None: 1024 on a CPU, 16384 on a GPU. A longer sequence gets a row of its own."
+        None,
+        "Tokens per packed row; None: 1024 on a CPU, 16384 on a GPU. A longer sequence gets a row of its own.",
+        low=1,
     )
-    logprob_chunk_tokens: int = opt(1024, "Tokens whose logits exist at once in the logprob pass.")
+    logprob_chunk_tokens: int = opt(1024, "Tokens whose logits exist at once in the logprob pass.", low=1)
     gradient_checkpointing: bool = opt(False, "Recompute activations in the backward pass.")
-
-    def row_tokens(self, device: str) -> int:
-        """``max_row_tokens``, or what suits the device."""
-        return self.max_row_tokens or ROW_TOKENS[device]
 
 
 @dataclass
 class EvalConfig:
     every: int = opt(
-        10, "Evaluate every so many steps (and before the first and after the last); 0: only first and last; -1: never."
+        10,
+        "Evaluate every so many steps (and before the first and after the last); 0: only first and last; -1: never.",
+        low=-1,
     )
-    samples_per_prompt: int = opt(1, "k of mean@k and pass@k.")
-    max_prompts: Optional[int] = opt(None, "Use only the first prompts; None: all.")
-    temperature: float = opt(1.0, "Sampling temperature; 0 is greedy.")
-    top_p: float = opt(1.0, "Nucleus sampling; 1.0: off.")
-    max_response_tokens: Optional[int] = opt(None, "None: rollout.max_response_tokens.")
-    threshold: float = opt(0.5, "A response counts as correct when its accuracy part (else its reward) is above this.")
+    samples_per_prompt: int = opt(1, "k of mean@k and pass@k.", low=1)
+    max_prompts: Optional[int] = opt(None, "Use only the first prompts; None: all.", low=1)
+    temperature: float = opt(1.0, "Sampling temperature; 0 is greedy.", low=0)
+    top_p: float = opt(1.0, "Nucleus sampling; 1.0: off.", above=0, high=1)
+    max_response_tokens: Optional[int] = opt(None, "None: rollout.max_response_tokens.", low=1)
+    threshold: float = opt(
+        0.5, "A response counts as correct when its accuracy part (else its reward) is above this.", finite=True
+    )
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = opt(10, "Save every so many steps (and after the last); 0: only after the last; -1: never.")
+    every: int = opt(10, "Save every so many steps (and after the last); 0: only after the last; -1: never.", low=-1)
     every_minutes: float = opt(
-        0.0, "Also save, at the end of a step, when the last checkpoint is so many minutes old; 0: off."
+        0.0, "Also save, at the end of a step, when the last checkpoint is so many minutes old; 0: off.", low=0
     )
-    keep_last: int = opt(2, "Newest checkpoints kept, >= 1.")
-    keep_every: int = opt(0, "Checkpoints of steps divisible by this are kept for good; 0: none.")
+    keep_last: int = opt(2, "Newest checkpoints kept.", low=1)
+    keep_every: int = opt(0, "Checkpoints of steps divisible by this are kept for good; 0: none.", low=0)
     stop_deadline_s: float = opt(
-        30.0, "Seconds that SIGTERM or Ctrl-C leave for saving; then the run ends and the last checkpoint stands."
+        30.0,
+        "Seconds that SIGTERM or Ctrl-C leave for saving; then the run ends and the last checkpoint stands.",
+        above=0,
     )
 
 
 @dataclass
 class LoggingConfig:
-    wandb: str = opt("auto", "auto (online with a key, else offline), online, offline, disabled.")
+    wandb: str = opt(
+        "auto",
+        "Whether W&B is used; auto: online with a key, else offline.",
+        choices=("auto", "online", "offline", "disabled"),
+    )
     project: str = opt("rlpost", "The W&B project.")
     group: Optional[str] = opt(
         None, "The W&B group, whose runs show as one band; None: the run's name without -seedN or _sN at its end."
     )
     tags: list[str] = opt([], "W&B tags, beside the algorithm's name and the seed.")
     tensorboard: bool = opt(False, "Also write TensorBoard event files.")
-    table_rows: int = opt(16, "Rollouts shown in the W&B table of each step, and of each evaluation.")
+    table_rows: int = opt(16, "Rollouts shown in the W&B table of each step, and of each evaluation.", low=0)
     keep_rollouts: bool = opt(True, "Write every trained rollout to rollouts/step-N.parquet.")
     trainer_logprobs: bool = opt(
         False, "Score each rollout once more before its update, for the column old_logprobs; one forward pass."
     )
-    progress: str = opt("auto", "auto (a live display on a terminal, lines elsewhere), live, lines, quiet.")
+    progress: str = opt(
+        "auto",
+        "What a run prints; auto: a live display on a terminal, lines elsewhere.",
+        choices=("auto", "live", "lines", "quiet"),
+    )
 
 
 @dataclass
@@ -308,14 +402,14 @@ class SFTConfig:
     generator: Any = opt(
         None, "A function (Hydra _target_) returning an endless iterator of rows with prompt and response."
     )
-    steps: int = opt(0, "Optimizer steps.")
-    tokens_per_step: int = opt(4096, "Tokens per optimizer step, prompts included.")
-    lr: float = opt(2e-3, "Peak learning rate.")
-    final_lr_share: float = opt(0.05, "Cosine ends at lr times this.")
-    warmup_steps: int = opt(20, "Optimizer steps of linear warm-up.")
-    betas: list[float] = opt([0.9, 0.95], "AdamW's betas.")
-    weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.")
-    grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.")
+    steps: int = opt(0, "Optimizer steps; a recipe with a warm start sets them.", low=1)
+    tokens_per_step: int = opt(4096, "Tokens per optimizer step, prompts included.", low=1)
+    lr: float = opt(2e-3, "Peak learning rate.", above=0)
+    final_lr_share: float = opt(0.05, "Cosine ends at lr times this.", low=0, high=1)
+    warmup_steps: int = opt(20, "Optimizer steps of linear warm-up.", low=0)
+    betas: list[float] = opt([0.9, 0.95], "AdamW's betas.", length=2, low=0, below=1, do="use [0.9, 0.95]")
+    weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.", low=0)
+    grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.", low=0)
     output: Optional[str] = opt(None, "Folder for the model; None: runs_dir/NAME-sft/model.")
     init: Optional[str] = opt(None, "Model folder to start from; None: a new model of model.shape with sft.tokenizer.")
     tokenizer: Optional[str] = opt(None, "Tokenizer folder for a new model; rlpost://NAME for one that ships.")
@@ -323,20 +417,24 @@ class SFTConfig:
 
 @dataclass
 class ClusterConfig:
-    kind: str = opt("local", "local: one worker in this process; ray: workers are Ray actors.")
-    num_workers: int = opt(1, "Workers, each with one device, one engine and one trainer rank.")
-    cpus_per_worker: Optional[int] = opt(None, "CPUs that Ray sets aside for a worker; None: its threads.")
+    kind: str = opt(
+        "local", "local: one worker in this process; ray: workers are Ray actors.", choices=("local", "ray")
+    )
+    num_workers: int = opt(1, "Workers, each with one device, one engine and one trainer rank.", low=1)
+    cpus_per_worker: Optional[int] = opt(None, "CPUs that Ray sets aside for a worker; None: its threads.", low=1)
     address: Optional[str] = opt(
         None, "A running Ray cluster (HOST:PORT, or auto); None: a private one on this machine, ended with the run."
     )
-    exchange_s: float = opt(0.25, "Seconds an engine generates between two reports to the controller.")
+    exchange_s: float = opt(0.25, "Seconds an engine generates between two reports to the controller.", above=0)
     reserve_share: float = opt(
-        0.25, "Requests an engine holds beyond its slots, over its slots, so that refills need no round trip."
+        0.25, "Requests an engine holds beyond its slots, over its slots, so that refills need no round trip.", low=0
     )
-    start_timeout_s: float = opt(900.0, "Longest time for all workers to start.")
-    abort_timeout_s: float = opt(30.0, "Longest time for a worker to end its requests; then it counts as lost.")
-    heartbeat_s: float = opt(2.0, "How often workers are asked for a sign of life.")
-    hang_s: float = opt(120.0, "A worker that gives no sign of life for so long is killed and counts as lost.")
+    start_timeout_s: float = opt(900.0, "Longest time for all workers to start.", above=0)
+    abort_timeout_s: float = opt(
+        30.0, "Longest time for a worker to end its requests; then it counts as lost.", above=0
+    )
+    heartbeat_s: float = opt(2.0, "How often workers are asked for a sign of life.", above=0)
+    hang_s: float = opt(120.0, "A worker that gives no sign of life for so long is killed and counts as lost.", above=0)
     keep_shards: bool = opt(
         True,
         "After each update every worker leaves its trainer state outside its process, so that a dead worker costs no "
@@ -352,9 +450,13 @@ class ClusterConfig:
         "/tmp", "With shared_storage=false: a folder on each worker's machine with room for its share and the model."
     )
     max_recoveries: int = opt(
-        5, "How often workers may be lost and started anew within one step; one more ends the run."
+        5, "How often workers may be lost and restarted within one step; one more ends the run.", low=0
     )
-    object_store_bytes: int = opt(512 << 20, "Shared memory of a private Ray's object store.")
+    object_store_bytes: int = opt(
+        512 << 20,
+        "Shared memory of a private Ray's object store.",
+        low=80 << 20,  # Ray takes no less
+    )
 
 
 @dataclass
@@ -376,17 +478,29 @@ class Config:
         "CPU only: a run that was killed and resumed ends bit for bit as one that was not. No decision reads a clock, "
         "verdicts are awaited in a fixed order, and times go to timings.jsonl.",
     )
-    seed: int = opt(0, "Seed of data order, sampling and initialisation.")
-    steps: int = opt(100, "Rollouts (and publications) of the run.")
-    device: str = opt("auto", "auto, cpu or cuda.")
-    threads: Optional[int] = opt(None, "CPU threads of the trainer and the engine; None: chosen at start and printed.")
-    watchdog_s: float = opt(900.0, "A phase without progress for so long prints all stacks and ends the run; 0: off.")
+    seed: int = opt(
+        0,
+        "Seed of data order, sampling and initialisation.",
+        low=0,
+        high=2**32 - 1,  # NumPy's legacy generator, which vLLM seeds, takes no more
+    )
+    steps: int = opt(100, "Rollouts (and publications) of the run.", low=1)
+    device: str = opt("auto", "What the run uses; auto: a GPU where there is one.", choices=("auto", "cpu", "cuda"))
+    threads: Optional[int] = opt(
+        None, "CPU threads of the trainer and the engine; None: chosen at start and printed.", low=1
+    )
+    watchdog_s: float = opt(
+        900.0, "A phase without progress for so long prints all stacks and ends the run; 0: off.", low=0
+    )
     canary_threshold: Optional[float] = opt(
-        None, "Largest logprob difference between trainer and engine, nats; None: 1e-4 in float32, 0.3 in bfloat16."
+        None,
+        "Largest logprob difference between trainer and engine, nats; None: 1e-4 in float32, 0.3 in bfloat16.",
+        above=0,
     )
     mismatch_stop: float = opt(
         0.5,
         "Stop when the mean |old - rollout| logprob of current-version tokens exceeds this, nats; warns at a tenth.",
+        above=0,
     )
     model: ModelConfig = opt(ModelConfig, "The policy.")
     data: DataConfig = opt(DataConfig, "Prompts.")
@@ -414,23 +528,36 @@ class Config:
         return self.cluster.num_workers // self.engine.tensor_parallel
 
 
-def walk_fields(schema: type = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """Every key of the schema as (dotted name, default, doc), in order."""
-    rows: list[tuple[str, Any, str]] = []
+class Key(NamedTuple):
+    """One key of the schema."""
+
+    name: str  # dotted
+    default: Any  # a section's is an instance of its dataclass
+    doc: str
+    rule: Rule | None  # None where anything of the type goes
+    type: str  # as the schema writes it, such as Optional[int]
+
+
+def walk_fields(schema: type = Config, prefix: str = "") -> list[Key]:
+    """Every key of the schema, in order; a section stands before its keys."""
+    keys: list[Key] = []
     for f in fields(schema):
         default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc,operator]
-        rows.append((prefix + f.name, default, f.metadata["doc"]))
+        keys.append(Key(prefix + f.name, default, f.metadata["doc"], f.metadata["rule"], str(f.type)))
         if is_dataclass(default):
-            rows += walk_fields(type(default), f"{prefix}{f.name}.")
-    return rows
+            keys += walk_fields(type(default), f"{prefix}{f.name}.")
+    return keys
 
 
-def check_stage(stage: int) -> None:
-    """Stage 0 is refused: in bfloat16 DeepSpeed 0.19 then takes a hidden optimizer step when it starts and drifts from
-    plain PyTorch, and in float32 it reports no gradient norm, so a NaN could not be told from a number."""
-    if stage not in (1, 2, 3):
-        do = "use 1"
-        if stage == 0:
-            do += ", which costs the same: DeepSpeed's stage 0 reports no gradient norm in float32 and does not match "
-            do += "PyTorch in bfloat16"
-        raise ConfigError(explain("train.zero_stage", stage, "1, 2 or 3", do))
+def rule_of(schema: type, name: str) -> Rule:
+    """The rule of a field that has one."""
+    (rule,) = [f.metadata["rule"] for f in fields(schema) if f.name == name]
+    assert isinstance(rule, Rule), f"{schema.__name__}.{name} has no rule"
+    return rule
+
+
+def look_up(cfg: Any, name: str) -> Any:
+    """The value of a dotted key below ``cfg``, the configuration or a section of it."""
+    for part in name.split("."):
+        cfg = getattr(cfg, part)
+    return cfg

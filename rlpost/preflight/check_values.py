@@ -1,133 +1,39 @@
-"""Which values a key may have, and which combinations of keys cannot work. Pure functions of the configuration.
+"""Holds each value to the rule of its key, and refuses combinations of keys. Pure functions of the configuration.
 
-Looks at no file and no device; ``rlpost.preflight.checks`` calls it before it does, ``rlpost.session`` again with the
-shape of a model that had to be fetched. Every message is one line in the house form.
+The bounds and options of one key stand beside its field in ``rlpost.config.schema``; what relates several keys stands
+here. Looks at no file and no device; ``rlpost.preflight.checks`` calls it before it does, ``rlpost.session`` again with
+the shape of a model that had to be fetched. Every message is one line in the house form.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from rlpost.algos.table import check_algo
-from rlpost.config import Config, RolloutConfig, TrainConfig
-from rlpost.config.schema import check_stage
+from rlpost.algos import table
+from rlpost.config import Config, Key, RolloutConfig, TrainConfig, look_up, walk_fields
+from rlpost.config.rules import check_value
 from rlpost.errors import ConfigError, ModelError, explain
 from rlpost.models.shape import head_size, kv_bytes, kv_heads
-from rlpost.rewards.selection import CALLS, STYLES, list_functions
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "device": ("auto", "cpu", "cuda"),
-    "model.dtype": ("auto", "float32", "bfloat16"),
-    "data.chat": ("auto", "always", "never"),
-    "data.long_prompts": ("error", "drop"),
-    "reward.style": STYLES,
-    "reward.calls": CALLS,
-    "reward.on_failure": ("drop", "retry"),
-    "engine.kind": ("vllm",),
-    "rollout.on_stale": ("schedule", "restart"),
-    "rollout.admission": ("first_complete", "first_begun"),
-    "train.schedule": ("constant", "linear", "cosine"),
-    "cluster.kind": ("local", "ray"),
-    "logging.wandb": ("auto", "online", "offline", "disabled"),
-    "logging.progress": ("auto", "live", "lines", "quiet"),
-}
-
-# key -> (lowest, whether it is allowed itself, highest or None); None values pass where the schema allows them.
-RANGES: dict[str, tuple[float, bool, float | None]] = {
-    "steps": (1, True, None),
-    "seed": (0, True, 2**32 - 1),  # NumPy's legacy generator, which vLLM seeds, takes no more
-    "threads": (1, True, None),
-    "watchdog_s": (0, True, None),
-    "canary_threshold": (0, False, None),
-    "mismatch_stop": (0, False, None),
-    "model.max_context_tokens": (2, True, None),
-    "data.max_prompt_tokens": (1, True, None),
-    "data.train.limit": (1, True, None),
-    "data.eval.limit": (1, True, None),
-    "reward.workers": (0, True, 1024),
-    "reward.timeout_s": (0, False, None),
-    "reward.start_timeout_s": (0, False, None),
-    "reward.concurrency": (1, True, None),
-    "reward.memory_bytes": (1 << 26, True, None),
-    "reward.retries": (0, True, None),
-    "reward.max_failure_share": (0, True, 1),
-    "algo.overlong.buffer_share": (0, True, 1),
-    "rollout.groups_per_step": (1, True, None),
-    "rollout.samples_per_group": (1, True, None),
-    "rollout.max_staleness": (0, True, None),
-    "rollout.max_in_flight": (1, True, None),
-    "rollout.max_response_tokens": (1, True, None),
-    "rollout.temperature": (0, False, None),
-    "rollout.top_p": (0, False, 1),
-    "rollout.top_k": (0, True, None),
-    "engine.max_slots": (1, True, None),
-    "engine.tensor_parallel": (1, True, None),
-    "engine.kv_cache_bytes": (1, True, None),
-    "train.optimizer_steps_per_rollout": (1, True, None),
-    "train.epochs": (1, True, None),
-    "train.lr": (0, False, None),
-    "train.eps": (0, False, None),
-    "train.weight_decay": (0, True, None),
-    "train.warmup_steps": (0, True, None),
-    "train.final_lr_share": (0, True, 1),
-    "train.grad_clip": (0, True, None),
-    "train.max_row_tokens": (1, True, None),
-    "train.logprob_chunk_tokens": (1, True, None),
-    "eval.every": (-1, True, None),
-    "eval.samples_per_prompt": (1, True, None),
-    "eval.max_prompts": (1, True, None),
-    "eval.temperature": (0, True, None),
-    "eval.top_p": (0, False, 1),
-    "eval.max_response_tokens": (1, True, None),
-    "cluster.num_workers": (1, True, None),
-    "cluster.cpus_per_worker": (1, True, None),
-    "cluster.exchange_s": (0, False, None),
-    "cluster.reserve_share": (0, True, None),
-    "cluster.start_timeout_s": (0, False, None),
-    "cluster.abort_timeout_s": (0, False, None),
-    "cluster.heartbeat_s": (0, False, None),
-    "cluster.hang_s": (0, False, None),
-    "cluster.max_recoveries": (0, True, None),
-    "cluster.object_store_bytes": (80 << 20, True, None),  # Ray takes no less
-    "checkpoint.every": (-1, True, None),
-    "checkpoint.every_minutes": (0, True, None),
-    "checkpoint.keep_last": (1, True, None),
-    "checkpoint.keep_every": (0, True, None),
-    "checkpoint.stop_deadline_s": (0, False, None),
-    "logging.table_rows": (0, True, None),
-}
-
-SFT_RANGES: dict[str, tuple[float, bool, float | None]] = {
-    "sft.steps": (1, True, None),
-    "sft.tokens_per_step": (1, True, None),
-    "sft.lr": (0, False, None),
-    "sft.final_lr_share": (0, True, 1),
-    "sft.warmup_steps": (0, True, None),
-    "sft.weight_decay": (0, True, None),
-    "sft.grad_clip": (0, True, None),
-}
+from rlpost.rewards.selection import list_functions
+from rlpost.train.table import check_train
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on a CPU has no others
 
 VOCABULARY_PADDING = 64  # rows, vLLM's
 
-GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")  # zero for a group of one
-
 
 def check_values(cfg: Config, command: str) -> None:
     """Raises ConfigError for the first value or combination that ``rlpost COMMAND`` cannot work with."""
+    for key in walk_fields():
+        if _is_checked(key, command):
+            check_value(key.name, look_up(cfg, key.name), key.rule)
     if command == "sft":
-        _check_choices(cfg)
-        _check_ranges(cfg, {"seed": RANGES["seed"], "threads": RANGES["threads"], **SFT_RANGES})
         return
-    check_stage(cfg.train.zero_stage)
     check_oversample(cfg.rollout)
-    _check_choices(cfg)
-    _check_ranges(cfg, RANGES)
     list_functions(cfg.reward)
-    check_algo(cfg.algo)
+    table.check_algo(cfg.algo)
+    check_train(cfg.train)
     check_tensor_parallel(cfg)
     check_groups(cfg)
     check_sampling(cfg)
@@ -140,11 +46,18 @@ def check_values(cfg: Config, command: str) -> None:
         raise ConfigError(explain("logging.trainer_logprobs", True, expected, "set logging.keep_rollouts=true"))
 
 
+def _is_checked(key: Key, command: str) -> bool:
+    """Options always, bounds where the command uses the number: without a warm start ``sft.steps`` is 0."""
+    if key.rule is not None and key.rule.choices:
+        return True
+    if command == "sft":
+        return key.name.startswith("sft.") or key.name in ("seed", "threads")
+    return not key.name.startswith("sft.")
+
+
 def check_oversample(rollout: RolloutConfig) -> None:
     """Each untrained group must be trained within max_staleness + 1 steps of N groups, so no more may be open."""
     got, most = rollout.oversample, rollout.max_staleness + 1
-    if not got >= 1.0:  # NaN included
-        raise ConfigError(explain("rollout.oversample", got, ">= 1.0", "use 1.0 for synchronous rollouts"))
     if got > most:
         do = f"lower it, or raise rollout.max_staleness (now {rollout.max_staleness})"
         raise ConfigError(explain("rollout.oversample", got, f"<= max_staleness + 1 = {most}", do))
@@ -154,9 +67,6 @@ def check_oversample(rollout: RolloutConfig) -> None:
     if rollout.admission == "first_begun" and rollout.on_stale == "restart":
         do = "set rollout.on_stale=schedule: restarting what is late selects by length"
         raise ConfigError(explain("rollout.on_stale", "restart", "schedule with admission=first_begun", do))
-    slots = rollout.max_in_flight
-    if slots is not None and slots < 1:
-        raise ConfigError(explain("rollout.max_in_flight", slots, ">= 1", "leave it unset to use engine.max_slots"))
 
 
 def check_keep_kv(cfg: Config) -> None:
@@ -236,13 +146,13 @@ def check_divisible(cfg: Config, shape: Mapping[str, Any], *, origin: str) -> No
 
 
 def check_groups(cfg: Config) -> None:
-    size, advantage = cfg.rollout.samples_per_group, cfg.algo.advantage
-    if size == 1 and advantage in GROUP_RELATIVE:
-        do = f"advantage {advantage} compares samples of a group; use 8, or algo=reinforce_pp"
-        raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
-    if size == 1 and cfg.algo.filter == "dynamic_sampling":
-        do = "dynamic_sampling would reject every group of one; use 8, or algo.filter=none"
-        raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
+    size = cfg.rollout.samples_per_group
+    for kind, instead in (("advantage", "algo=reinforce_pp"), ("filter", "algo.filter=none")):
+        value = getattr(cfg.algo, kind)
+        part = table.find(kind, value)
+        if size == 1 and part is not None and part.compares_group:
+            do = f"{kind} {value} compares the samples of a group; use 8, or {instead}"
+            raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
     slots = cfg.engine.max_slots * cfg.num_engines
     if cfg.rollout.max_in_flight is not None and cfg.rollout.max_in_flight > slots:
         do = "lower it, or raise engine.max_slots"
@@ -270,8 +180,6 @@ def check_update(train: TrainConfig, rollout: RolloutConfig) -> None:
         expected = f"<= rollout.groups_per_step = {groups}"
         do = "each optimizer step trains at least one group; lower it, or raise groups_per_step"
         raise ConfigError(explain("train.optimizer_steps_per_rollout", parts, expected, do))
-    if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
-        raise ConfigError(explain("train.betas", train.betas, "two numbers from 0 to below 1", "use [0.9, 0.999]"))
     if train.offload_params and train.zero_stage != 3:
         do = "use train=zero3_offload, or offload_params=false"
         raise ConfigError(explain("train.offload_params", True, f"false at zero_stage {train.zero_stage}", do))
@@ -298,28 +206,3 @@ def check_shape_fits(cfg: Config, shape: Mapping[str, Any], *, origin: str, devi
     if given is not None and given < needed:
         do = "raise it, or leave it unset"
         raise ConfigError(explain("engine.kv_cache_bytes", given, f">= {needed}, one prompt and response", do))
-
-
-def _check_choices(cfg: Config) -> None:
-    for key, options in CHOICES.items():
-        got = _get(cfg, key)
-        if got not in options:
-            raise ConfigError(explain(key, got, f"one of {', '.join(options)}", "choose one"))
-
-
-def _check_ranges(cfg: Config, ranges: dict[str, tuple[float, bool, float | None]]) -> None:
-    for key, (lowest, closed, highest) in ranges.items():
-        got = _get(cfg, key)
-        if got is None:
-            continue
-        above: Callable[[Any, Any], bool] = operator.ge if closed else operator.gt
-        # NaN and infinity are no numbers to train with; both fail one of the comparisons.
-        if not (above(got, lowest) and got <= (float("inf") if highest is None else highest)) or got == float("inf"):
-            expected = f"{'>=' if closed else '>'} {lowest}" + (f" and <= {highest}" if highest is not None else "")
-            raise ConfigError(explain(key, got, expected, f"see `rlpost config --keys {key}`"))
-
-
-def _get(cfg: Any, key: str) -> Any:
-    for part in key.split("."):
-        cfg = getattr(cfg, part)
-    return cfg

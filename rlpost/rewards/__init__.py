@@ -2,20 +2,32 @@
 
 A reward function is called as ``fn(response, *, prompt, reference, finish_reason, columns)`` and returns a float, or
 a dict of parts whose ``reward`` key (else the sum) is the total; it is given the keywords that it takes.
-``REWARDS`` names the ones that ship; a user's own is given by dotted path or ``_target_``. ``rewards.functions`` has
-the other signatures, and what becomes of what a function returns or raises.
+``REWARDS`` names the ones that ship, a new one is a function and a line there; a user's own is given by dotted path or
+``_target_``. ``rewards.functions`` has the other signatures, and what becomes of what a function returns or raises.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from rlpost.config import plugins
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped(plugins.Part):
+    """A reward that ships, and what the program must know of it beside where it lies."""
+
+    in_process: bool = False  # takes microseconds and cannot hang, so that it needs no worker
+
+
 REWARDS = {
-    "exact_answer": "rlpost.rewards.library.answers.exact_answer",
-    "gsm8k": "rlpost.rewards.library.answers.gsm8k",
-    "last_number": "rlpost.rewards.library.answers.last_number",
-    "digit_share": "rlpost.rewards.library.answers.digit_share",
-    "format_match": "rlpost.rewards.library.answers.format_match",
-    "math": "rlpost.rewards.library.math_answers.math_answer",
-    "http": "rlpost.rewards.library.http_service.HttpReward",
-    "code_functions": "rlpost.rewards.library.code.CodeFunctions",
-    "code_stdio": "rlpost.rewards.library.code.CodeStdio",
+    "exact_answer": Shipped("rlpost.rewards.library.answers.exact_answer", in_process=True),
+    "gsm8k": Shipped("rlpost.rewards.library.answers.gsm8k", in_process=True),
+    "last_number": Shipped("rlpost.rewards.library.answers.last_number", in_process=True),
+    "digit_share": Shipped("rlpost.rewards.library.answers.digit_share", in_process=True),
+    "format_match": Shipped("rlpost.rewards.library.answers.format_match", in_process=True),
+    "math": Shipped("rlpost.rewards.library.math_answers.math_answer"),
+    "http": Shipped("rlpost.rewards.library.http_service.HttpReward"),
+    "code_functions": Shipped("rlpost.rewards.library.code.CodeFunctions"),
+    "code_stdio": Shipped("rlpost.rewards.library.code.CodeStdio"),
 }

@@ -10,13 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from rlpost.config import RewardConfig
+from rlpost.config import RewardConfig, plugins, rule_of
 from rlpost.errors import ConfigError, explain
 from rlpost.rewards import REWARDS
-
-STYLES = ("auto", "rlpost", "trl")
-CALLS = ("auto", "sample", "group")
-IN_PROCESS = ("exact_answer", "gsm8k", "last_number", "digit_share", "format_match")  # microseconds, cannot hang
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,9 +69,10 @@ def _read_spec(name: str, value: Any) -> FunctionSpec:
         or abs(weight) == float("inf")
     ):
         raise ConfigError(explain(f"{key}.weight", weight, "a finite number", "use 1.0"))
-    for field_name, got, options in (("style", spec.style, STYLES), ("calls", spec.calls, CALLS)):
-        if got not in options:
-            raise ConfigError(explain(f"{key}.{field_name}", got, f"one of {', '.join(options)}", "choose one"))
+    for field_name, got in (("style", spec.style), ("calls", spec.calls)):
+        rule = rule_of(RewardConfig, field_name)
+        if got is None or not rule.holds(got):
+            raise ConfigError(rule.explain(f"{key}.{field_name}", got))
     if not isinstance(spec.args, Mapping):
         raise ConfigError(explain(f"{key}.args", spec.args, "a mapping of keyword arguments", "use {}"))
     return spec
@@ -83,7 +80,7 @@ def _read_spec(name: str, value: Any) -> FunctionSpec:
 
 def runs_in_process(cfg: RewardConfig) -> bool:
     """Whether the reward is called in the run's own process: ``reward.workers`` is 0, or unset and every function is
-    one of those that take microseconds and cannot hang, or is given as a Python object, which cannot travel."""
+    marked so in ``REWARDS``, or is given as a Python object, which cannot travel."""
     if cfg.workers is not None:
         return cfg.workers == 0
     return all(_is_trivial(spec.function) for spec in list_functions(cfg))
@@ -92,8 +89,8 @@ def runs_in_process(cfg: RewardConfig) -> bool:
 def _is_trivial(function: Any) -> bool:
     if callable(function):
         return True
-    target = function.get("_target_") if isinstance(function, Mapping) else function
-    return target in IN_PROCESS or target in [REWARDS[name] for name in IN_PROCESS]
+    part = plugins.find_part(function, REWARDS)
+    return part is not None and part.in_process
 
 
 def to_plain_config(cfg: RewardConfig) -> dict[str, Any]:

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from rlpost.algos.batch import pack
-from rlpost.config import Config
-from rlpost.config.schema import check_stage
+from rlpost.config import Config, TrainConfig, rule_of
+from rlpost.config.rules import check_value
 from rlpost.errors import RunError, explain
 from rlpost.train import metric_sums
 from rlpost.train import offload as states
@@ -72,7 +72,7 @@ def build_trainer(
     ``cfg.seed`` instead of files. Every rank loads the whole model into host memory; ZeRO-3 partitions it from there.
     Raises ConfigError for a stage that is refused, ModelError for a model that cannot be used.
     """
-    check_stage(cfg.train.zero_stage)
+    check_value("train.zero_stage", cfg.train.zero_stage, rule_of(TrainConfig, "zero_stage"))
     device, dtype = cfg.device, DTYPES[cfg.model.dtype]
     init_process_group(rank, world, store, device)
     assert cfg.train.max_row_tokens is not None, "resolved"

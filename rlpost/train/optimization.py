@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 from rlpost.config import TrainConfig, plugins
-
-OPTIMIZERS = {"adamw": "rlpost.train.optimization.adamw"}
-REDUCTIONS = {"all_ranks": "rlpost.train.optimization.AllRanks"}
+from rlpost.train.table import GRADIENT_REDUCTIONS, OPTIMIZERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Ranks:
 
 
 class GradientReduction(Protocol):
-    """Combines the ranks' gradients. Made with ``ranks`` before the engine is."""
+    """Combines the ranks' gradients."""
 
     @property
     def groups(self) -> Any | None:
@@ -57,11 +55,12 @@ class AllRanks:
 
     groups = None
 
-    def __init__(self, ranks: Ranks) -> None:
-        pass
-
     def exchange(self, gradients: Mapping[int, Sequence[torch.Tensor]]) -> None:
         pass
+
+
+def all_ranks(ranks: Ranks) -> GradientReduction:
+    return AllRanks()
 
 
 def adamw(module: nn.Module, *, train: TrainConfig, device: str, ranks: Ranks) -> torch.optim.Optimizer:
@@ -88,9 +87,13 @@ class Optimization:
 
 
 def choose_optimization(module: nn.Module, train: TrainConfig, *, device: str, ranks: Ranks) -> Optimization:
-    """``train.optimizer`` over the module's parameters, and ``train.reduction``. Raises ConfigError."""
+    """``train.optimizer`` over the module's parameters, and ``train.gradient_reduction``. Raises ConfigError.
+
+    A user's own are called as ``fn(module, *, train, device, ranks)``, which returns a torch optimizer, and as
+    ``fn(ranks)``, which returns a :class:`GradientReduction`.
+    """
     make_optimizer = plugins.resolve_target(train.optimizer, OPTIMIZERS, "train.optimizer")
-    make_reduction = plugins.resolve_target(train.reduction, REDUCTIONS, "train.reduction")
+    make_reduction = plugins.resolve_target(train.gradient_reduction, GRADIENT_REDUCTIONS, "train.gradient_reduction")
     return Optimization(
         optimizer=make_optimizer(module, train=train, device=device, ranks=ranks), reduction=make_reduction(ranks)
     )

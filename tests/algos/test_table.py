@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rlpost.algos import table
-from rlpost.config import AlgoConfig, OverlongConfig
+from rlpost.config import AlgoConfig, OverlongConfig, rule_of
 from rlpost.errors import ConfigError
+from tests.algos.making import group, sample, segment
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in table.TABLES.items() for name in names])
@@ -17,9 +19,17 @@ def test_every_name_resolves_to_its_function(kind, name) -> None:
 
 
 @pytest.mark.parametrize("kind", table.TABLES)
-def test_the_schema_documents_every_name(kind) -> None:
-    doc = AlgoConfig.__dataclass_fields__[kind].metadata["doc"]
-    assert [name for name in table.TABLES[kind] if name not in doc] == []
+def test_the_schema_points_to_every_table(kind) -> None:
+    assert rule_of(AlgoConfig, kind).table == kind
+
+
+def test_a_group_of_one_gives_nothing_to_what_compares_its_samples() -> None:
+    """Each alone gets an advantage of exactly 0, and the filter rejects it."""
+    for name, part in table.ADVANTAGES.items():
+        advantages = np.concatenate(table.resolve("advantage", name)([[1.0], [0.0]], eps=1e-6))
+        assert part.compares_group == (not advantages.any()), name
+    for name, part in table.FILTERS.items():
+        assert part.compares_group == (table.resolve("filter", name)(group(sample(1.0, segment(2)))) is not None), name
 
 
 @pytest.mark.parametrize(
@@ -27,15 +37,20 @@ def test_the_schema_documents_every_name(kind) -> None:
     [
         ({"advantage": "gpo"}, "algo.advantage: got 'gpo'; .*did you mean grpo"),
         ({"correction": "truncate"}, "algo.correction: .*token_truncate"),
-        ({"old_logprobs": "engine"}, "algo.old_logprobs: got 'engine'; expected trainer or rollout"),
+        ({"old_logprobs": "engine"}, "algo.old_logprobs: got 'engine'; expected one of trainer, rollout"),
         ({"clip_low": 1.5}, "algo.clip_low: got 1.5"),
         ({"clip_high": -0.1}, "algo.clip_high"),
         ({"dual_clip": 1.0}, "algo.dual_clip"),
         ({"kl_coef": -1.0}, "algo.kl_coef"),
-        ({"correction_floor": 3.0}, "algo.correction_floor"),
+        ({"entropy_coef": float("nan")}, "algo.entropy_coef: got nan; expected a finite number"),
+        ({"advantage_eps": -1.0}, "algo.advantage_eps"),
+        ({"max_filtered_groups": 0}, "algo.max_filtered_groups"),
+        ({"correction_floor": 3.0}, "algo.correction_floor: got 3.0; expected < algo.correction_cap = 2.0"),
+        ({"correction_floor": -1.0}, "algo.correction_floor"),
         ({"correction_cap": 0.0}, "algo.correction_cap"),
         ({"constant_length": 0}, "algo.constant_length"),
-        ({"overlong": OverlongConfig(buffer_tokens=101)}, r"buffer_tokens: got 101; .*max_response_tokens \(100\)"),
+        ({"overlong": OverlongConfig(buffer_tokens=101)}, r"buffer_tokens: got 101; .*max_response_tokens = 100"),
+        ({"overlong": OverlongConfig(buffer_tokens=-1)}, "algo.overlong.buffer_tokens: got -1; expected >= 0"),
         ({"overlong": OverlongConfig(buffer_share=1.5)}, "buffer_share"),
         ({"overlong": OverlongConfig(penalty=-1.0)}, "penalty"),
     ],

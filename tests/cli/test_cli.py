@@ -106,6 +106,11 @@ def test_keys_are_listed_with_their_meaning(capsys):
     code, out, _ = run(capsys, "config", "--keys", "rollout")
     assert code == 0 and "rollout.oversample = 2.0\n    Groups that may be open" in out and "train.lr" not in out
     assert "train.lr = " in run(capsys, "config", "--keys")[1]
+    assert run(capsys, "config", "--keys", "train.lr")[1].splitlines() == [
+        "train.lr = 1e-06",
+        "    Peak learning rate of AdamW.",
+        "    Allowed: > 0",
+    ]
     assert run(capsys, "config", "--keys", "nosuch")[0] == 2
 
 

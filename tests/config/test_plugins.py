@@ -8,10 +8,10 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from rlpost.config.plugins import check_target, resolve_target
+from rlpost.config.plugins import Part, check_target, find_part, resolve_target
 from rlpost.errors import ConfigError
 
-TABLE = {"square": "their_parts.square", "sqrt": "math.sqrt"}
+TABLE = {"square": Part("their_parts.square"), "sqrt": Part("math.sqrt")}
 SOURCE = """
 import math as _math
 from math import hypot
@@ -62,6 +62,12 @@ def their_package(tmp_path, monkeypatch):
 def test_the_forms_are_alike(value) -> None:
     check_target(value, TABLE, "algo.loss")
     assert resolve_target(value, TABLE, "algo.loss")(3) == 9
+    assert find_part(value, TABLE) is TABLE["square"]
+
+
+@pytest.mark.parametrize("value", [None, len, "their_parts.Adder", {"_target_": "math.hypot"}, {"scale": 2}])
+def test_a_users_own_part_has_no_entry(value) -> None:
+    assert find_part(value, TABLE) is None
 
 
 def test_keys_are_bound_and_interpolations_resolved() -> None:

@@ -10,11 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rlpost.algos import table
 from rlpost.config import Config, walk_fields
 from rlpost.config.compose import list_recipes, load_config
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, UserError
 from rlpost.preflight import checks
-from rlpost.preflight.check_values import CHOICES, RANGES, SFT_RANGES, check_divisible, check_values
+from rlpost.preflight.check_values import check_divisible, check_values
 from rlpost.preflight.checks import check, format_bytes
 
 SHAPE = {
@@ -31,7 +32,10 @@ SHAPE = {
 }
 
 
-DEFAULTS = {name: default for name, default, _ in walk_fields()}
+DEFAULTS = {key.name: key.default for key in walk_fields()}
+RULES = {key.name: key.rule for key in walk_fields() if key.rule is not None}
+RANGES = [name for name, rule in RULES.items() if not rule.choices and not rule.table and rule.length is None]
+CHOICES = [name for name, rule in RULES.items() if rule.choices]
 
 
 @pytest.fixture
@@ -120,7 +124,7 @@ def test_oversample_messages_in_the_house_form(cfg):
     message = fails(cfg, ConfigError, rollout__oversample=0.5)
     assert message == "rollout.oversample: got 0.5; expected >= 1.0; use 1.0 for synchronous rollouts"
     fails(cfg, ConfigError, ">= 1.0", rollout__oversample=math.nan)
-    fails(cfg, ConfigError, "max_staleness + 1 = 5", rollout__oversample=math.inf)
+    fails(cfg, ConfigError, "a finite number >= 1.0", rollout__oversample=math.inf)
     fails(cfg, ConfigError, "max_staleness + 1 = 5", rollout__oversample=5.5)
     cfg.rollout.oversample = 5.0
     check(cfg)
@@ -130,34 +134,55 @@ def test_oversample_messages_in_the_house_form(cfg):
     fails(cfg, ConfigError, ">= 1 with", rollout__adaptive_oversample=True, rollout__max_staleness=0)
 
 
-@pytest.mark.parametrize("key", sorted({**RANGES, **SFT_RANGES}))
+def test_the_rules_are_found():
+    assert len(RANGES) > 70 and len(CHOICES) > 14
+
+
+@pytest.mark.parametrize("key", RANGES)
 def test_every_range_is_held_on_both_sides(key):
-    lowest, closed, highest = {**RANGES, **SFT_RANGES}[key]
-    command = "sft" if key in SFT_RANGES else "train"
-    whole = isinstance(DEFAULTS[key], int)
-    bad = [lowest - 1] + ([] if closed else [lowest]) + ([] if highest is None else [highest + 1])
-    bad += [] if whole else [math.nan, math.inf]
+    rule, command = RULES[key], "sft" if key.startswith("sft.") else "train"
+    bad = [] if isinstance(DEFAULTS[key], int) else [math.nan, math.inf, -math.inf]
+    bad += [bound - 1 for bound in (rule.low, rule.above) if bound is not None]
+    bad += [bound + 1 for bound in (rule.high, rule.below) if bound is not None]
+    bad += [bound for bound in (rule.above, rule.below) if bound is not None]
+    assert bad
     for value in bad:
         cfg = Config()
         cfg.sft.steps = 1
         set_key(cfg, key, value)
-        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        with pytest.raises(ConfigError, match=f"^{key}: got ".replace(".", r"\.")):
             check_values(cfg, command)
-    if closed:
+    for value in (rule.low, rule.high):
         cfg = Config()
         cfg.sft.steps = 1
-        set_key(cfg, key, lowest)
-        if key not in ("rollout.samples_per_group", "rollout.max_staleness"):  # other rules want more of these
+        set_key(cfg, key, value)
+        # Other rules want more of these.
+        if value is not None and key not in ("rollout.samples_per_group", "rollout.max_staleness"):
             check_values(cfg, command)
 
 
-@pytest.mark.parametrize("key", sorted(CHOICES))
-def test_every_choice_is_held(key):
+@pytest.mark.parametrize("key", CHOICES)
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_every_choice_is_held(key, command):
     cfg = Config()
-    assert DEFAULTS[key] in CHOICES[key]
+    cfg.sft.steps = 1
+    check_values(cfg, command)
     set_key(cfg, key, "nosuch")
-    with pytest.raises(ConfigError, match=f"{key}: got 'nosuch'; expected one of"):
-        check_values(cfg, "train")
+    with pytest.raises(ConfigError, match=f"^{key}: got 'nosuch'; expected one of"):
+        check_values(cfg, command)
+
+
+def test_a_warm_start_is_held_to_its_own_numbers_only():
+    cfg = Config()
+    check_values(cfg, "train")  # sft.steps is 0
+    cfg.sft.steps, cfg.train.lr = 1, -1.0
+    check_values(cfg, "sft")
+    for key, value in (("seed", -1), ("threads", 0), ("sft.lr", 0.0), ("sft.betas", [0.9])):
+        cfg = Config()
+        cfg.sft.steps = 1
+        set_key(cfg, key, value)
+        with pytest.raises(ConfigError, match=f"^{key}: got "):
+            check_values(cfg, "sft")
 
 
 def test_impossible_batches(cfg):
@@ -185,6 +210,13 @@ def test_a_group_of_one(cfg):
     fails(cfg, ConfigError, "dynamic_sampling", algo__advantage="reinforce_pp", algo__filter="dynamic_sampling")
     cfg.algo.filter = "none"
     check(cfg)
+    for name, part in table.ADVANTAGES.items():
+        for value in (name, part.path, {"_target_": name}):
+            cfg.algo.advantage = value
+            if part.compares_group:
+                fails(cfg, ConfigError, ">= 2", "compares the samples of a group")
+            else:
+                check(cfg)
 
 
 @pytest.mark.parametrize(("key", "value"), [("top_p", 0.9), ("top_k", 5)])
@@ -204,13 +236,14 @@ def test_the_trainers_logprobs_need_a_file_to_be_in(cfg):
 
 
 def test_zero_stages_and_offload(cfg):
-    fails(cfg, ConfigError, "got 0", "expected 1, 2 or 3", "bfloat16", "gradient norm", train__zero_stage=0)
+    fails(cfg, ConfigError, "got 0", "expected one of 1, 2, 3", "bfloat16", "gradient norm", train__zero_stage=0)
     fails(cfg, ConfigError, "got 4", train__zero_stage=4)
     fails(cfg, ConfigError, "zero_stage 2", train__zero_stage=2, train__offload_params=True)
     fails(cfg, ConfigError, "sleep_offload=false", train__zero_stage=3)
     cfg.train.sleep_offload = False
     assert any("offload" in warning for warning in check(cfg).warnings)  # it does nothing on a CPU
-    fails(cfg, ConfigError, "train.betas", train__betas=[0.9])
+    fails(cfg, ConfigError, "train.betas: got [0.9]; expected 2 numbers, each >= 0 and < 1", train__betas=[0.9])
+    fails(cfg, ConfigError, "train.betas", train__betas=[0.9, 1.0])
 
 
 @pytest.mark.parametrize("key", ["advantage", "loss", "reduction", "filter", "correction", "kl_estimator"])

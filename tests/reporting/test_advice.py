@@ -148,7 +148,7 @@ def test_keys_named_in_the_sentences_exist():
 
     from rlpost.config import walk_fields
 
-    keys = {name for name, *_ in walk_fields()}
+    keys = {key.name for key in walk_fields()}
     for later, facts, _ in WRONG.values():
         for warning in said(later, facts)[1]:
             named = re.findall(r"\b(?:algo|train|rollout|model|reward|engine|data)\.[a-z_.]+[a-z]", warning.text)

@@ -11,7 +11,7 @@ from rlpost.config import Config, RewardConfig
 from rlpost.preflight.check_values import check_values
 from rlpost.rewards import REWARDS
 from rlpost.rewards.scoring import RewardScorer
-from rlpost.rewards.selection import IN_PROCESS, list_functions
+from rlpost.rewards.selection import list_functions
 from rlpost.rewards.worker_pool import RewardWorkers
 from rlpost.types import Prompt
 
@@ -97,7 +97,7 @@ def test_the_tables_name_what_there_is():
     named = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
     assert set(REWARDS) <= named
     sentence = " ".join(re.findall(r"^`exact_answer`.*?in the run's own process", PAGE, re.DOTALL | re.MULTILINE))
-    assert set(re.findall(r"`(\w+)`", sentence)) == set(IN_PROCESS)
+    assert set(re.findall(r"`(\w+)`", sentence)) == {name for name, part in REWARDS.items() if part.in_process}
 
 
 def test_the_functions_of_the_page_are_all_tried():

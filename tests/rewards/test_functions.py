@@ -271,6 +271,8 @@ def test_several_functions_with_weights_and_arguments():
         ({"function": None, "functions": {"a b": {"function": "gsm8k"}}}, "a name of letters"),
         ({"function": None, "functions": {"a": {"function": "gsm8k", "weight": float("nan")}}}, "a finite number"),
         ({"function": None, "functions": {"a": {"function": "gsm8k", "style": "tlr"}}}, "one of auto, rlpost, trl"),
+        ({"function": None, "functions": {"a": {"function": "gsm8k", "style": None}}}, "one of auto, rlpost, trl"),
+        ({"function": None, "functions": {"a": {"function": "gsm8k", "calls": "all"}}}, "one of auto, sample, group"),
         ({"function": None, "functions": {"a": {"function": "gsm8k", "args": 3}}}, "a mapping of keyword arguments"),
     ],
 )

@@ -264,7 +264,7 @@ def test_sleep_and_wake_change_nothing_on_a_cpu(build):
 
 
 def test_refusals_are_one_clear_line(build, folders, tmp_path):
-    with pytest.raises(ConfigError, match="train.zero_stage: got 0; expected 1, 2 or 3"):
+    with pytest.raises(ConfigError, match="train.zero_stage: got 0; expected one of 1, 2, 3"):
         build(0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="model.path"):

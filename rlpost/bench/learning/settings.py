@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from rlpost.config import Config, walk_fields
+from rlpost.config import Config, look_up, walk_fields
 from rlpost.config.locations import resolve_path
 from rlpost.durable.config_changes import is_harmless
 from rlpost.prompts.rows import load_rows
@@ -41,12 +41,12 @@ FIXED = set(
 def settings_of(cfg: Config) -> dict[str, Any]:
     """Dotted key -> value."""
     settings = {}
-    for key, default, _ in walk_fields():
-        value = _look_up(cfg, key)
-        if is_dataclass(value) or key in SILENT or is_harmless(key):
+    for key in walk_fields():
+        value = look_up(cfg, key.name)
+        if is_dataclass(value) or key.name in SILENT or is_harmless(key.name):
             continue
-        if value != default or key in FIXED:
-            settings[key] = value
+        if value != key.default or key.name in FIXED:
+            settings[key.name] = value
     return settings
 
 
@@ -69,10 +69,3 @@ def _hash(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _look_up(cfg: Config, key: str) -> Any:
-    value: Any = cfg
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

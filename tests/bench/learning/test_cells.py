@@ -61,5 +61,5 @@ def test_other_problems_or_weights_are_another_study():
 
 
 def test_defaults_of_the_study_count_and_all_keys_exist():
-    assert {name for name, _, _ in walk_fields()} >= FIXED
+    assert {key.name for key in walk_fields()} >= FIXED
     assert settings()["rollout.admission"] == "first_complete"
