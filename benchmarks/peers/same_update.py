@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.peers import settings
 from benchmarks.peers.train_trl import build_trainer, drop_rank, reward
 from rlpost.session import Session, open_session
-from rlpost.train.protocol import RankTrainer
+from rlpost.train.protocol import ColocatedTrainer
 from rlpost.types import Group, Prompt, Sample, Segment
 
 MAX_NORM_ERROR = 1e-4  # of the gradient norm, relative; float32 and another order of sums
@@ -103,7 +103,7 @@ def to_groups(
     return groups
 
 
-def build_ours(session: Session) -> RankTrainer:
+def build_ours(session: Session) -> ColocatedTrainer:
     from rlpost.train import deepspeed_trainer
 
     return deepspeed_trainer.build_trainer(
@@ -114,7 +114,9 @@ def build_ours(session: Session) -> RankTrainer:
     )
 
 
-def update_ours(trainer: RankTrainer, session: Session, groups: Sequence[Group]) -> tuple[float, dict[str, np.ndarray]]:
+def update_ours(
+    trainer: ColocatedTrainer, session: Session, groups: Sequence[Group]
+) -> tuple[float, dict[str, np.ndarray]]:
     """Our update on the rollout: the gradient norm before clipping, and the weights after."""
     from rlpost.algos.algorithm import build_algorithm
     from rlpost.algos.batch import build_batches

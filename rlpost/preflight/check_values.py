@@ -180,6 +180,9 @@ def check_update(train: TrainConfig, rollout: RolloutConfig) -> None:
         expected = f"<= rollout.groups_per_step = {groups}"
         do = "each optimizer step trains at least one group; lower it, or raise groups_per_step"
         raise ConfigError(explain("train.optimizer_steps_per_rollout", parts, expected, do))
+    if train.offload_optimizer and train.gradient_reduction != "all_ranks":
+        do = "set one of the two back: with ZeRO-Offload DeepSpeed keeps gradients where no exchange reaches them"
+        raise ConfigError(explain("train.offload_optimizer", True, "false with train.gradient_reduction", do))
     if train.offload_params and train.zero_stage != 3:
         do = "use train=zero3_offload, or offload_params=false"
         raise ConfigError(explain("train.offload_params", True, f"false at zero_stage {train.zero_stage}", do))

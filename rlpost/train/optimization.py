@@ -102,9 +102,13 @@ def choose_optimization(module: nn.Module, train: TrainConfig, *, device: str, r
 def install_exchange(engine: Any, reduction: GradientReduction) -> None:
     """Has DeepSpeed's optimizer call ``reduction.exchange`` before each step, on the shards that it averaged.
 
+    ZeRO's own reduction is left alone.
+
     There is no public hook for gradients; ``averaged_gradients`` holds them at stages 1 to 3 (DeepSpeed 0.19.8), and
     norm and clipping come after.
     """
+    if isinstance(reduction, AllRanks):
+        return
     optimizer = engine.optimizer
     step = optimizer.step
 

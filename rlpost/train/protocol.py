@@ -50,7 +50,7 @@ class PolicyTrainer(Protocol):
     def close(self) -> None: ...
 
 
-class RankTrainer(PolicyTrainer, Protocol):
+class ColocatedTrainer(PolicyTrainer, Protocol):
     """One rank, which shares its device with an engine: what ``colocation`` needs besides."""
 
     def score(self, sequences: Sequence[Any]) -> list[Any]:

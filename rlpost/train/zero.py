@@ -28,6 +28,7 @@ def zero_config(train: TrainConfig, *, dtype: torch.dtype, num_params: int) -> d
         "steps_per_print": 10**9,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # train.optimizer may be a user's own
         # Torch's fused AdamW is as fast on a CPU as DeepSpeed's own, which takes minutes to compile.
         "zero_force_ds_cpu_optimizer": False,
     }

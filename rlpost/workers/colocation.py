@@ -1,8 +1,7 @@
-"""Engine and trainer take turns on one device, and what the trainer optimises is what the engine samples.
+"""Engine and trainer take turns on one device.
 
-:class:`Device` owns whose turn it is and the three guards of a publication's correctness: the fingerprint (every
-published tensor read back from the engine, bit for bit in the engine's dtype), the canary (logprobs of fixed
-sequences, trainer against engine), and the per-batch mismatch that ``loop`` feeds back. Called by ``loop`` only.
+:class:`SharedDevice` owns whose turn it is, and the order in which memory changes hands around a publication; the
+publication itself is ``workers.publication``'s. Called through ``workers.recovery``, or by each cluster worker.
 """
 
 from __future__ import annotations
@@ -10,24 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from rlpost.engine.protocol import DeviceEngine
-from rlpost.errors import RunError, explain
-from rlpost.train.protocol import RankTrainer
-from rlpost.workers.publication import BUCKET_BYTES, Publication, same_bits
+from rlpost.train.protocol import ColocatedTrainer
+from rlpost.workers.publication import Publication, Publisher, holds_same_bits
 
 
-class Device:
+class SharedDevice:
     """Whose turn it is. ``start_worker`` makes it: trainer asleep, engine awake with weights that are not published."""
 
     def __init__(
-        self, engine: DeviceEngine, trainer: RankTrainer, *, canary: Sequence[np.ndarray], threshold: float
+        self, engine: DeviceEngine, trainer: ColocatedTrainer, *, canary: Sequence[np.ndarray], threshold: float
     ) -> None:
         self._engine, self._trainer = engine, trainer
-        self._canary, self._threshold = list(canary), threshold
+        holds = holds_same_bits(engine)
+        self._publisher = Publisher(trainer, engine, holds=holds, canary=canary, threshold=threshold)
         self._turn = "engine"
 
     @contextmanager
@@ -52,30 +50,23 @@ class Device:
         Raises:
             RunError: a tensor differs after loading, or the canary's logprobs do.
         """
+        publisher = self._publisher
         began = time.perf_counter()
         with self.training():
             began_canary = time.perf_counter()
-            expected = self._trainer.score(self._canary)
+            expected = publisher.expected_canary()
             canary_s = time.perf_counter() - began_canary
             self._engine.wake(("weights",))  # the KV cache waits until the trainer's states are off the device
             started = time.perf_counter()
-            num_bytes = 0
-
-            def counted() -> Iterator[list[tuple[str, Any]]]:
-                nonlocal num_bytes
-                for bucket in self._trainer.iter_weights(BUCKET_BYTES):
-                    num_bytes += sum(t.numel() * t.element_size() for _, t in bucket)
-                    yield bucket
-
-            self._engine.load_weights(counted())
+            num_bytes = publisher.copy()
             loaded = time.perf_counter()
-            self._check_fingerprint()
+            publisher.check_fingerprint()
             checked = time.perf_counter()
         self._trainer.sleep()
         self._engine.wake()
         self._turn = "engine"
         awake = time.perf_counter()
-        canary_max = self._check_canary(expected)
+        canary_max = publisher.check_canary(expected)
         canary_s += time.perf_counter() - awake
         return Publication(
             policy_version=policy_version,
@@ -86,32 +77,3 @@ class Device:
             canary_s=canary_s,
             canary_max=canary_max,
         )
-
-    def _check_fingerprint(self) -> None:
-        """Compares storage bits; of an engine's member, its part."""
-        for bucket in self._trainer.iter_weights(BUCKET_BYTES):
-            for name, published in bucket:
-                held = self._engine.read_weight(name)
-                if not same_bits(self._engine.part_of_weight(name, published).to(held.dtype), held):
-                    raise RunError(
-                        explain(
-                            f"weight publication: {name}",
-                            "other values in the engine than in the trainer",
-                            "the same bits",
-                            "the engine would sample from another policy than the one trained; please report this",
-                        )
-                    )
-
-    def _check_canary(self, expected: Sequence[np.ndarray]) -> float:
-        pairs = zip(expected, self._engine.score(self._canary), strict=True)
-        worst = float(np.max([np.abs(ours - theirs).max(initial=0.0) for ours, theirs in pairs]))  # a NaN stays NaN
-        if not worst <= self._threshold:
-            raise RunError(
-                explain(
-                    "canary: largest logprob difference between trainer and engine",
-                    f"{worst:.3g} nats",
-                    f"at most {self._threshold:g}",
-                    "engine and trainer compute different models; check dtype and model type (canary_threshold)",
-                )
-            )
-        return worst

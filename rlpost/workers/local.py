@@ -1,12 +1,12 @@
-"""Start-up and shutdown of one worker: the only place that writes the environment, and the only order that works.
+"""Start-up and shutdown of one worker, in the only order that works.
 
 A worker is one device's trainer rank and engine. It lives in the controller's process, or, with ``cluster=ray``, in an
 actor that calls the same functions (``workers.cluster.worker``).
 
-Order: environment -> process group and DeepSpeed -> on a GPU the trainer's states off the device -> engine -> first
-publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync, and vLLM refuses to
-start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its process's groups.
-Called by ``session``, ``loop``, ``sft`` and ``workers.cluster.worker``; importing this module changes nothing.
+Order: environment (``workers.runtime``) -> process group and DeepSpeed -> on a GPU the trainer's states off the device
+-> engine -> first publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync, and
+vLLM refuses to start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its
+process's groups. Called by ``run`` and ``workers.cluster.worker``; importing this module changes nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlpost.workers.colocation import Device
+from rlpost.workers.colocation import SharedDevice
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.protocol import WorkerSettings
 
 if TYPE_CHECKING:
     from rlpost.engine.protocol import DeviceEngine
-    from rlpost.train.protocol import RankTrainer
+    from rlpost.train.protocol import ColocatedTrainer
 
 
 @dataclass(kw_only=True)
@@ -28,8 +28,8 @@ class Worker:
     """One device's trainer and engine, which share it by turns."""
 
     engine: DeviceEngine
-    trainer: RankTrainer
-    device: Device
+    trainer: ColocatedTrainer
+    device: SharedDevice
 
     def losses(self) -> list[str]:
         return []  # it lives and dies with its process
@@ -68,7 +68,7 @@ def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, sto
     trainer.sleep()
     engine = _start_engine(settings, rank)
     assert cfg.canary_threshold is not None, "resolved"
-    device = Device(engine, trainer, canary=settings.canary, threshold=cfg.canary_threshold)
+    device = SharedDevice(engine, trainer, canary=settings.canary, threshold=cfg.canary_threshold)
     return Worker(engine=engine, trainer=trainer, device=device)
 
 

@@ -6,23 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlpost.config import Config
-
-if TYPE_CHECKING:
-    from rlpost.engine.protocol import Engine
-    from rlpost.train.protocol import PolicyTrainer
-from contextlib import AbstractContextManager
-
+from rlpost.engine.protocol import Engine
+from rlpost.train.protocol import PolicyTrainer
 from rlpost.workers.publication import Publication
 
 
 class Workers(Protocol):
-    """What the loop needs of its workers, be it the one in this process or a cluster of them."""
+    """The worker in this process, or a cluster of them."""
 
     @property
     def engine(self) -> Engine: ...
@@ -31,16 +28,16 @@ class Workers(Protocol):
     def trainer(self) -> PolicyTrainer: ...
 
     @property
-    def device(self) -> Turns: ...
+    def device(self) -> DeviceSharing: ...
 
     def losses(self) -> list[str]:
-        """What happened to the workers that were lost since all of them were there."""
+        """What happened to the workers that were lost since all of them were present."""
 
     def keep(self, step: int) -> None:
         """Leave the trainer's state after ``step`` steps where a worker's death does not take it."""
 
     def recover(self, step: int) -> None:
-        """All workers anew, with that state; the engines' weights are not published.
+        """Restarts all workers in fresh processes, with that state; the engines' weights are not published.
 
         Raises ShardsLost where the state is gone, WorkerLost where a worker is lost again.
         """
@@ -49,6 +46,16 @@ class Workers(Protocol):
         """Of each worker that is a process of its own: rank, host, pid, phase, silent_s (since it made progress)."""
 
     def close(self) -> None: ...
+
+
+class DeviceSharing(Protocol):
+    """Whose turn it is on the devices of all workers; ``workers.colocation.SharedDevice`` is one worker's."""
+
+    def generating(self) -> AbstractContextManager[None]: ...
+
+    def training(self) -> AbstractContextManager[None]: ...
+
+    def publish_weights(self, policy_version: int) -> Publication: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +70,3 @@ class WorkerSettings:
     needs_reference: bool
     max_model_len: int
     canary: Sequence[np.ndarray]  # sequences that trainer and engine score at each publication
-
-
-class Turns(Protocol):
-    """Whose turn it is on the devices of all workers; :class:`Device` is one worker's."""
-
-    def generating(self) -> AbstractContextManager[None]: ...
-
-    def training(self) -> AbstractContextManager[None]: ...
-
-    def publish_weights(self, policy_version: int) -> Publication: ...

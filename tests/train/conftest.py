@@ -30,7 +30,9 @@ def build(folders):
 
     with contextlib.ExitStack() as stack:
 
-        def make(stage=1, *, tied=True, folder=None, needs_reference=False, total=10, dtype="float32", **train):
+        def make(
+            stage=1, *, tied=True, folder=None, needs_reference=False, total=10, dtype="float32", weights=None, **train
+        ):
             cfg = cases.config(stage, **train)
             cfg.model.dtype = dtype
             trainer = build_trainer(
@@ -38,6 +40,7 @@ def build(folders):
                 model_folder=folder or folders[tied],
                 total_optimizer_steps=total,
                 needs_reference=needs_reference,
+                **({} if weights is None else {"weights": weights}),
             )
             stack.callback(trainer.close)
             return trainer

@@ -10,7 +10,7 @@ from rlpost.algos.algorithm import build_algorithm
 from rlpost.algos.batch import build_batches
 from rlpost.config import Config
 from rlpost.types import Group, Prompt, Sample, Segment, TrainBatch
-from rlpost.workers.cluster.trainer_group import RankedTrainer
+from rlpost.workers.cluster.trainer_group import TrainerGroup
 from tests.train import cases
 
 HIDDEN_SIZE = 32  # of the models in cases
@@ -59,8 +59,8 @@ def config(stage: int) -> Config:
 
 
 def train(trainer: Any, cfg: Config, call: Any, *, world: int) -> dict[str, Any]:
-    """Five updates through ``RankedTrainer``. ``trainer`` is the rank of this process, ``call`` reaches all of them."""
-    ranked = RankedTrainer(call, world=world, hidden_size=HIDDEN_SIZE)
+    """Five updates through ``TrainerGroup``. ``trainer`` is the rank of this process, ``call`` reaches all of them."""
+    ranked = TrainerGroup(call, world=world, hidden_size=HIDDEN_SIZE)
     objective = build_algorithm(cfg).objective
     logprobs = ranked.logprobs(batch_of(4, cfg).rows)
     results, moments = [], [np.zeros(())]

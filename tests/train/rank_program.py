@@ -1,7 +1,7 @@
 """One of two ranks, started by test_two_ranks.py as a process of its own: PROGRAM, RANK, the folder with its orders.
 
 Rows are divided by ``workers.cluster.trainer_group``, as in a run on a cluster: every rank makes the same calls of a
-``RankedTrainer``.
+``TrainerGroup``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(program: str, rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), WORLD)
     store.set_timeout(timedelta(minutes=3))
     init_process_group(rank, WORLD, store, "cpu")
-    run = {"parity": five_updates, "durable": updates_and_files}[program]
+    run = {"parity": five_updates, "machines": five_updates_on_machines, "durable": updates_and_files}[program]
     torch.save({stage: run(rank, folder, stage) for stage in STAGES}, folder / f"results-{rank}.pt")
     dist.destroy_process_group()
 
@@ -44,11 +44,23 @@ def five_updates(rank: int, folder: Path, stage: int) -> dict[str, Any]:
     return result
 
 
+def five_updates_on_machines(rank: int, folder: Path, stage: int) -> dict[str, Any]:
+    """The same, each rank taken for a machine of its own: ZeRO within it, the mean over machines by exchange."""
+    from tests.train import parity
+
+    cfg = parity.config(stage)
+    cfg.train.gradient_reduction = {"_target_": "tests.train.machines.mean_over_machines"}
+    trainer = build(rank, folder, cfg)
+    result = parity.train(trainer, cfg, parity.Spmd(trainer), world=WORLD)
+    trainer.close()
+    return result
+
+
 def updates_and_files(rank: int, folder: Path, stage: int) -> dict[str, Any]:
     """Three updates of five rows, one that is NaN on rank 1 alone, a checkpoint, one more update twice."""
     import torch
 
-    from rlpost.workers.cluster.trainer_group import RankedTrainer
+    from rlpost.workers.cluster.trainer_group import TrainerGroup
     from tests.train import cases, parity
 
     def objective(logprobs, entropy, row, batch):  # type: ignore[no-untyped-def]
@@ -62,8 +74,8 @@ def updates_and_files(rank: int, folder: Path, stage: int) -> dict[str, Any]:
     def batch_of(step: int):  # type: ignore[no-untyped-def]
         return cases.packed_batch(step, count=10, per_row=2)
 
-    def ranked(trainer: Any) -> RankedTrainer:
-        return RankedTrainer(parity.Spmd(trainer), world=WORLD, hidden_size=parity.HIDDEN_SIZE)
+    def ranked(trainer: Any) -> TrainerGroup:
+        return TrainerGroup(parity.Spmd(trainer), world=WORLD, hidden_size=parity.HIDDEN_SIZE)
 
     first = build(rank, folder, cases.config(stage))
     trainer = ranked(first)

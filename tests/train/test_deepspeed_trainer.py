@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlpost.errors import ConfigError, ModelError, RunError
+from rlpost.train.weights import NamedWeight, own_weights
 from tests.train import cases
 
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
@@ -152,6 +153,32 @@ def test_weights_are_whole_named_and_in_buckets(build, folders, stage, tied):
     assert cases.largest_difference(cases.weights_of(trainer, 4096), expected) == 0.0
     sizes = [[t.numel() * 4 for _, t in bucket] for bucket in trainer.iter_weights(4096)]
     assert len(sizes) > 3 and all(sum(bucket) <= 4096 or len(bucket) == 1 for bucket in sizes)
+
+
+@STAGES
+def test_weights_composed_of_several_parameters_are_what_is_published_and_exported(build, folders, stage, tmp_path):
+    """As an adapter will be: nobody who reads weights sees what they are made from."""
+
+    def keys_and_values_mixed(lm):
+        parameters = dict(lm.named_parameters())
+        for weight in own_weights(lm):
+            if weight.name.endswith("k_proj.weight"):
+                beside = parameters[weight.name.replace("k_proj", "v_proj")]
+                yield NamedWeight(weight.name, (*weight.parameters, beside), lambda k, v: k + 0.5 * v)
+            else:
+                yield weight
+
+    own = dict(AutoModelForCausalLM.from_pretrained(folders[True]).named_parameters())
+    expected = {
+        name: tensor + 0.5 * own[name.replace("k_proj", "v_proj")] if name.endswith("k_proj.weight") else tensor
+        for name, tensor in own.items()
+    }
+    trainer = build(stage, weights=keys_and_values_mixed)
+    assert cases.largest_difference(cases.weights_of(trainer, 4096), expected) == 0.0
+    trainer.export(tmp_path / "out")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert cases.largest_difference(dict(exported.named_parameters()), expected) == 0.0
+    assert trainer.update(cases.packed_batch(1), cases.objective).applied, "what it trains is still its own"
 
 
 @STAGES

@@ -29,6 +29,23 @@ def two_ranks(tmp_path_factory):
     return run_ranks(tmp_path_factory.mktemp("parity"), "parity")
 
 
+@pytest.fixture(scope="module")
+def two_machines(tmp_path_factory):
+    return run_ranks(tmp_path_factory.mktemp("machines"), "machines")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def on_machines(request, build, two_machines):
+    """The same with a gradient reduction that keeps ZeRO within a machine and exchanges between them."""
+    trainer = build(request.param)
+    one = parity.train(trainer, parity.config(request.param), parity.Spmd(trainer), world=1)
+    return one, [rank[request.param] for rank in two_machines]
+
+
+def test_a_reduction_over_machines_comes_to_the_same_update(on_machines):
+    assert_the_same_training(*on_machines)
+
+
 @pytest.fixture(params=[1, 2, 3])
 def both(request, build, two_ranks):
     """(what one rank came to, what each of two did), at one ZeRO stage."""
@@ -47,7 +64,10 @@ def test_the_divisions_are_the_hard_ones():
 
 
 def test_two_ranks_come_to_the_losses_gradients_and_parameters_of_one(both):
-    one, two = both
+    assert_the_same_training(*both)
+
+
+def assert_the_same_training(one, two):
     for rank in two:
         np.testing.assert_allclose(rank["losses"], one["losses"], rtol=0, atol=1e-5)
         np.testing.assert_allclose(rank["grad_norms"], one["grad_norms"], rtol=1e-5)

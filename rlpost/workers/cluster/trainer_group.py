@@ -20,7 +20,7 @@ from rlpost.workers.cluster.files import Call, Courier
 ATTENTION_FLOP_SHARE = 12  # a token's attention over n tokens costs as much as its matrices at n = 12 x hidden size
 
 
-class RankedTrainer:
+class TrainerGroup:
     """Implements ``train.policy.PolicyTrainer`` over ``world`` ranks.
 
     Args:

@@ -22,7 +22,7 @@ from rlpost.workers.cluster.actors import Actors, RayCluster, open_cluster
 from rlpost.workers.cluster.files import Courier, copy_common
 from rlpost.workers.cluster.gc_pause import CycleSearch
 from rlpost.workers.cluster.shards import PREFIX, life_folder
-from rlpost.workers.cluster.trainer_group import RankedTrainer
+from rlpost.workers.cluster.trainer_group import TrainerGroup
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.protocol import WorkerSettings
 from rlpost.workers.publication import Publication
@@ -47,7 +47,7 @@ class ClusterWorkers:
         self._cluster, self._actors, self._settings, self._say = cluster, actors, settings, say
         self._scratch = scratch
         shared = settings.cfg.cluster.shared_storage
-        self.trainer = RankedTrainer(
+        self.trainer = TrainerGroup(
             actors.call,
             world=actors.world,
             hidden_size=settings.hidden_size,
@@ -131,7 +131,7 @@ class ClusterWorkers:
 
 
 class ClusterDevice:
-    """All workers take their turns together; see ``colocation.Device``, of which each worker has one."""
+    """All workers take their turns together; see ``colocation.SharedDevice``, of which each worker has one."""
 
     def __init__(self, actors: Actors, engine: ReplicaEngine) -> None:
         self._actors, self._engine = actors, engine

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlpost.train.protocol import UpdateResult
 from rlpost.types import PackedRow, TrainBatch
-from rlpost.workers.cluster.trainer_group import RankedTrainer, row_cost, split_rows
+from rlpost.workers.cluster.trainer_group import TrainerGroup, row_cost, split_rows
 
 
 def row(*lengths: int) -> PackedRow:
@@ -55,7 +55,7 @@ def test_logprobs_come_back_in_the_order_of_the_rows() -> None:
         assert method == "logprobs" and [reference for _, reference in per_rank] == [True, True]
         return [[len(r.token_ids) for r in part] for part, _ in per_rank]
 
-    trainer = RankedTrainer(call, world=2, hidden_size=8)
+    trainer = TrainerGroup(call, world=2, hidden_size=8)
     assert trainer.logprobs(rows, reference=True) == [3, 9, 1, 7, 7]
 
 
@@ -74,7 +74,7 @@ def test_ranks_share_the_rows_and_keep_the_denominators_of_the_whole_batch() -> 
         applied = [True] * len(per_rank) if method == "update" else []
         return [UpdateResult(applied=a, loss=1.0, grad_norm=1.0, lr=1.0, metrics={}, num_tokens=14) for a in applied]
 
-    assert RankedTrainer(call, world=2, hidden_size=8).update(batch, lambda *_: None).applied  # type: ignore[arg-type,return-value]
+    assert TrainerGroup(call, world=2, hidden_size=8).update(batch, lambda *_: None).applied  # type: ignore[arg-type,return-value]
     assert [len(part.rows) for part in seen] == [2, 1]
     assert all((part.num_tokens, part.num_sequences) == (14, 3) for part in seen)
 
@@ -88,4 +88,4 @@ def test_ranks_that_disagree_are_a_bug() -> None:
         ]
 
     with pytest.raises(AssertionError, match="disagree"):
-        RankedTrainer(call, world=2, hidden_size=8).update(batch, lambda *_: None)  # type: ignore[arg-type,return-value]
+        TrainerGroup(call, world=2, hidden_size=8).update(batch, lambda *_: None)  # type: ignore[arg-type,return-value]
