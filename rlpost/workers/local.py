@@ -4,8 +4,8 @@ A worker is one device's trainer rank and engine. It lives in the controller's p
 actor that calls the same functions (``workers.cluster.worker``).
 
 Order: environment (``workers.runtime``) -> process group and DeepSpeed -> on a GPU the trainer's states off the device
--> engine -> first publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync, and
-vLLM refuses to start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its
+-> engine -> first publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync,
+and vLLM refuses to start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its
 process's groups. Called by ``run`` and ``workers.cluster.worker``; importing this module changes nothing.
 """
 

@@ -235,14 +235,17 @@ def test_the_trainers_logprobs_need_a_file_to_be_in(cfg):
     fails(cfg, ConfigError, "logging.trainer_logprobs", "logging.keep_rollouts=true", **keys)
 
 
+def test_optimizers_and_gradient_reductions(cfg):
+    own = {"_target_": "rlpost.train.optimization.all_ranks"}
+    fails(cfg, ConfigError, "train.offload_optimizer", train__offload_optimizer=True, train__gradient_reduction=own)
+    cfg.train.offload_optimizer = False
+    check(cfg)
+    fails(cfg, ConfigError, "train.optimizer", "'adams'", train__optimizer="adams")
+
+
 def test_zero_stages_and_offload(cfg):
     fails(cfg, ConfigError, "got 0", "expected one of 1, 2, 3", "bfloat16", "gradient norm", train__zero_stage=0)
     fails(cfg, ConfigError, "got 4", train__zero_stage=4)
-    own = {"_target_": "rlpost.train.optimization.all_ranks"}
-    fails(cfg, ConfigError, "train.offload_optimizer", train__offload_optimizer=True, train__gradient_reduction=own)
-    cfg.train.offload_optimizer, cfg.train.gradient_reduction = False, "all_ranks"
-    fails(cfg, ConfigError, "train.optimizer: got 'adams'", train__optimizer="adams")
-    cfg.train.optimizer = "adamw"
     fails(cfg, ConfigError, "zero_stage 2", train__zero_stage=2, train__offload_params=True)
     fails(cfg, ConfigError, "sleep_offload=false", train__zero_stage=3)
     cfg.train.sleep_offload = False
