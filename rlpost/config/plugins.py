@@ -25,6 +25,11 @@ from typing import Any, TypeVar
 
 from rlpost.errors import ConfigError, explain
 
+# Modules of rlpost that users name parts of, where they were before version 0.2 -> where they are.
+MOVED = {
+    f"rlpost.rewards.{name}": f"rlpost.rewards.library.{name}"
+    for name in ("answers", "code", "compare_output", "extract_code", "http_service", "math_answers")
+}
 EXPECTED = "package.module.function, or {_target_: ..., key: value}"
 
 
@@ -104,6 +109,9 @@ def _split(value: Any, table: Mapping[str, Part], what: str) -> tuple[str, dict[
         return table[value].path, arguments
     if "." not in value.strip("."):
         raise ConfigError(explain(what, value, _expected(table), _nearest(value, table)))
+    module, _, name = value.rpartition(".")
+    if module in MOVED:
+        raise ConfigError(explain(what, value, f"{MOVED[module]}.{name}", "the module has moved; write its new name"))
     return value, arguments
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 from omegaconf import OmegaConf
 
-from rlpost.config.plugins import Part, check_target, find_part, resolve_target
+from rlpost.config.plugins import MOVED, Part, check_target, find_part, resolve_target
 from rlpost.errors import ConfigError
 
 TABLE = {"square": Part("their_parts.square"), "sqrt": Part("math.sqrt")}
@@ -135,3 +136,12 @@ def test_checking_imports_nothing_heavy() -> None:
         "table.resolve('advantage', 'rloo'); assert 'torch' not in sys.modules and 'costly_parts' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})
+
+
+def test_a_module_that_has_moved_is_named():
+    with pytest.raises(
+        ConfigError, match="expected rlpost.rewards.library.math_answers.math_answer; the module has moved"
+    ):
+        check_target("rlpost.rewards.math_answers.math_answer", {}, "reward.function")
+    for module in MOVED.values():
+        importlib.import_module(module)
