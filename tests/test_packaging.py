@@ -42,7 +42,7 @@ def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

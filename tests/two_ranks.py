@@ -25,7 +25,7 @@ def run_two_ranks(program: str, folder: Path, *arguments: str, environment: dict
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
+        errors = [process.communicate(timeout=800)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

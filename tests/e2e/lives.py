@@ -41,25 +41,38 @@ class Life:
 class Nursery:
     """Use as a context manager."""
 
-    def __init__(self, folder: Path, *, own_mounts: bool = False) -> None:
-        """``own_mounts``: the lives see a mount namespace of their own, in which :meth:`run` may mount things."""
+    def __init__(self, folder: Path, *, own_mounts: bool = False, ready: bool = True) -> None:
+        """``own_mounts``: the lives see a mount namespace of their own, in which :meth:`run` may mount things.
+        ``ready``: everything heavy is imported before the first life."""
+        self._arguments = [] if ready else ["unprepared"]
         self.folder = folder
         self._log = folder / "life.log"
         self._prefix = ["unshare", "--map-root-user", "--mount"] if own_mounts else []
 
     def __enter__(self) -> Nursery:
-        self._process = subprocess.Popen(
-            [*self._prefix, sys.executable, "-m", "tests.e2e.lives"],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._end()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [*self._prefix, sys.executable, "-m", "tests.e2e.lives", *self._arguments],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that its lives end with it
+        )
+
+    def _end(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def live(
         self,
@@ -88,15 +101,23 @@ class Nursery:
         assert self._ask({"command": list(map(str, command))}) == 0, command
 
     def _ask(self, order: dict[str, Any]) -> int:
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the nursery died"
-        return int(json.loads(answer))
+        """The order's exit status. A process that was left before it answered is ended and replaced: the test that
+        was interrupted fails, and no later one reads its answer."""
+        if self._process.poll() is not None:
+            self._start()
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            assert answer, "the nursery died"
+            return int(json.loads(answer))
+        except BaseException:
+            self._end()
+            raise
 
 
-def serve() -> None:
-    """The nursery's process: orders in, exit statuses out."""
+def prepare() -> None:
+    """Everything that takes a run's first seconds, done once."""
     from rlpost.config import Config
     from rlpost.workers.runtime import write_environment
 
@@ -109,6 +130,10 @@ def serve() -> None:
     import rlpost.train.deepspeed_trainer  # noqa: F401
 
     assert Config and rlpost.loop
+
+
+def serve() -> None:
+    """The nursery's process: orders in, exit statuses out."""
     for line in sys.stdin:
         order = json.loads(line)
         if "command" in order:
@@ -201,4 +226,6 @@ def _dying_at_its_end(manager: Any, die: Any) -> Any:
 
 
 if __name__ == "__main__":
+    if "unprepared" not in sys.argv:
+        prepare()
     serve()

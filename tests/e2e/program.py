@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 300
+TIMEOUT_S = 850
 # Small enough for seconds: 4 prompts of 4 answers a step, short evaluations, no tracker.
 SMALL = [
     "rollout.groups_per_step=4",

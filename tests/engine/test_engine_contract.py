@@ -632,5 +632,5 @@ def test_the_config_becomes_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_contract_holds_elsewhere_too(setting: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
