@@ -9,7 +9,7 @@ Owns the ``LLM`` object and the requests in flight. Never builds prompts, never 
 
 One engine per process, built after the trainer's process group (DeepSpeed started after vLLM sees a world of 1) and
 shut down last: vLLM's shutdown destroys the process group of its process. ``build_engine`` makes one from the config;
-``rollout.collect``, ``evaluate`` and ``colocation`` use it. Which vLLM facts this rests on: ``docs/engine.md``.
+``rollout.collect`` and ``workers.colocation`` use it. Which vLLM facts this rests on: ``docs/engine.md``.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class WorkerSettings:
 
 
 class Turns(Protocol):
-    """Whose turn it is on the devices of all workers; :class:`Device` is one worker's."""
+    """Whose turn it is on the devices of all workers; ``workers.colocation.Device`` is one worker's."""
 
     def generating(self) -> AbstractContextManager[None]: ...
 

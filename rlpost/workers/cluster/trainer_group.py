@@ -21,7 +21,7 @@ ATTENTION_FLOP_SHARE = 12  # a token's attention over n tokens costs as much as 
 
 
 class RankedTrainer:
-    """Implements ``train.policy.PolicyTrainer`` over ``world`` ranks.
+    """Implements ``train.protocol.PolicyTrainer`` over ``world`` ranks.
 
     Args:
         call: calls a method of every worker; see ``cluster.actors.Actors.call``.
