@@ -1,7 +1,7 @@
 """vLLM behind the engine protocol: one in-process engine that shares its device and process with a trainer.
 
 Owns the ``LLM`` object and the requests in flight. Never builds prompts, never judges, never writes the environment;
-``rlpost.workers.local`` does that, before vLLM is imported:
+``rlpost.workers.runtime`` does that, before vLLM is imported:
 
 - ``VLLM_ENABLE_V1_MULTIPROCESSING=0``: the engine lives in this process, so weights are copied and not sent
 - ``VLLM_CPU_KVCACHE_SPACE`` unset: it would override the KV size given here
