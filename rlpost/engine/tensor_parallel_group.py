@@ -1,7 +1,7 @@
 """The members of one engine as a gloo group of the trainer's processes; the network side of ``engine.lockstep``.
 
 The groups are part of the process group that the trainer made (``train.process_group``): they meet at its store and
-need no port of their own. Called by ``startup.start_worker``.
+need no port of their own. Called by ``workers.local.start_worker``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class GlooMembers:
-    """Implements ``rollout.lockstep.Members``; build it with :func:`form_groups`."""
+    """Implements ``engine.lockstep.Members``; build it with :func:`form_groups`."""
 
     def __init__(self, ranks: Sequence[int], rank: int, group: object) -> None:
         """``ranks``: of the engine's members in the world, in order. ``rank``: this process's in the world."""

@@ -1,7 +1,7 @@
 """vLLM behind the engine protocol: one in-process engine that shares its device and process with a trainer.
 
 Owns the ``LLM`` object and the requests in flight. Never builds prompts, never judges, never writes the environment;
-``rlpost.workers.local`` does that, before vLLM is imported:
+``rlpost.workers.runtime`` does that, before vLLM is imported:
 
 - ``VLLM_ENABLE_V1_MULTIPROCESSING=0``: the engine lives in this process, so weights are copied and not sent
 - ``VLLM_CPU_KVCACHE_SPACE`` unset: it would override the KV size given here
@@ -9,7 +9,7 @@ Owns the ``LLM`` object and the requests in flight. Never builds prompts, never 
 
 One engine per process, built after the trainer's process group (DeepSpeed started after vLLM sees a world of 1) and
 shut down last: vLLM's shutdown destroys the process group of its process. ``build_engine`` makes one from the config;
-``rollout.collect``, ``evaluate`` and ``colocation`` use it. Which vLLM facts this rests on: ``docs/engine.md``.
+``rollout.collect`` and ``workers.colocation`` use it. Which vLLM facts this rests on: ``docs/engine.md``.
 """
 
 from __future__ import annotations

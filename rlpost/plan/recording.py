@@ -29,7 +29,7 @@ MIN_STEPS = 3  # fewer say nothing about spread
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedStep:
     """One trained step. ``tokens``: trained, prompts included; times in seconds; ``iterations``: sums over the engines'
-    (``rollout.replay.RunRecord.sums``)."""
+    (``durable.run_record.RunRecord.sums``)."""
 
     step: int
     tokens: float

@@ -1,8 +1,6 @@
-"""Data rows to encoded prompts, and the order in which they are drawn.
+"""The order in which prompts are drawn: a cursor over shuffled epochs, whose position a checkpoint holds.
 
-Owns reading JSONL, hub and generated rows, putting the template (or the tokenizer's chat template) round a question,
-and the cursor over epochs. Never keeps a prompt after it is drawn: that is the buffer's. ``loop``, ``evaluate`` and
-``checks`` call it. ``datasets`` and ``transformers`` are imported inside the two functions that need them.
+Never keeps a prompt after it is drawn: that is the buffer's. Called by ``run``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """What every metric means: one plain table of names, units, meanings and healthy ranges. Pure; no imports of rlpost.
 
 Names are ``area/name``. A ``*`` stands for one part between slashes (a lag, a reason, a reward's part). Whoever logs a
-new number adds its line here; ``tests/test_metric_names.py`` holds the program's names and ``docs/metrics.md`` to it
+new number adds its line here; ``tests/reporting/test_metric_names.py`` holds the program's names and ``docs/metrics.md`` to it
 (``python -m rlpost.reporting.metric_names > docs/metrics.md`` writes that page again).
 """
 

@@ -1,1 +1,1 @@
-"""Rollouts: prompts, the engine protocol and engines, the buffer, and ``collect`` (synchronous and APRIL)."""
+"""Rollouts: ``collect`` (synchronous, APRIL, evaluation), the buffer with its schedule and accounts, and the ledger."""

@@ -2,7 +2,7 @@
 
 ``rollout.buffer`` is their one owner; ``rollout.collect`` reads them. Tokens may lie here or in the ledger only: a
 sample whose ``evicted`` is True holds none of its earlier segments, and whoever needs them calls
-:meth:`RolloutBuffer.load_tokens` first.
+``rollout.buffer.RolloutBuffer.load_tokens`` first.
 """
 
 from __future__ import annotations

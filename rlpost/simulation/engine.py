@@ -1,6 +1,6 @@
 """An engine without a model: a virtual clock, a cost per step, and given lengths. For tests, planning and replay.
 
-Implements ``rollout.engine.Engine``. A step jumps to the next event (the earliest finish), so simulated time does
+Implements ``engine.protocol.Engine``. A step jumps to the next event (the earliest finish), so simulated time does
 not depend on how fast this code runs. Time of n decode iterations with r running samples and p prefilled tokens is
 ``n * (base_s + sample_s * r) + prefill_s * p``.
 """

@@ -1,6 +1,6 @@
 """Replicas without a model on one virtual clock: the transport behind ``ReplicaEngine``, for scale tests and planning.
 
-Implements ``rollout.replicas.Replicas``, and does what ``ReplicaLoop`` does with a real engine: fill free slots from
+Implements ``engine.replicas.Replicas``, and does what ``ReplicaLoop`` does with a real engine: fill free slots from
 the queue, decode, answer an exchange when its time is over. The clock jumps from event to event (a sample finishes, an
 exchange ends, a stop comes), never token by token, so the controller's own cost can be measured with thousands of
 replicas. All tokens are views of one shared array; a sample's length comes from ``length_of``. Iterations are reported

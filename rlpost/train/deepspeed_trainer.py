@@ -107,7 +107,7 @@ def build_trainer(
 
 
 class DeepSpeedTrainer:
-    """Implements ``train.policy.PolicyTrainer`` for one rank of any number."""
+    """Implements ``train.protocol.PolicyTrainer`` for one rank of any number."""
 
     def __init__(
         self,

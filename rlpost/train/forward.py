@@ -1,7 +1,7 @@
 """The forward pass of one packed row: a logprob and an entropy for every token the caller asks for.
 
 Owns ``PolicyModule``, what DeepSpeed wraps, and the choice of positions. Never sees a loss, an optimizer or a batch.
-Called by ``train.deepspeed_trainer`` for the policy and for the frozen reference, and by ``train.sft``.
+Called by ``train.deepspeed_trainer`` for the policy and for the frozen reference, and by ``sft``.
 """
 
 from __future__ import annotations

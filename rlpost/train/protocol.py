@@ -51,7 +51,7 @@ class PolicyTrainer(Protocol):
 
 
 class ColocatedTrainer(PolicyTrainer, Protocol):
-    """One rank, which shares its device with an engine: what ``colocation`` needs besides."""
+    """One rank, which shares its device with an engine: what ``workers.colocation`` needs besides."""
 
     def score(self, sequences: Sequence[Any]) -> list[Any]:
         """Logprobs at temperature 1 of each sequence's tokens given those before: f32[len - 1] each."""

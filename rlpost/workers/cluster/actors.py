@@ -319,7 +319,7 @@ class Actors:
         return self._logs / f"worker-{rank}.log"
 
     def describe(self) -> list[dict[str, Any]]:
-        """See ``startup.Workers``; as of each worker's last sign of life."""
+        """See ``workers.protocol.Workers``; as of each worker's last sign of life."""
         pulses, unknown = dict(self._pulses), Pulse(phase="start", silent_s=0.0)
         rows = [asdict(who) | asdict(pulses.get(who.rank, unknown)) for who in self.who]
         return [row | {"phase": "lost"} if row["rank"] in self._lost else row for row in rows]

@@ -21,10 +21,10 @@ ATTENTION_FLOP_SHARE = 12  # a token's attention over n tokens costs as much as 
 
 
 class TrainerGroup:
-    """Implements ``train.policy.PolicyTrainer`` over ``world`` ranks.
+    """Implements ``train.protocol.PolicyTrainer`` over ``world`` ranks.
 
     Args:
-        call: calls a method of every worker; see ``cluster.actors.Actors.call``.
+        call: calls a method of every worker; see ``workers.cluster.actors.Actors.call``.
         hidden_size: of the model; 0 leaves attention out of a row's cost.
         courier: carries files where ranks share no storage with this process; None where they do.
     """

@@ -1,9 +1,9 @@
 """One worker's process: an engine and a trainer rank that share a device, as methods that a controller calls from afar.
 
-Builds the same parts as a run on one device (``startup.start_worker``) and owns what is particular to being remote: the
-phase and its progress, the order to halt, and the trainer's state left outside the process. Calls are made one at a
-time, except :meth:`ping` and :meth:`halt`, which are answered while another is under way. Ray is not imported here;
-``workers.cluster.actors`` makes an actor of this class.
+Builds the same parts as a run on one device (``workers.local.start_worker``) and owns what is particular to being
+remote: the phase and its progress, the order to halt, and the trainer's state left outside the process. Calls are made
+one at a time, except :meth:`ping` and :meth:`halt`, which are answered while another is under way. Ray is not imported
+here; ``workers.cluster.actors`` makes an actor of this class.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ LOGS = "workers"  # folder of the run directory with what the workers print
 
 
 class ClusterWorkers:
-    """Implements ``startup.Workers``."""
+    """Implements ``workers.protocol.Workers``."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class ClusterWorkers:
 
 
 class ClusterDevice:
-    """All workers take their turns together; see ``colocation.SharedDevice``, of which each worker has one."""
+    """All workers take their turns together; see ``workers.colocation.SharedDevice``, of which each worker has one."""
 
     def __init__(self, actors: Actors, engine: ReplicaEngine) -> None:
         self._actors, self._engine = actors, engine
