@@ -81,7 +81,7 @@ def _choose(run: Path, step: int | None, say: Callable[[str], None]) -> Path:
     if not found:
         what = f"no checkpoint{f' after step {step}' if step is not None else ''}"
         raise RunError(explain("export", f"{run} ({what})", "a run directory or a checkpoint", "check the path"))
-    sound = checkpoint.last_sound(found, say)
+    sound = checkpoint.last_intact(found, say)
     if sound is None:
         raise RunError(explain("export", f"{run} ({len(found)} damaged)", "a sound checkpoint", "name another step"))
     return sound[1]

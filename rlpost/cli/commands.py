@@ -177,7 +177,7 @@ def run_bench_rollout(arguments: argparse.Namespace) -> int:
     from rlpost.bench.rollout import VLLM, Plan, run
 
     engines = arguments.engines.split(",")
-    cfg = _load_checked(arguments, "train") if VLLM in engines else _load_for_elsewhere(arguments.overrides)
+    cfg = _load_checked(arguments, "train") if VLLM in engines else _load_without_local_checks(arguments.overrides)
     plan = Plan(
         engines=engines,
         lengths=arguments.lengths.split(","),
@@ -204,7 +204,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from rlpost.plan.predict import make_plan
     from rlpost.plan.show import as_json, as_text
 
-    plan = make_plan(_load_for_elsewhere(overrides), request)
+    plan = make_plan(_load_without_local_checks(overrides), request)
     print(as_json(plan) if arguments.json else as_text(plan))
     return 0
 
@@ -294,7 +294,7 @@ def _load_checked(arguments: argparse.Namespace, command: str) -> Config:
     return cfg
 
 
-def _load_for_elsewhere(overrides: list[str]) -> Config:
+def _load_without_local_checks(overrides: list[str]) -> Config:
     """Its values are checked; the model, the data and the devices may be elsewhere."""
     from rlpost.config.compose import load_config
     from rlpost.preflight.check_values import check_values

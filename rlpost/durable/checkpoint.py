@@ -115,21 +115,21 @@ def all_checkpoints(root: Path) -> list[tuple[Name, Path]]:
     return sorted((name, path) for name, path in named if name is not None)
 
 
-def newest_sound(root: Path, say: Callable[[str], None]) -> tuple[Name, Path] | None:
+def newest_intact(root: Path, say: Callable[[str], None]) -> tuple[Name, Path] | None:
     """The newest checkpoint whose files are all as written; damaged ones are named and passed over.
 
     Raises:
         RunError: there are checkpoints, but none is sound.
     """
     found = all_checkpoints(root)
-    sound = last_sound(found, say)
+    sound = last_intact(found, say)
     if found and sound is None:
         do = "set resume=never or name= to start anew"
         raise RunError(explain("checkpoints", f"{len(found)} damaged ones in {root}", "a sound one", do))
     return sound
 
 
-def last_sound(found: Sequence[tuple[Name, Path]], say: Callable[[str], None]) -> tuple[Name, Path] | None:
+def last_intact(found: Sequence[tuple[Name, Path]], say: Callable[[str], None]) -> tuple[Name, Path] | None:
     """The last of ``found`` whose files are all as written; those after it are named and passed over."""
     for name, path in reversed(found):
         damage = find_damage(path)

@@ -36,7 +36,7 @@ from rlpost.rollout.accounts import LedgerError
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger import Ledger
-from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
+from rlpost.rollout.ledger_recovery import RecoveredLedger, recover_ledger, start_ledger
 from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.train.checkpoint_layout import check_layout, describe
 from rlpost.train.protocol import PolicyTrainer
@@ -69,7 +69,7 @@ class RunState:
         self._root = run_dir / checkpoint.FOLDER
         self._layout = describe(world=cfg.cluster.num_workers, zero_stage=cfg.train.zero_stage, dtype=cfg.model.dtype)
         self._say = say
-        self._recovery: Recovery | None = None
+        self._recovery: RecoveredLedger | None = None
         self._saved: checkpoint.Name | None = None
         self._saved_s = time.monotonic()
 
@@ -174,7 +174,7 @@ class RunState:
 
     def _find(self, start_from: Path | None) -> Found | None:
         if start_from is None:
-            newest = checkpoint.newest_sound(self._root, self._say)
+            newest = checkpoint.newest_intact(self._root, self._say)
             if newest is None:
                 return None
             name, path = newest
@@ -242,7 +242,7 @@ class RunState:
         strategy = RolloutStrategy.of(self.cfg.rollout)
         return RolloutBuffer(strategy, ledger=ledger, slots=self.cfg.max_in_flight)
 
-    def _load(self, found: Found, recovery: Recovery) -> None:
+    def _load(self, found: Found, recovery: RecoveredLedger) -> None:
         with self._reading(found):
             groups = recovery.ledger.read_open()
             self.buffer.load_state_dict(found.state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
@@ -270,7 +270,7 @@ class RunState:
             "tracker_run_id": tracker.read_text().strip() if tracker.exists() else None,
         }
 
-    def _report(self, recovery: Recovery, found: Found | None) -> None:
+    def _report(self, recovery: RecoveredLedger, found: Found | None) -> None:
         if recovery.note and (found is None or self._is_own(found)):
             self._say(recovery.note)
         if recovery.tokens_undone or recovery.groups_undone:

@@ -29,7 +29,7 @@ from rlpost.engine.protocol import NOTHING, Delta, Engine, EngineStep, Iteration
 from rlpost.errors import WorkerLost
 
 IN_FLIGHT = 2  # exchanges under way to a replica
-HUNGRY_SHARE = 0.1  # of an exchange's time: with slots to fill at once a replica answers after so much
+EARLY_REPORT_SHARE = 0.1  # of an exchange's time: with slots to fill at once a replica answers after so much
 GATHER_SHARE = 0.025  # of an exchange's time: reports that come within it of the first one are taken in together
 GATHER_FROM = 16  # replicas: with fewer there is little to gather
 
@@ -129,7 +129,7 @@ class ReplicaLoop:
             iterations.add_engine_step(now - before, result)
             before = now
             hungry = exchange.has_more and not self._queue and self._engine.num_in_flight < self._engine.max_slots
-            if now - started >= self._exchange_s * (HUNGRY_SHARE if hungry else 1.0):
+            if now - started >= self._exchange_s * (EARLY_REPORT_SHARE if hungry else 1.0):
                 break
         return Report(replica=self._replica, ended=ended, running=self._block(), iterations=iterations)
 

@@ -58,7 +58,7 @@ def build_engine(cfg: Config, *, model_folder: str, max_model_len: int, tensor_p
         enforce_eager=cfg.engine.enforce_eager,
         prefix_caching=cfg.engine.prefix_caching,
         load_format=cfg.engine.load_format,
-        neighbours=cfg.cluster.num_workers if cfg.device == "cpu" else 1,
+        neighbors=cfg.cluster.num_workers if cfg.device == "cpu" else 1,
         tensor_parallel=tensor_parallel,
         keep_kv=cfg.rollout.keep_kv,
     )
@@ -80,11 +80,11 @@ class VLLMEngine:
         enforce_eager: bool | None = None,
         prefix_caching: bool = True,
         load_format: str = "auto",
-        neighbours: int = 1,
+        neighbors: int = 1,
         tensor_parallel: int = 1,
         keep_kv: bool = False,
     ) -> None:
-        """``max_model_len``: prompt + response, tokens. ``neighbours``: engines that share the free memory.
+        """``max_model_len``: prompt + response, tokens. ``neighbors``: engines that share the free memory.
         ``keep_kv``: ``pause_all`` keeps requests; a GPU's memory is then never given back in sleep.
 
         ``tensor_parallel``: this process is one of so many with consecutive ranks in the process group, which must
@@ -102,7 +102,7 @@ class VLLMEngine:
             needed = kv_bytes_needed(
                 shape, max_slots=sequences, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
             )
-            kv_cache_bytes = bounded_kv_bytes(needed, needed // sequences, free_bytes(device) // neighbours)
+            kv_cache_bytes = bounded_kv_bytes(needed, needed // sequences, free_bytes(device) // neighbors)
         else:
             require_one_sequence(
                 kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel

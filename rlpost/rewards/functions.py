@@ -127,7 +127,7 @@ class LoadedFunction:
         """One outcome for each response; whatever the function raises becomes a failure. No deadline for sync code."""
         try:
             if self.facts.is_async:
-                return self.loop.run_until_complete(self.judge_async(question, responses))
+                return self.loop.run_until_complete(self.score_async(question, responses))
             value = self._call(question, responses)
             # A decorated async function does not look like one.
             if not isinstance(value, float | dict) and inspect.isawaitable(value):
@@ -137,7 +137,7 @@ class LoadedFunction:
         except (Exception, SystemExit) as error:
             return [to_outcome(error)] * len(responses)
 
-    async def judge_async(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
+    async def score_async(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
         """The same for an async function, with its deadline."""
         try:
             async with asyncio.timeout(self.facts.timeout_s) as deadline:

@@ -110,7 +110,7 @@ async def _serve_async(channel: Channel, function: LoadedFunction, first: Any) -
     closed = False
 
     async def answer(call: Any) -> None:
-        channel.send(_reply(call, await function.judge_async(*_read_call(call))))
+        channel.send(_reply(call, await function.score_async(*_read_call(call))))
 
     def start(call: Any) -> None:
         tasks.add(loop.create_task(answer(call)))

@@ -18,7 +18,7 @@ COMPANIONS = ("", "-wal", "-shm")  # what SQLite keeps beside a database
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recovery:
+class RecoveredLedger:
     ledger: Ledger
     groups_undone: int = 0  # draws after the checkpoint: their prompts are drawn again
     tokens_undone: int = 0  # stored after the checkpoint and discarded
@@ -26,7 +26,7 @@ class Recovery:
     note: str = ""  # for the user, where the live file could not be used
 
 
-def start_ledger(path: Path) -> Recovery:
+def start_ledger(path: Path) -> RecoveredLedger:
     """The ledger of a run without a checkpoint: empty, but for the count of what earlier lives lost with it.
 
     Raises RunError where the ledger tells of checkpoints: somebody took them away, and starting over would destroy what
@@ -49,15 +49,15 @@ def start_ledger(path: Path) -> Recovery:
     except DamagedLedger as error:
         aside = _set_aside(path)
         note = f"the ledger could not be used ({error}); it is kept as {aside}, and a new one takes its place"
-        return Recovery(ledger=Ledger(path), note=note)
-    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1], unstored_step=unstored)
+        return RecoveredLedger(ledger=Ledger(path), note=note)
+    return RecoveredLedger(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1], unstored_step=unstored)
 
 
-def recover_ledger(path: Path, snapshot: Path, *, step: int) -> Recovery:
+def recover_ledger(path: Path, snapshot: Path, *, step: int) -> RecoveredLedger:
     """The ledger as it was when ``snapshot`` was taken, after ``step`` finished steps."""
     if not path.exists():
         note = f"no ledger at {path}: the checkpoint's copy is used; what came after it was not counted"
-        return Recovery(ledger=_copy_of(snapshot, path, step), note=note)
+        return RecoveredLedger(ledger=_copy_of(snapshot, path, step), note=note)
     try:
         ledger = Ledger(path)
     except DamagedLedger as error:
@@ -70,7 +70,7 @@ def recover_ledger(path: Path, snapshot: Path, *, step: int) -> Recovery:
     if reason is not None:
         ledger.close()
         return _replace(path, snapshot, step, reason)
-    return Recovery(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1], unstored_step=unstored)
+    return RecoveredLedger(ledger=ledger, groups_undone=undone[0], tokens_undone=undone[1], unstored_step=unstored)
 
 
 def _roll_back(ledger: Ledger, snapshot: Path, step: int) -> tuple[str | None, tuple[int, int]]:
@@ -89,13 +89,13 @@ def _roll_back(ledger: Ledger, snapshot: Path, step: int) -> tuple[str | None, t
     return ledger.damage(), undone
 
 
-def _replace(path: Path, snapshot: Path, step: int, reason: str) -> Recovery:
+def _replace(path: Path, snapshot: Path, step: int, reason: str) -> RecoveredLedger:
     aside = _set_aside(path)
     note = (
         f"the ledger could not be used ({reason}); it is kept as {aside}, the checkpoint's copy takes its place, and "
         "what came after it was not counted"
     )
-    return Recovery(ledger=_copy_of(snapshot, path, step), note=note)
+    return RecoveredLedger(ledger=_copy_of(snapshot, path, step), note=note)
 
 
 def _copy_of(snapshot: Path, path: Path, step: int) -> Ledger:

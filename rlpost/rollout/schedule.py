@@ -16,7 +16,7 @@ from rlpost.rollout.admission import Assignment
 from rlpost.rollout.open_groups import OpenGroup
 from rlpost.rollout.oversampling import OversampleController
 from rlpost.rollout.staleness import may_admit, may_draw
-from rlpost.rollout.strategy import FIRST_BEGUN, FIRST_COMPLETE, ROUND_ROBIN, RolloutStrategy
+from rlpost.rollout.strategy import FIRST_COMPLETE, FIRST_STARTED, ROUND_ROBIN, RolloutStrategy
 
 
 class Schedule:
@@ -47,11 +47,11 @@ class Schedule:
         self._startable = []
         for group in groups:
             self.offer(group)
-        if self.strategy.admission == FIRST_BEGUN:
+        if self.strategy.admission == FIRST_STARTED:
             self._assign(groups)
         if self.controller is not None:
             waiting = 0
-            if self.strategy.admission == FIRST_BEGUN:  # those that wait now, and as many again as the step trains
+            if self.strategy.admission == FIRST_STARTED:  # those that wait now, and as many again as the step trains
                 waiting = len(self._ready) - len(self._ready_assigned) + self.strategy.groups_per_step
             choice = self.controller.choose(waiting=waiting)
             self.max_open, self.open_limit_reason = choice.max_open, choice.reason

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlpost.config import RolloutConfig
 
-FIRST_COMPLETE, FIRST_BEGUN = "first_complete", "first_begun"
+FIRST_COMPLETE, FIRST_STARTED = "first_complete", "first_begun"
 BY_DEADLINE, ROUND_ROBIN = "by_deadline", "round_robin"
 
 

@@ -1,10 +1,10 @@
 """The sandbox as rewards see it: programs in, outcomes out. Host side.
 
-:class:`Sandbox` starts one keeper, lazily, and runs one program at a time in it. Programs, tests and outputs travel as
-sealed files in memory (memfd), which the keeper hands on unread. A program that the wall clock stopped is run once more
+:class:`Sandbox` starts one guardian, lazily, and runs one program at a time in it. Programs, tests and outputs travel as
+sealed files in memory (memfd), which the guardian hands on unread. A program that the wall clock stopped is run once more
 with no other program beside it; then it counts as stalled if it used no CPU, else there is no verdict.
 
-Waits for: the keeper's reply, which its own limits bound (and GRACE_S beyond them, after which it is killed); and, in
+Waits for: the guardian's reply, which its own limits bound (and GRACE_S beyond them, after which it is killed); and, in
 ``turns``, for programs that must run alone.
 """
 
@@ -32,7 +32,7 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 MAX_SOURCE_BYTES = 1 << 20  # of a program; nobody writes more by hand
 
 
-class NoVerdict(Exception):
+class NoOutcome(Exception):
     """Nothing can be said about the program: the sandbox, the machine or the tests failed. ``kind`` in snake case."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -69,21 +69,21 @@ class FunctionTests:
 
 
 class Sandbox:
-    """One keeper and its children; a context manager. Usable again after ``close`` and in a forked process."""
+    """One guardian and its children; a context manager. Usable again after ``close`` and in a forked process."""
 
     def __init__(self, *, unsafe: bool = False, turns: Turns | None = None) -> None:
         """``unsafe``: on the bare host. Nothing is started before the first program, or ``start``."""
         self._unsafe = unsafe
         self._turns = turns
         self._lock = threading.Lock()
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._owner = os.getpid()
 
     # -- programs ----------------------------------------------------------------------------------------------------
 
     def run_functions(self, source: str, tests: FunctionTests, limits: Limits, *, prelude: str = "") -> Outcome:
-        """Runs ``tests`` against the functions of ``source``. Raises NoVerdict, ConfigError (no sandbox here)."""
+        """Runs ``tests`` against the functions of ``source``. Raises NoOutcome, ConfigError (no sandbox here)."""
         if (refused := refuse_source(source)) is not None:
             return refused
 
@@ -123,21 +123,21 @@ class Sandbox:
                 used = sum(program["cpu_s"] for program in result[0]["programs"].values())
                 if result[0]["stopped"] == "wall" and used >= limits.stalled_cpu_s:
                     detail = f"{limits.wall_s:.0f} s were not enough for {limits.cpu_s:g} s of CPU time"
-                    raise NoVerdict("overload", f"{detail} (used {used:.2f} s), twice, the second time alone")
+                    raise NoOutcome("overload", f"{detail} (used {used:.2f} s), twice, the second time alone")
             return result
 
-    # -- the keeper --------------------------------------------------------------------------------------------------
+    # -- the guardian --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the keeper where none runs. Raises ConfigError where this machine allows no sandbox."""
-        if self._keeper is not None and self._owner == os.getpid() and self._keeper.poll() is None:
+        """Starts the guardian where none runs. Raises ConfigError where this machine allows no sandbox."""
+        if self._guardian is not None and self._owner == os.getpid() and self._guardian.poll() is None:
             return
         self._forget()
         self._turns = self._turns or Turns()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             make = bubblewrap.unsafe_command if self._unsafe else bubblewrap.sandboxed_command
-            self._keeper = subprocess.Popen(
+            self._guardian = subprocess.Popen(
                 make(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -149,7 +149,7 @@ class Sandbox:
         self._control, self._owner = ours, os.getpid()
         try:
             hello = self._await_reply(START_S)
-        except NoVerdict as error:
+        except NoOutcome as error:
             hello = {"error": error.detail}
         if "error" in hello:
             said = self._stop()
@@ -164,13 +164,13 @@ class Sandbox:
             reply = self._await_reply(limits.wall_s + GRACE_S)
         except OSError as error:
             self._stop()
-            raise NoVerdict("sandbox_error", f"{type(error).__name__}: {error}") from None
+            raise NoOutcome("sandbox_error", f"{type(error).__name__}: {error}") from None
         except BaseException:  # interrupted half-way: the next reply would be of this request
             self._stop()
             raise
         if "error" in reply:
             self._stop()
-            raise NoVerdict("sandbox_error", reply["error"])
+            raise NoOutcome("sandbox_error", reply["error"])
         return reply
 
     def _await_reply(self, timeout_s: float) -> dict[str, Any]:
@@ -179,33 +179,33 @@ class Sandbox:
         try:
             message = self._control.recv(1 << 16)
         except TimeoutError:
-            raise NoVerdict("sandbox_error", f"the sandbox said nothing for {timeout_s:.0f} s") from None
+            raise NoOutcome("sandbox_error", f"the sandbox said nothing for {timeout_s:.0f} s") from None
         except OSError as error:
-            raise NoVerdict("sandbox_error", str(error)) from None
+            raise NoOutcome("sandbox_error", str(error)) from None
         if not message:
-            raise NoVerdict("sandbox_error", "the sandbox ended")
+            raise NoOutcome("sandbox_error", "the sandbox ended")
         return json.loads(message)
 
     def _stop(self) -> str:
-        """Kills the keeper, and with it everything inside; returns the end of what it wrote to standard error."""
-        keeper, self._keeper = self._keeper, None
+        """Kills the guardian, and with it everything inside; returns the end of what it wrote to standard error."""
+        guardian, self._guardian = self._guardian, None
         if self._control is not None:
             self._control.close()
             self._control = None
-        if keeper is None:
+        if guardian is None:
             return ""
-        keeper.kill()
-        assert keeper.stderr is not None
-        with keeper.stderr:
-            said = keeper.stderr.read()
-        keeper.wait()
+        guardian.kill()
+        assert guardian.stderr is not None
+        with guardian.stderr:
+            said = guardian.stderr.read()
+        guardian.wait()
         return " ".join(said.decode("utf-8", "replace").split())[-400:]
 
     def _forget(self) -> None:
-        """Drops a keeper that ended, or that belongs to the process this one was forked from."""
-        if self._keeper is not None and self._owner != os.getpid():
-            self._keeper.returncode = 0  # not our child: neither wait for it nor warn about it
-            self._keeper, self._control, self._turns = None, None, None
+        """Drops a guardian that ended, or that belongs to the process this one was forked from."""
+        if self._guardian is not None and self._owner != os.getpid():
+            self._guardian.returncode = 0  # not our child: neither wait for it nor warn about it
+            self._guardian, self._control, self._turns = None, None, None
         self._stop()
 
     def close(self) -> None:
@@ -261,7 +261,7 @@ def _to_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-# ---- from what the keeper saw to an outcome ------------------------------------------------------------------------
+# ---- from what the guardian saw to an outcome ------------------------------------------------------------------------
 
 
 def _judge_functions(reply: dict[str, Any], written: bytes, limits: Limits) -> Outcome:
@@ -275,9 +275,9 @@ def _judge_functions(reply: dict[str, Any], written: bytes, limits: Limits) -> O
     if reply["stopped"] == "tester" or bench["cpu_s"] > limits.for_tester().cpu_s:
         return Outcome(kind="time_limit", text="in the tests", **counts)
     if not verdict:
-        raise NoVerdict("tester_crash", f"the tests' process ended without an outcome: {_describe_end(bench)}")
+        raise NoOutcome("tester_crash", f"the tests' process ended without an outcome: {_describe_end(bench)}")
     if verdict["kind"] == "bad_tests":
-        raise NoVerdict("bad_tests", verdict["text"])
+        raise NoOutcome("bad_tests", verdict["text"])
     if verdict["kind"] == "gone":
         kind, text = ended or ("exited", "")
         return Outcome(kind=kind, text=text, **counts)
@@ -302,7 +302,7 @@ def _judge_end(reply: dict[str, Any], role: str, limits: Limits) -> tuple[str, s
     if program["killed"]:
         return None
     if program["signal"] == signal.SIGKILL:  # not by us, and nothing inside can send it
-        raise NoVerdict("killed", "the machine killed the program (out of memory?)")
+        raise NoOutcome("killed", "the machine killed the program (out of memory?)")
     if program["signal"] is not None:
         return "crashed", _describe_end(program)
     if program["exit"] == script.EXIT_MEMORY:

@@ -1,10 +1,10 @@
-"""The command line that puts the keeper into a sandbox, and the one that runs it without (unsafe). Host side.
+"""The command line that puts the guardian into a sandbox, and the one that runs it without (unsafe). Host side.
 
 The root is an empty read-only tmpfs with these on it: ``/python`` (executable, standard library, shared libraries), the
-dynamic loader, ``/dev/null``, ``zero``, ``random`` and ``urandom``, an empty ``/tmp``, and ``/keeper`` (this folder and
-a /proc), which the keeper covers before a program runs. All namespaces are new; there is no network, not even a route.
+dynamic loader, ``/dev/null``, ``zero``, ``random`` and ``urandom``, an empty ``/tmp``, and ``/guardian`` (this folder and
+a /proc), which the guardian covers before a program runs. All namespaces are new; there is no network, not even a route.
 
-As root, bubblewrap uses root's rights for the mounts and the keeper then becomes ``nobody``, so that no program is
+As root, bubblewrap uses root's rights for the mounts and the guardian then becomes ``nobody``, so that no program is
 root outside of its namespace (the kernel exempts root from the limit on processes). Otherwise bubblewrap makes a user
 namespace.
 """
@@ -58,7 +58,7 @@ def sandboxed_command(control_fd: int) -> list[str]:
     environment = ENVIRONMENT | {"PYTHONHOME": "/python", "LD_LIBRARY_PATH": "/python/libraries"}
     for name, value in environment.items():
         command += ["--setenv", name, value]
-    binds = _binds(python) + ["--ro-bind", str(PACKAGE), "/keeper/rlpost/sandbox"]
+    binds = _binds(python) + ["--ro-bind", str(PACKAGE), "/guardian/rlpost/sandbox"]
     for parent in _parents(binds[2::3]):
         command += ["--dir", parent]  # bubblewrap would make them itself, closed to everybody but root
     command += binds
@@ -67,8 +67,8 @@ def sandboxed_command(control_fd: int) -> list[str]:
     for folder in python.hidden:
         inside = f"/python/{folder.relative_to(python.prefix)}"
         command += ["--tmpfs", inside, "--remount-ro", inside]
-    command += ["--proc", "/keeper/proc", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
-    return [*command, "/python/bin/python", *keeper_arguments("/keeper", control_fd, namespaces=True)]
+    command += ["--proc", "/guardian/proc", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
+    return [*command, "/python/bin/python", *guardian_arguments("/guardian", control_fd, namespaces=True)]
 
 
 def _binds(python: Interpreter) -> list[str]:
@@ -88,14 +88,14 @@ def _parents(paths: list[str]) -> list[str]:
 
 
 def unsafe_command(control_fd: int) -> list[str]:
-    """The keeper on the bare host: limits and the system call filter hold, namespaces do not exist."""
-    return [sys.executable, *keeper_arguments(str(PACKAGE.parents[1]), control_fd, namespaces=False)]
+    """The guardian on the bare host: limits and the system call filter hold, namespaces do not exist."""
+    return [sys.executable, *guardian_arguments(str(PACKAGE.parents[1]), control_fd, namespaces=False)]
 
 
 def unsafe_environment() -> dict[str, str]:
     return dict(ENVIRONMENT)
 
 
-def keeper_arguments(path: str, control_fd: int, *, namespaces: bool) -> list[str]:
-    code = f"import sys; sys.path.insert(0, {path!r}); from rlpost.sandbox.keeper import main"
+def guardian_arguments(path: str, control_fd: int, *, namespaces: bool) -> list[str]:
+    code = f"import sys; sys.path.insert(0, {path!r}); from rlpost.sandbox.guardian import main"
     return ["-S", "-s", "-P", "-c", f"{code}; main({control_fd}, {namespaces})"]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlpost.engine.protocol import Delta, Iterations, Request
-from rlpost.engine.replicas import HUNGRY_SHARE, Exchange, Loss, Report, TokenBlock, gather_s
+from rlpost.engine.replicas import EARLY_REPORT_SHARE, Exchange, Loss, Report, TokenBlock, gather_s
 from rlpost.simulation.engine import StepCost
 
 ROUNDING_S = 1e-9  # an exchange that is over but for a rounding error is over
@@ -259,7 +259,7 @@ class SimulatedReplicas:
         return min(one.jump, max(begun, min(1, one.jump)))
 
     def _limit_s(self, one: _Replica) -> float:
-        return self._exchange_s * (HUNGRY_SHARE if one.hungry else 1.0)
+        return self._exchange_s * (EARLY_REPORT_SHARE if one.hungry else 1.0)
 
     def _most_iterations(self) -> int:
         """In one exchange; with one running sample iterations are shortest."""

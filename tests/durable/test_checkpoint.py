@@ -27,7 +27,7 @@ def names(root):
 
 def newest(root):
     said = []
-    found = checkpoint.newest_sound(root, said.append)
+    found = checkpoint.newest_intact(root, said.append)
     return (found[1].name if found else None), said
 
 

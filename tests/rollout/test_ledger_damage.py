@@ -8,7 +8,7 @@ import pytest
 from rlpost.errors import RunError
 from rlpost.rollout.accounts import LedgerError
 from rlpost.rollout.ledger import DamagedLedger, Ledger
-from rlpost.rollout.ledger_recovery import Recovery
+from rlpost.rollout.ledger_recovery import RecoveredLedger
 from tests.rollout.ledger_life import Life, identity, uninterrupted
 from tests.rollout.simulation import prompts
 
@@ -84,7 +84,7 @@ def test_a_stale_ledger_is_noticed_also_where_no_group_is_open(tmp_path):
 
 
 def recover_nothing(folder):
-    return Recovery(ledger=Ledger(folder / "ledger.sqlite"))
+    return RecoveredLedger(ledger=Ledger(folder / "ledger.sqlite"))
 
 
 def state_of_one_step(life):

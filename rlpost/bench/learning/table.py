@@ -90,7 +90,7 @@ class Row:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether its times say more of its neighbours than of the program; what it learned is right all the same."""
+        """Whether its times say more of its neighbors than of the program; what it learned is right all the same."""
         return self.slower > CROWDED
 
     @property

@@ -18,7 +18,7 @@ from rlpost.errors import ConfigError, explain
 from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.library.compare_output import same_output
 from rlpost.rewards.library.extract_code import extract_function, extract_program, prompt_code
-from rlpost.sandbox.box import FunctionTests, NoVerdict, Outcome, Sandbox
+from rlpost.sandbox.box import FunctionTests, NoOutcome, Outcome, Sandbox
 from rlpost.sandbox.limits import STALLED_CPU_SHARE, WALL_FACTOR, Limits
 
 # Every outcome is a part of its own, so their shares stand in the metrics. `no_code` is ours, the rest the sandbox's.
@@ -127,7 +127,7 @@ class CodeFunctions(CodeReward):
         )
         try:
             outcome = self._sandbox.run_functions(extracted.source, bench, self._limits, prelude=extracted.prelude)
-        except NoVerdict as failure:
+        except NoOutcome as failure:
             raise RewardFailure(failure.kind, failure.detail) from None
         share = 1.0 if outcome.kind == "passed" else outcome.num_passed / max(1, outcome.num_tests)
         return self._parts(outcome.kind, share)
@@ -200,7 +200,7 @@ class CodeStdio(CodeReward):
     def _run_one(self, source: str, given: str, expected: str) -> Outcome:
         try:
             outcome = self._sandbox.run_script(source, given.encode("utf-8", "surrogatepass"), self._limits)
-        except NoVerdict as failure:
+        except NoOutcome as failure:
             raise RewardFailure(failure.kind, failure.detail) from None
         if outcome.kind == "passed" and not same_output(outcome.output, expected, float_tolerance=self._tolerance):
             return replace(outcome, kind="assertion")

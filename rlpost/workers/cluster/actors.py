@@ -34,10 +34,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from rlpost.config import ClusterConfig
 from rlpost.errors import RunError, UserError, WorkerLost, explain
-from rlpost.workers.cluster.cleanup import Keepers, Sweeper
+from rlpost.workers.cluster.cleanup import Cleaner, Guardians
 from rlpost.workers.cluster.files import check_shared
 from rlpost.workers.cluster.shards import KeptShards
-from rlpost.workers.cluster.worker import ClusterWorker, Introduction, Pulse
+from rlpost.workers.cluster.worker import ClusterWorker, Heartbeat, WorkerInfo
 from rlpost.workers.engine_map import EngineMap, Placement, place
 from rlpost.workers.protocol import WorkerSettings
 
@@ -47,7 +47,7 @@ _CONNECT_S = 10.0
 _CLOSE_S = 20.0  # a worker that takes longer to end is killed
 _PHASES = {  # of a worker's methods that are not called as their phase
     **dict.fromkeys(
-        ("answer_probe", "clear_lives", "introduce", "node", "address", "open_store", "clear_kept", "can_keep"), "start"
+        ("answer_probe", "clear_attempts", "info", "node", "address", "open_store", "clear_kept", "can_keep"), "start"
     ),
     **dict.fromkeys(("begin_training", "logprobs"), "update"),
     **dict.fromkeys(("drop_kept", "kept_steps"), "keep"),
@@ -64,7 +64,7 @@ class _Actor(ClusterWorker):
         super().__init__(rank, settings, KeptShards(shards, rank, self.node()), log)
 
     @ray.method(concurrency_group="health")
-    def ping(self) -> Pulse:  # type: ignore[override]
+    def ping(self) -> Heartbeat:  # type: ignore[override]
         return super().ping()
 
     @ray.method(concurrency_group="health")
@@ -90,7 +90,7 @@ class RayCluster:
         """
         self.is_private = cfg.address is None
         self._temp = Path(tempfile.mkdtemp(prefix="rlpost-ray-")) if self.is_private else None
-        self._sweeper = Sweeper(sweep, private=self._temp)
+        self._cleaner = Cleaner(sweep, private=self._temp)
         self.cpus, self.gpus = cpus, gpus
         try:
             self._connect(cfg)
@@ -141,7 +141,7 @@ class RayCluster:
 
     def _disconnect(self) -> None:
         ray.shutdown()
-        self._sweeper.sweep()
+        self._cleaner.sweep()
 
 
 class Actors:
@@ -169,15 +169,15 @@ class Actors:
             beat: called while waiting.
             actor: what a worker is an instance of.
         """
-        self._actor, self._keepers = actor, Keepers([shards, scratch])
+        self._actor, self._guardians = actor, Guardians([shards, scratch])
         self._cluster, self._settings, self._cfg = cluster, settings, settings.cfg.cluster
         self._shards, self._logs, self._beat = shards, logs, beat
         self.world = self._cfg.num_workers
         self.handles: list[Any] = []
-        self.who: list[Introduction] = []
+        self.who: list[WorkerInfo] = []
         self.nodes: list[str] = []
         self._lost: dict[int, str] = {}
-        self._pulses: dict[int, Pulse] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
         self.doing = "start"  # what the workers were last told to do
         self._listening = threading.Event()
         self._thread: threading.Thread | None = None
@@ -186,7 +186,7 @@ class Actors:
 
     def start(self) -> None:
         """Fresh processes for all ranks. Raises WorkerLost where one dies, RunError where they take too long."""
-        self._lost, self._pulses, self.who, self.doing = {}, {}, [], "start"
+        self._lost, self._heartbeats, self.who, self.doing = {}, {}, [], "start"
         self._logs.mkdir(parents=True, exist_ok=True)
         remote: Any = ray.remote(concurrency_groups={"health": 2})(self._actor)  # type: ignore[call-overload]
         self.handles = [
@@ -200,9 +200,9 @@ class Actors:
             ).remote(rank, self._settings, self._shards, self._logs / f"worker-{rank}.log")
             for rank in range(self.world)
         ]
-        self.who = self.call("introduce", timeout_s=self._cfg.start_timeout_s)
+        self.who = self.call("info", timeout_s=self._cfg.start_timeout_s)
         self.nodes = self.call("node")
-        self._keepers.cover(self.nodes)
+        self._guardians.cover(self.nodes)
         self._listen()
         if self._cfg.shared_storage:
             check_shared(self.call, self.world, self._logs, self.name)
@@ -226,7 +226,7 @@ class Actors:
                 self.call("clear_kept")
                 self.call("close", timeout_s=_CLOSE_S)
         self.kill_all()
-        self._keepers.sweep()
+        self._guardians.sweep()
 
     def _kill(self, rank: int) -> None:
         with contextlib.suppress(RayError, ValueError):
@@ -320,8 +320,8 @@ class Actors:
 
     def describe(self) -> list[dict[str, Any]]:
         """See ``startup.Workers``; as of each worker's last sign of life."""
-        pulses, unknown = dict(self._pulses), Pulse(phase="start", silent_s=0.0)
-        rows = [asdict(who) | asdict(pulses.get(who.rank, unknown)) for who in self.who]
+        heartbeats, unknown = dict(self._heartbeats), Heartbeat(phase="start", silent_s=0.0)
+        rows = [asdict(who) | asdict(heartbeats.get(who.rank, unknown)) for who in self.who]
         return [row | {"phase": "lost"} if row["rank"] in self._lost else row for row in rows]
 
     def wait(self, refs: Sequence[Any], deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Any]:
@@ -371,7 +371,7 @@ class Actors:
                     continue
                 ref = asked.pop(rank, None) or handle.ping.remote()
                 try:
-                    self._pulses[rank] = ray.get(ref, timeout=0.2)
+                    self._heartbeats[rank] = ray.get(ref, timeout=0.2)
                     heard_s[rank] = time.monotonic()
                 except GetTimeoutError:
                     asked[rank] = ref

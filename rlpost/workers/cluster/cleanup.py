@@ -43,7 +43,7 @@ exec 3<&0
 _READY_S = 60.0
 
 
-class Sweeper:
+class Cleaner:
     """Removes folders when :meth:`sweep` is called or this process ends, also where it is killed."""
 
     def __init__(self, folders: Sequence[Path], *, private: Path | None = None) -> None:
@@ -68,8 +68,8 @@ class Sweeper:
         self._shell.wait()
 
 
-class Keepers:
-    """A :class:`Sweeper` on each machine but the controller's that has workers."""
+class Guardians:
+    """A :class:`Cleaner` on each machine but the controller's that has workers."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = list(folders)
@@ -78,7 +78,7 @@ class Keepers:
     def cover(self, nodes: Iterable[str]) -> None:
         """Have one on each of these nodes (Ray's ids). Raises RunError where a node takes none."""
         here = ray.get_runtime_context().get_node_id()
-        remote: Any = ray.remote(num_cpus=0, max_restarts=0)(Sweeper)
+        remote: Any = ray.remote(num_cpus=0, max_restarts=0)(Cleaner)
         new = {
             node: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
                 self._folders
@@ -87,15 +87,15 @@ class Keepers:
         }
         self._of_node |= new
         try:
-            ray.get([keeper.__ray_ready__.remote() for keeper in new.values()], timeout=_READY_S)
+            ray.get([guardian.__ray_ready__.remote() for guardian in new.values()], timeout=_READY_S)
         except RayError as error:
             do = "look at the machine (`ray status`); the same command resumes"
             got = f"none within {_READY_S:g} s on one of {sorted(new)} ({type(error).__name__})"
             raise RunError(explain("cluster: a process that cleans up", got, "one on each machine", do)) from error
 
     def sweep(self) -> None:
-        for keeper in self._of_node.values():
+        for guardian in self._of_node.values():
             with contextlib.suppress(RayError):  # its machine is gone
-                ray.get(keeper.sweep.remote(), timeout=_READY_S)
-                ray.kill(keeper)
+                ray.get(guardian.sweep.remote(), timeout=_READY_S)
+                ray.kill(guardian)
         self._of_node.clear()

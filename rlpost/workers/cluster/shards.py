@@ -21,7 +21,7 @@ BYTES_PER_PARAM = 16  # weights, master weights and AdamW's two moments, at most
 WRITTEN = "written-by-rank"
 
 
-def life_folder(parent: str, prefix: str, run_dir: Path) -> Path:
+def attempt_dir(parent: str, prefix: str, run_dir: Path) -> Path:
     """A folder in ``parent`` for one life of a run: what is removed late for one that was killed is not the next one's.
 
     The name up to the last dash is the same in all lives of the run.
@@ -30,8 +30,8 @@ def life_folder(parent: str, prefix: str, run_dir: Path) -> Path:
     return Path(parent) / f"{prefix}-{os.getuid()}-{name}-{secrets.token_hex(4)}"
 
 
-def clear_lives(folder: Path) -> None:
-    """Remove a folder of :func:`life_folder`, and those of the run's other lives beside it."""
+def clear_attempts(folder: Path) -> None:
+    """Remove a folder of :func:`attempt_dir`, and those of the run's other lives beside it."""
     for life in folder.parent.glob(folder.name.rpartition("-")[0] + "-*"):
         shutil.rmtree(life, ignore_errors=True)
 
@@ -40,7 +40,7 @@ class KeptShards:
     """One rank's view of a folder that all ranks of this machine share.
 
     Args:
-        life: the folder of this life of the run (``life_folder``), by the same name on all machines.
+        life: the folder of this life of the run (``attempt_dir``), by the same name on all machines.
         rank: this one.
         machine: names this one; two of them on one host, as tests have them, share nothing either.
     """
@@ -78,7 +78,7 @@ class KeptShards:
 
     def clear(self) -> None:
         """Remove what is left on this machine of any life of the run."""
-        clear_lives(self.life)
+        clear_attempts(self.life)
 
     def _all(self) -> list[int]:
         return [int(p.name.removeprefix("step-")) for p in self.root.glob("step-*")]

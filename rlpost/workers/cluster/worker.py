@@ -23,7 +23,7 @@ from rlpost.engine.replicas import Exchange, ReplicaLoop, Report
 from rlpost.train.protocol import Objective, UpdateResult
 from rlpost.types import PackedRow, TrainBatch
 from rlpost.workers.cluster import files
-from rlpost.workers.cluster.shards import KeptShards, clear_lives
+from rlpost.workers.cluster.shards import KeptShards, clear_attempts
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.local import Worker, start_worker
 from rlpost.workers.protocol import WorkerSettings
@@ -33,7 +33,7 @@ from rlpost.workers.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Introduction:
+class WorkerInfo:
     """Who a worker is; for messages, and for a signal that must reach it."""
 
     rank: int
@@ -42,7 +42,7 @@ class Introduction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pulse:
+class Heartbeat:
     """A sign of life."""
 
     phase: str
@@ -78,8 +78,8 @@ class ClusterWorker:
 
     # ---- start and end --------------------------------------------------------------------------------------
 
-    def introduce(self) -> Introduction:
-        return Introduction(rank=self.rank, host=socket.gethostname(), pid=os.getpid())
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(rank=self.rank, host=socket.gethostname(), pid=os.getpid())
 
     def open_store(self, host: str) -> int:
         """The meeting point of all ranks, on a free port of this machine, which is returned."""
@@ -110,8 +110,8 @@ class ClusterWorker:
 
     # ---- signs of life, answered at any time ----------------------------------------------------------------
 
-    def ping(self) -> Pulse:
-        return Pulse(phase=self._watchdog.phase, silent_s=self._watchdog.silent_s)
+    def ping(self) -> Heartbeat:
+        return Heartbeat(phase=self._watchdog.phase, silent_s=self._watchdog.silent_s)
 
     def halt(self, number: int) -> None:
         """End the exchange under way, and those that wait, at once: the :meth:`stop` of this number is next.
@@ -213,8 +213,8 @@ class ClusterWorker:
     def write_piece(self, file: Path, offset: int, piece: bytes) -> None:
         files.write_piece(file, offset, piece)
 
-    def clear_lives(self, folder: Path) -> None:
-        clear_lives(folder)
+    def clear_attempts(self, folder: Path) -> None:
+        clear_attempts(folder)
 
     def remove_files(self, folder: Path) -> None:
         files.remove_files(folder)

@@ -21,7 +21,7 @@ from rlpost.errors import ShardsLost, WorkerLost
 from rlpost.workers.cluster.actors import Actors, RayCluster, open_cluster
 from rlpost.workers.cluster.files import Courier, copy_common
 from rlpost.workers.cluster.gc_pause import CycleSearch
-from rlpost.workers.cluster.shards import PREFIX, life_folder
+from rlpost.workers.cluster.shards import PREFIX, attempt_dir
 from rlpost.workers.cluster.trainer_group import RankedTrainer
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.protocol import WorkerSettings
@@ -65,7 +65,7 @@ class ClusterWorkers:
             try:
                 self._actors.start()
                 self._actors.call("clear_kept")
-                self._actors.call("clear_lives", self._scratch)
+                self._actors.call("clear_attempts", self._scratch)
                 can_keep = all(self._actors.call("can_keep"))
                 break
             except WorkerLost as lost:
@@ -257,8 +257,8 @@ def start_cluster(
 ) -> ClusterWorkers:
     """Ray, the workers and their parts. Raises RunError where there is no room, or they do not start in time."""
     run_dir = run_dir.absolute()
-    shards = life_folder(settings.cfg.cluster.shards_dir, PREFIX, run_dir)
-    scratch = life_folder(settings.cfg.cluster.scratch_dir, SCRATCH, run_dir)
+    shards = attempt_dir(settings.cfg.cluster.shards_dir, PREFIX, run_dir)
+    scratch = attempt_dir(settings.cfg.cluster.scratch_dir, SCRATCH, run_dir)
     cluster = open_cluster(settings, sweep=[shards, scratch])
     try:
         actors = Actors(cluster, settings, shards=shards, scratch=scratch, logs=run_dir / LOGS, beat=beat)

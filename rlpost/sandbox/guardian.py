@@ -8,7 +8,7 @@ Each child is the first process of a pid namespace of its own. It cannot name, s
 when it is killed the kernel kills everything it started, daemons included, before the child counts as gone.
 
 Waits for: the host's next request; while programs run, for their ends, for the CPU and wall limits, and for the host's
-end of the socket to close, which ends the keeper and with it everything inside.
+end of the socket to close, which ends the guardian and with it everything inside.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Program:
         return self.ended["cpu_s"] if self.ended else linux.cpu_seconds(self.pid)
 
 
-class Keeper:
+class Guardian:
     """Serves one host, one request at a time."""
 
     def __init__(self, control: socket.socket, *, namespaces: bool) -> None:
@@ -229,7 +229,7 @@ def main(control_fd: int, namespaces: bool) -> None:
             importlib.import_module(name)
         if namespaces:
             enter_namespaces()
-        keeper = Keeper(control, namespaces=namespaces)
+        guardian = Guardian(control, namespaces=namespaces)
         gc.collect()
         gc.disable()
         gc.freeze()  # the children's collectors leave these pages alone, which stay shared
@@ -237,7 +237,7 @@ def main(control_fd: int, namespaces: bool) -> None:
         control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
     control.send(json.dumps({"ready": True, "python": platform.python_version()}).encode())
-    keeper.serve()
+    guardian.serve()
 
 
 def volunteer_for_oom(namespaces: bool) -> None:
