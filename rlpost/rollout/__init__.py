@@ -1,1 +1,1 @@
-"""Rollouts: prompts, the engine protocol and engines, the buffer, and ``collect`` (synchronous and APRIL)."""
+"""Rollouts: the buffer, its ledger and schedule, and ``collect``, the loop over the engine (synchronous and APRIL)."""
