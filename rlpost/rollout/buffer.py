@@ -1,10 +1,11 @@
 """The rollout buffer: every group drawn and not yet trained, with its samples' tokens so far.
 
-Owns the state of open groups: which samples wait or run, and what they have generated. ``rollout.schedule`` decides what
-starts next and what may be admitted; ``rollout.accounts`` keeps the counts that show that nothing is lost. With a
+Owns the state of open groups: which samples wait or run, and what they have generated. ``rollout.schedule`` decides
+what starts next and what may be admitted; ``rollout.accounts`` keeps the counts that show that nothing is lost. With a
 ledger, every event here is also queued as a row, :meth:`RolloutBuffer.store` writes a rollout's rows and drops the
-tokens from memory, and :meth:`load_tokens` reads them back for the few samples that resume. It never talks to an engine,
-a scorer or the data: ``rollout.collect`` moves things in and out, ``run`` stores and settles. One owner, one thread.
+tokens from memory, and :meth:`load_tokens` reads them back for the few samples that resume. It never talks to an
+engine, a scorer or the data: ``rollout.collect`` moves things in and out, ``run`` stores and settles. One owner, one
+thread.
 
 A group is *open* (samples wait, run or are paused), *scoring* (all samples finished, reward results pending), *ready*
 (complete, not admitted) or *admitted*, and ends as trained, rejected[filter] or failed[reason].
@@ -74,7 +75,8 @@ class RolloutBuffer:
         return [g.freeze() for g in self.admitted]
 
     def store(self) -> None:
-        """Write everything since the last call to the ledger; from then on it alone holds the waiting groups' tokens."""
+        """Write everything since the last call to the ledger; from then on it alone holds the waiting groups'
+        tokens."""
         if self.ledger is None:
             return
         with self._timed():

@@ -1,9 +1,9 @@
 """How many samples fit in the engine's KV cache at once: the value of ``rollout.max_in_flight`` if it is not set.
 
 Before any length is known, as many as fit at full length, so that vLLM never preempts one. After that, as many as fit
-with the lengths seen. A slot that is refilled immediately holds a response of mean age ``E[A] = E[L^2] / (2 E[L])`` with
-``E[A^2] = E[L^3] / (3 E[L])`` (renewal theory; Ross, Introduction to Probability Models, section 7.5), so C slots hold
-C h tokens, h = prompt + E[A] + half a block, with a standard deviation of sd sqrt(C), and
+with the lengths seen. A slot that is refilled immediately holds a response of mean age ``E[A] = E[L^2] / (2 E[L])``
+with ``E[A^2] = E[L^3] / (3 E[L])`` (renewal theory; Ross, Introduction to Probability Models, section 7.5), so C slots
+hold C h tokens, h = prompt + E[A] + half a block, with a standard deviation of sd sqrt(C), and
 
     C h + Z sd sqrt(C) = capacity                                                                                 (1)
 

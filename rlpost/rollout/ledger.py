@@ -2,7 +2,8 @@
 
 Owns the schema, the transactions, and the four operations that durability needs: write a step's rows atomically, read
 tokens back, roll back to a step, copy what is not trained yet into a checkpoint. It decides nothing: ``rollout.buffer``
-queues rows and reads tokens, ``rollout.ledger_recovery`` finds the right state after a crash, ``rlpost buffer`` reads it.
+queues rows and reads tokens, ``rollout.ledger_recovery`` finds the right state after a crash, ``rlpost buffer`` reads
+it.
 
 Every row carries ``step``, the loop's step that wrote it (1 is the first, as in ``metrics.jsonl``). The state at step k
 is given by the rows with ``step <= k``, so rolling back to k deletes exactly the rows > k. ``draw`` is a group's number

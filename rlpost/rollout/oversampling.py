@@ -1,7 +1,8 @@
 """How many groups to keep open: a ratio that follows the run's response lengths, filter and staleness budget.
 
 A group's samples start together, and their slots become free one by one until the longest is done. So during its
-lifetime of ``longest`` tokens, a group of G samples keeps ``G x mean / longest`` slots busy, and C slots are kept busy by
+lifetime of ``longest`` tokens, a group of G samples keeps ``G x mean / longest`` slots busy, and C slots are kept busy
+by
 
     busy = C x longest / (G x mean)
 
@@ -12,9 +13,9 @@ groups in progress. N more may be admitted in the step, so the limit on open and
 where *waiting* are groups that are complete, or will be in the step, and may not train in it (``rollout.admission``:
 first_begun), and the upper bound is the staleness budget (rule 1 of ``rollout.staleness`` always holds). A rejected
 group makes room for exactly one, so the acceptance rate a does not enter the limit; it shortens how long a group is in
-progress, in steps: ``lag = a x busy / N``. If the lag is above S, groups would exceed the budget: waiting then keeps the
-bound, and slots stay empty whatever the limit is. Prompts are drawn only when a slot is free and no sample waits, so a
-limit that is too high costs nothing except younger unfinished work at the end of a step.
+progress, in steps: ``lag = a x busy / N``. If the lag is above S, groups would exceed the budget: waiting then keeps
+the bound, and slots stay empty whatever the limit is. Prompts are drawn only when a slot is free and no sample waits,
+so a limit that is too high costs nothing except younger unfinished work at the end of a step.
 
 ``mean`` and ``longest`` are averages over groups in which older steps decay by ``DECAY``. No clock is read, so a
 repeated run makes the same decisions. ``rollout.schedule`` is the caller; the state is part of the checkpoint.

@@ -58,7 +58,7 @@ class _Replica:
     jump_started_s: float = 0.0
 
     @property
-    def hungry(self) -> bool:
+    def may_report_early(self) -> bool:
         return self.inbox[0].has_more and not self.queue and len(self.running) < self.slots
 
 
@@ -259,7 +259,7 @@ class SimulatedReplicas:
         return min(one.jump, max(begun, min(1, one.jump)))
 
     def _limit_s(self, one: _Replica) -> float:
-        return self._exchange_s * (EARLY_REPORT_SHARE if one.hungry else 1.0)
+        return self._exchange_s * (EARLY_REPORT_SHARE if one.may_report_early else 1.0)
 
     def _most_iterations(self) -> int:
         """In one exchange; with one running sample iterations are shortest."""

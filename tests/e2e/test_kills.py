@@ -388,7 +388,7 @@ def test_the_exported_model_is_the_one_that_was_evaluated(nursery, whole):
     last = json.loads((whole / "finished.json").read_text())["evaluations"][-1]["eval/accuracy"]
     assert life.status == 0 and f"mean@1    {100 * last:.1f} %" in life.output, life.output
     life = nursery.live("export", str(whole), str(out))
-    assert life.status == 3 and "a new or an empty folder" in life.output
+    assert life.status == 3 and "a new or empty folder" in life.output
     damaged = nursery.folder / "runs/half"
     shutil.copytree(whole, damaged)
     (damaged / "checkpoints/step-000012/state.json").write_text("{")
