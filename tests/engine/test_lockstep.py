@@ -191,9 +191,8 @@ def test_a_member_that_samples_another_token_stops_all_at_once_also_in_the_last_
 
     member.step = other_token  # type: ignore[method-assign]
     message = stopped(engines, [(3,)]) if at == "last" else stopped(engines)
-    assert (
-        f"checksum of inputs and outputs of worker 1, at engine step {(last if at == 'last' else at) + 1}"
-        in (message)
+    assert f"checksum of inputs and outputs of worker 1, at engine step {(last if at == 'last' else at) + 1}" in (
+        message
     )
 
 

@@ -30,7 +30,7 @@ def test_swept_in_good_order_all_is_gone_at_once(tmp_path: Path) -> None:
     kept, private, other = (folder_with_files(tmp_path / name) for name in ("kept -1", "private", "other"))
     cleaner = Cleaner([kept], private=private)
     assert kept.exists()
-    cleaner.sweep()
+    cleaner.clean_up()
     assert not kept.exists() and not private.exists() and other.exists()
 
 

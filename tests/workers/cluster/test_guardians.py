@@ -24,7 +24,7 @@ guardians.cover(node["NodeID"] for node in ray.nodes())
 guardians.cover(node["NodeID"] for node in ray.nodes())  # as a recovery does
 print("covered", len(guardians._of_node), flush=True)
 if sys.argv[3] == "sweep":
-    guardians.sweep()
+    guardians.clean_up()
     print("swept", Path(sys.argv[2]).exists(), flush=True)
 time.sleep(60)
 """
