@@ -276,8 +276,8 @@ class RunState:
         if recovery.tokens_undone or recovery.groups_undone:
             since = f"after {found.path.name}" if found is not None else "before the first checkpoint"
             self._say(
-                f"undone, because it came {since}: {recovery.tokens_undone:,} tokens and {recovery.groups_undone} draws, "
-                "which will be repeated"
+                f"undone, because it came {since}: {recovery.tokens_undone:,} tokens and {recovery.groups_undone} "
+                "draws, which will be repeated"
             )
         if recovery.unstored_step is not None:
             self._say(

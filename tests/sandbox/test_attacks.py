@@ -59,7 +59,7 @@ def read_programs(name: str) -> dict[str, tuple[str, str]]:
 
 EXHAUSTING = read_programs("exhausting") | {
     "nests too deeply for the parser": ("(" * 5000 + ")" * 5000, "syntax"),
-    "half a surrogate pair as source": ("x = '\ud800'", "syntax"),
+    "a lone surrogate as source": ("x = '\ud800'", "syntax"),
     "a zero byte as source": ("x = 1\0", "syntax"),
 }
 

@@ -143,7 +143,7 @@ def test_what_may_pass_is_tried_again(ask, service, trouble):
     [
         ({"status": 500}, "status 500"),
         ({"wait_s": 5.0}, "no response within 0.5 s"),
-        ({"body": b"<html>"}, "no verdict: '<html>'"),
+        ({"body": b"<html>"}, "not a result: '<html>'"),
         ({"hang_up": True}, "ServerDisconnectedError"),
     ],
     ids=str,
