@@ -51,7 +51,7 @@ def test_a_request_waits_for_a_boundary(number, word):
 def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
     assert ask(signal.SIGINT, signal.SIGINT, seconds=20)[:2] == (
         130,
-        "Ctrl-C: saving, within 5 s, then the run ends; press Ctrl-C again to end at once\nstopped at once\n",
+        "Ctrl-C: saving, within 5 s, then the run ends; press Ctrl-C again to exit immediately\nstopped at once\n",
     )
     assert ask(signal.SIGTERM, signal.SIGTERM)[1].endswith("stopped at a boundary\n")
 

@@ -489,7 +489,7 @@ def test_the_plan_says_how_many_samples_the_kv_cache_holds(cfg, monkeypatch):
     cfg.rollout.max_in_flight = 10
     assert "10 samples of 64 tokens: all 10 in flight" in str(check(cfg))
     cfg.rollout.max_in_flight = 11
-    assert "10 samples of 64 tokens; of 11 in flight, vLLM preempts some" in str(check(cfg))
+    assert "10 samples of 64 tokens; with 11 in flight, vLLM preempts some" in str(check(cfg))
 
 
 def test_units():

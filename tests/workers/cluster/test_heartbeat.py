@@ -86,7 +86,7 @@ PHASES = [  # (method that hangs, phase that is named, what the controller does)
 
 def test_a_worker_that_hangs_while_it_starts_is_named_with_its_phase(actors: Actors) -> None:
     order_to_hang(actors, "start")
-    with pytest.raises(WorkerLost, match=r"worker 1 \(process .*no sign of life for . s in phase 'start'.*was killed"):
+    with pytest.raises(WorkerLost, match=r"worker 1 \(process .*no heartbeat for . s in phase 'start'.*was killed"):
         actors.start()
     before = [info.pid for info in actors.infos]
     actors.kill_all()
@@ -101,7 +101,7 @@ def test_a_worker_that_hangs_is_named_with_its_phase(
 ) -> None:
     order_to_hang(actors, method)
     actors.start()
-    with pytest.raises(WorkerLost, match=rf"worker 1 \(process .*no sign of life for . s in phase '{phase}'"):
+    with pytest.raises(WorkerLost, match=rf"worker 1 \(process .*no heartbeat for . s in phase '{phase}'"):
         act(actors)
     assert list(actors.lost) == [1], "the one that hangs, and no other"
 
