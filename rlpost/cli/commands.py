@@ -142,10 +142,10 @@ def run_export(arguments: argparse.Namespace) -> int:
 def run_buffer(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rlpost.viewing.ledger_report import glance, life
+    from rlpost.viewing.ledger_report import describe_draw, describe_ledger
 
     run = Path(arguments.run_dir)
-    print(life(run, arguments.uid) if arguments.uid else glance(run))
+    print(describe_draw(run, arguments.uid) if arguments.uid else describe_ledger(run))
     return 0
 
 

@@ -155,7 +155,7 @@ def _simulated_rows(facts: ClosingFacts) -> list[Row]:
 
 def _place_rows(facts: ClosingFacts) -> list[Row]:
     look = f"{facts.run_dir}/metrics.jsonl (numbers), {facts.run_dir}/rollouts (every response trained on)"
-    rows = [("Everything is in", str(facts.run_dir)), ("Where to look next", look)]
+    rows = [("Everything is in", str(facts.run_dir)), ("Where to look", look)]
     rows.append(("As a page", f"rlpost report {facts.run_dir}"))
     if facts.model_dir is not None:
         rows.append(("The model", str(facts.model_dir)))

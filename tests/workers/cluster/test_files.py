@@ -113,7 +113,9 @@ def test_a_machine_with_another_folder_is_named_with_what_to_do(tmp_path: Path, 
     machines.at(0, run).symlink_to(run)
     if has_folder:
         machines.at(1, run).mkdir(parents=True)
-    with pytest.raises(RunError, match=r"cluster.shared_storage.*a different folder for worker 1'.*shared_storage=false"):
+    with pytest.raises(
+        RunError, match=r"cluster.shared_storage.*a different folder for worker 1'.*shared_storage=false"
+    ):
         check_shared(machines, 2, run, lambda rank: f"worker {rank}")
     assert not list(run.iterdir())
     shutil.rmtree(tmp_path / "machine-0")
