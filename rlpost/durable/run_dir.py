@@ -60,19 +60,19 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
     if own and not _was_gone_back_to(path, named):
         return RunDir(path=path, note=f"going back to {named}", lock=lock, start_from=named)
     notes = [f"run {name} is taken; this one is {path.name}"] if number > 1 else []
-    begun = bool(checkpoint.all_checkpoints(path / checkpoint.FOLDER))
-    if begun:
+    has_own = bool(checkpoint.all_checkpoints(path / checkpoint.FOLDER))
+    if has_own:
         notes.append(f"resuming the unfinished run in {path}")
     elif named is not None:
         notes.append(f"starting from {named}")
-    return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if begun else named)
+    return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if has_own else named)
 
 
 def restart(run: RunDir) -> RunDir:
     """The same directory, still locked, for a run that restarts in this process from its newest checkpoint, or from
     its starting point if it has none."""
-    begun = bool(checkpoint.all_checkpoints(run.path / checkpoint.FOLDER))
-    return replace(run, note="", start_from=None if begun else run.start_from)
+    has_own = bool(checkpoint.all_checkpoints(run.path / checkpoint.FOLDER))
+    return replace(run, note="", start_from=None if has_own else run.start_from)
 
 
 def note_going_back(path: Path, to: Path) -> None:

@@ -148,7 +148,7 @@ def _check(run_dir: Path, cfg: Config, window: Sequence[StepTimeline], warm_up: 
 class _Stays:
     """Sums over one step's stays in the engine."""
 
-    num_begun: int = 0  # that generated something and did not keep their KV cache from the previous step
+    num_started: int = 0  # that generated something and did not keep their KV cache from the previous step
     num_fresh: int = 0  # of samples without tokens
     num_resumed: int = 0  # of samples with tokens, which were replayed
     before: int = 0  # the number of those tokens
@@ -173,7 +173,7 @@ def _follow(steps: Sequence[StepTimeline]) -> tuple[dict[str, _Draw], dict[int, 
                 sums.num_resumed += 1
                 sums.before += sample.tokens
             sums.num_fresh += not sample.tokens
-            sums.num_begun += tokens > 0 and kind != "kept"
+            sums.num_started += tokens > 0 and kind != "kept"
             sample.tokens += tokens
             sample.finished = end in ("stop", "length")
     return draws, stays
@@ -188,14 +188,14 @@ def _prompts(stays: Mapping[int, _Stays], rows: Mapping[int, Mapping[str, float]
     known = {step: sums for step, sums in stays.items() if not sums.num_unknown}
     computed = sum(rows[step]["rollout/prefill_tokens"] for step in known)
     replayed = sum(rows[step]["rollout/replayed_tokens"] for step in known)
-    fresh, resumed, before, begun = (
+    fresh, resumed, before, started = (
         sum(getattr(sums, name) for sums in known.values())
-        for name in ("num_fresh", "num_resumed", "before", "num_begun")
+        for name in ("num_fresh", "num_resumed", "before", "num_started")
     )
     if not resumed:
         return computed / max(1, fresh), 1.0
     prompt_tokens = max(0.0, replayed - before) / resumed
-    return prompt_tokens, min(1.0, computed / max(1.0, prompt_tokens * begun + before))
+    return prompt_tokens, min(1.0, computed / max(1.0, prompt_tokens * started + before))
 
 
 def _step(row: Mapping[str, float], prompt_tokens: float, iterations: list[dict[str, Any]]) -> RecordedStep:

@@ -435,10 +435,10 @@ def _device_bytes(device: str) -> int | None:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None  # the plan is printed without a comparison
-    return _first_number(answer, 1 << 20)
+    return _first_number(output, 1 << 20)
 
 
 def _first_number(text: str, unit: int) -> int | None:

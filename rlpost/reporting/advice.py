@@ -237,11 +237,11 @@ def full_kv_cache(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> st
 
 
 def failing_rewards(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    failed, judged = (sum(row.get(name, 0) for row in last) for name in ("reward/failed", "loss/sequences"))
-    if len(last) < WINDOW or failed <= thresholds.FAILED_REWARDS_SHARE * (failed + judged):
+    failed, scored = (sum(row.get(name, 0) for row in last) for name in ("reward/failed", "loss/sequences"))
+    if len(last) < WINDOW or failed <= thresholds.FAILED_REWARDS_SHARE * (failed + scored):
         return None
     return (
-        f"{failed:.0f} rewards of the last {WINDOW} steps failed, {failed / (failed + judged):.0%} of all, and their "
+        f"{failed:.0f} rewards of the last {WINDOW} steps failed, {failed / (failed + scored):.0%} of all, and their "
         "responses train nothing: see the reason in the run's output and in the column failure of rollouts/; fix the "
         "function, or raise reward.timeout_s"
     )

@@ -159,10 +159,10 @@ class Ledger:
 
     def unstored_step(self) -> int | None:
         """The newest step that began but left no rows: its process ended before storing anything."""
-        begun = int(self._value("SELECT coalesce(max(step), 0) FROM begins"))
+        newest = int(self._value("SELECT coalesce(max(step), 0) FROM begins"))
         traces = ("launches", "segments", "finishes", "verdicts", "ends", "steps")
         stored = max(int(self._value(f"SELECT coalesce(max(step), 0) FROM {table}")) for table in traces)
-        return begun if begun > stored else None
+        return newest if newest > stored else None
 
     def held(self) -> tuple[int, int]:
         """(groups, tokens) that have not ended, counted from the rows; tokens of earlier attempts excluded."""

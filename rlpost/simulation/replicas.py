@@ -129,10 +129,10 @@ class SimulatedReplicas:
             one = self._replicas[n]
             if one.inbox:
                 self._decode(one, self._iterations_until(one, now_s))
-                reports.append(self._answer(n))
+                reports.append(self._reply(n))
             while one.inbox:  # never started
                 one.queue.extend(one.inbox[0].requests)
-                reports.append(self._answer(n))
+                reports.append(self._reply(n))
             reports.append(Report(replica=n, ended=self._unfinished(one), running=None, iterations=Iterations()))
             self._clock_s = max(self._clock_s, one.clock_s)
         return reports
@@ -172,7 +172,7 @@ class SimulatedReplicas:
         if not is_over and (one.queue or one.running):
             self._plan(n)
             return None
-        report = self._answer(n)
+        report = self._reply(n)
         if one.inbox:
             self._begin(n)
         return report
@@ -202,7 +202,7 @@ class SimulatedReplicas:
             sample = one.running.pop(heapq.heappop(one.finishes)[1])
             one.ended.append(self._delta(sample.request_id, one.iteration - sample.started, sample.finish_reason))
 
-    def _answer(self, n: int) -> Report:
+    def _reply(self, n: int) -> Report:
         """The report of the exchange at the head of the inbox, which is over."""
         one = self._replicas[n]
         one.inbox.popleft()
@@ -255,8 +255,8 @@ class SimulatedReplicas:
     def _iterations_until(self, one: _Replica, now_s: float) -> int:
         """Iterations of the current jump that have started by now; the current one is always completed."""
         passed_s = now_s - one.jump_started_s - self._cost.prefill_s * one.prefill
-        begun = math.ceil((passed_s - ROUNDING_S) / self._iteration_s(one)) if one.running else 0
-        return min(one.jump, max(begun, min(1, one.jump)))
+        started = math.ceil((passed_s - ROUNDING_S) / self._iteration_s(one)) if one.running else 0
+        return min(one.jump, max(started, min(1, one.jump)))
 
     def _limit_s(self, one: _Replica) -> float:
         return self._exchange_s * (EARLY_REPORT_SHARE if one.may_report_early else 1.0)

@@ -293,10 +293,10 @@ def _read_responses(file: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
     rows: list[dict[str, Any]] = parquet.read_table(file, columns=RESPONSE_COLUMNS).to_pylist()
-    judged = [row for row in rows if row["reward"] is not None]
+    scored = [row for row in rows if row["reward"] is not None]
     chosen: list[dict[str, Any]] = []
     for pick in (lambda r: max(r, key=_reward), lambda r: min(r, key=_reward), lambda r: r[-1]):
-        others = [row for row in judged or rows if row["uid"] not in {c["uid"] for c in chosen}]
+        others = [row for row in scored or rows if row["uid"] not in {c["uid"] for c in chosen}]
         if others:
             chosen.append(pick(others))
     return chosen[:NUM_RESPONSES]

@@ -207,7 +207,7 @@ class RayReplicas:
         while any(self._under_way):
             reports += self._receive(deadline)
             if time.monotonic() > deadline:
-                for n in [n for n, answers in enumerate(self._under_way) if answers]:
+                for n in [n for n, replies in enumerate(self._under_way) if replies]:
                     leader = self._engines.leader(n)
                     reason = f"{self._actors.name(leader)} did not end its requests within {self._timeout_s:g} s"
                     self._actors.kill(leader, f"{reason} (cluster.abort_timeout_s) and was killed")
@@ -223,7 +223,7 @@ class RayReplicas:
 
     def _receive(self, deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Report | Loss]:
         """What has arrived; may be empty if only members' follow calls have returned."""
-        heads = {answers[0]: n for n, answers in enumerate(self._under_way) if answers}
+        heads = {replies[0]: n for n, replies in enumerate(self._under_way) if replies}
         reports: list[Report | Loss] = []
         for ref in self._actors.wait([*heads, *self._following], deadline, gather_s=gather_s):
             n = heads[ref] if ref in heads else self._engines.engine_of(self._following[ref])
@@ -231,13 +231,13 @@ class RayReplicas:
             if ref in heads and not self._under_way[n]:
                 continue  # its engine was lost in the meantime
             try:
-                answer = self._actors.result(rank, ref)
+                reply = self._actors.result(rank, ref)
             except WorkerLost:
                 reports.append(self._lose(n))
                 continue
             if ref in heads:
                 self._under_way[n].popleft()
-                reports.append(answer)
+                reports.append(reply)
         return reports
 
     def _lose(self, n: int) -> Loss:
