@@ -1,7 +1,7 @@
-"""Evaluating a session's held-out problems: on a running engine, or as the command ``rlpost eval``.
+"""Evaluating a session on held-out problems: with a running engine, or as the command ``rlpost eval``.
 
-``run`` calls :func:`evaluate_session`; :func:`run_eval` is the command, which needs no trainer. What is measured is
-``evaluation``'s.
+``run`` calls :func:`evaluate_session`; :func:`run_eval` is the command, which needs no trainer. ``evaluation`` owns
+what is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def evaluate_session(
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EvalResult | None:
-    """:func:`evaluate` on the session's evaluation problems, as its configuration has it; None where it was stopped."""
+    """:func:`evaluate` on the session's evaluation problems, as configured; None if it was stopped."""
     cfg = session.cfg
     return evaluate(
         engine,
@@ -50,7 +50,7 @@ def eval_sampling(cfg: Config, stop_token_ids: Sequence[int]) -> SamplingSetting
 
 
 def run_eval(cfg: Config) -> EvalResult:
-    """``rlpost eval``: the model as it lies in its folder, on the engine alone; prints mean@k and pass@k."""
+    """``rlpost eval``: the model in its folder, on the engine alone; prints mean@k and pass@k."""
     from rlpost.reporting.progress import Progress
     from rlpost.session import open_session
 
@@ -85,7 +85,7 @@ def _evaluate_model(session: Session, progress: Progress) -> EvalResult:
 
 
 def describe(result: EvalResult, model: str) -> str:
-    """Lines for a person: mean@k, pass@k for powers of two up to k, lengths, failures."""
+    """A readable summary: mean@k, pass@k for powers of two up to k, lengths, failures."""
     lines = [
         f"model     {model}",
         f"problems  {len(result.correct)}, {result.samples_per_prompt} responses each, {result.num_samples} in all",

@@ -1,6 +1,6 @@
-"""``rlpost export RUN OUT``: a run's model as a Hugging Face folder, from its newest sound checkpoint.
+"""``rlpost export RUN OUT``: a run's model as a Hugging Face folder, from its newest intact checkpoint.
 
-Reads files only; a run may be going on in the same directory. Called by ``cli``.
+Only reads files; the run may still be active. Called by ``cli``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ CARD = "README.md"
 
 
 def export(run: Path, out: Path, *, step: int | None = None, say: Callable[[str], None] = print) -> Path:
-    """Write the model of the checkpoint after ``step`` steps (None: the newest sound one) to the new or empty folder
-    ``out``; returns the checkpoint it came from. ``run`` may be a checkpoint's folder, too.
+    """Write the model of the checkpoint after ``step`` steps (None: the newest intact one) to the new or empty folder
+    ``out``; returns the checkpoint it came from. ``run`` may also be a checkpoint's folder.
 
     Raises:
-        RunError: no such checkpoint, only damaged ones, or ``out`` holds something or cannot be written.
+        RunError: no such checkpoint, only damaged ones, or ``out`` is not empty or cannot be written.
     """
     out = out.absolute()
     folder = _choose(run, step, say)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(explain("export", f"{out}, which is there", "a new or an empty folder", "choose another one"))
+        raise RunError(explain("export", f"{out}, which exists", "a new or empty folder", "choose another one"))
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     from rlpost.train.saved_weights import write_model
@@ -44,9 +44,9 @@ def export(run: Path, out: Path, *, step: int | None = None, say: Callable[[str]
         if out.exists():
             out.rmdir()
         partial.rename(out)
-    except FileNotFoundError as error:  # of a run that goes on: its checkpoints come and go
+    except FileNotFoundError as error:  # in an active run, checkpoints come and go
         do = "run it again, or name a step that is kept"
-        raise RunError(explain("export", f"{error.filename} is gone", "a checkpoint that stays", do)) from error
+        raise RunError(explain("export", f"{error.filename} is gone", "a checkpoint that is kept", do)) from error
     except OSError as error:
         do = f"{error.strerror}; free space or choose another folder"
         raise RunError(explain("export", str(out), "a folder that can be written", do)) from error
@@ -62,7 +62,7 @@ def _card(folder: Path) -> str:
 
 
 def _evaluations(folder: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those the checkpoint knows; of a finished run's last checkpoint also the one that came after it."""
+    """The evaluations stored in the checkpoint; for a finished run's last checkpoint, also the one after it."""
     finished = folder.parent.parent / FINISHED
     if finished.is_file():
         summary = json.loads(finished.read_text())
@@ -81,7 +81,7 @@ def _choose(run: Path, step: int | None, say: Callable[[str], None]) -> Path:
     if not found:
         what = f"no checkpoint{f' after step {step}' if step is not None else ''}"
         raise RunError(explain("export", f"{run} ({what})", "a run directory or a checkpoint", "check the path"))
-    sound = checkpoint.last_sound(found, say)
-    if sound is None:
-        raise RunError(explain("export", f"{run} ({len(found)} damaged)", "a sound checkpoint", "name another step"))
-    return sound[1]
+    intact = checkpoint.last_intact(found, say)
+    if intact is None:
+        raise RunError(explain("export", f"{run} ({len(found)} damaged)", "an intact checkpoint", "name another step"))
+    return intact[1]

@@ -1,7 +1,7 @@
 """The whole run on one screen: publish, generate, store, update, settle, save.
 
 :func:`train` is what ``rlpost train`` calls. This is the only place where rollout and training meet. It owns the order
-of things; ``run`` owns what a run consists of, and the parts own every decision.
+of the steps; ``run`` owns a run's parts, and the parts make every decision.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlpost.train.update_policy import update_policy
 
 
 def train(cfg: Config) -> dict[str, Any]:
-    """Run ``cfg.steps`` steps, or those left of an unfinished run of this name; returns the run's summary.
+    """Run ``cfg.steps`` steps, or the rest of an unfinished run of this name; returns the run's summary.
 
     If workers are lost together with the last step's state, the run restarts from its latest checkpoint.
     """
@@ -27,21 +27,21 @@ def train(cfg: Config) -> dict[str, Any]:
             with open_run(cfg, restarts) as run:
                 return run_steps(run)
         except ShardsLost as lost:
-            restarts.note(lost)  # raises it again where restarting does not get the run further
+            restarts.note(lost)  # raises it again if restarting makes no progress
 
 
 def run_steps(run: Run) -> dict[str, Any]:
-    """Until the last step is done; raises ``Stopped`` where a stop request ends the run before, after saving."""
+    """Run until the last step is done. If a stop request ends the run earlier, save and raise ``Stopped``."""
     while True:
-        publication = run.workers.publish()  # compared bit for bit, and by the canary
+        publication = run.workers.publish()  # compared bit for bit, and checked by the canary
         if run.evaluation_is_due():
             run.evaluate()
         run.stop_if_requested()
-        if run.step >= run.cfg.steps:  # more than that where a finished part is resumed with fewer steps
+        if run.step >= run.cfg.steps:  # greater when a finished run is resumed with fewer steps
             return run.finish()
         run.report.begin_step(publication)
         rollout = generate(run)  # N groups are admitted; the others are kept
-        groups = run.store(rollout)  # on disk before it is trained on
+        groups = run.store(rollout)  # on disk before training on it
         update = run.workers.update(
             lambda trainer, groups=groups: update_policy(  # type: ignore[misc]
                 trainer,
@@ -52,14 +52,14 @@ def run_steps(run: Run) -> dict[str, Any]:
                 timed=run.report.part,
             )
         )
-        run.settle(groups, rollout, update)  # every group and token in one known place
+        run.settle(groups, rollout, update)  # accounts for every group and token
         if run.save_is_due():
             run.save()
         run.stop_if_requested()
 
 
 def generate(run: Run) -> RolloutStats:
-    """One rollout. It does without replicas that are lost in it, and continues on fresh ones where all are lost."""
+    """One rollout. Continues without replicas lost during it, and on fresh ones if all are lost."""
     while True:
         with run.workers.generating() as engine:
             run.report.phase("generate")

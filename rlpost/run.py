@@ -1,8 +1,7 @@
-"""One run: its parts, how they are opened, resumed, saved and closed, and the moves that touch several of them.
+"""One run: its parts, how they are opened, resumed, saved and closed, and the operations that involve several of them.
 
-:func:`open_run` puts a run together and takes it down again, whatever happens in between; ``loop`` has the order of its
-steps. :class:`Run` holds the parts and the counters of the step under way. Nothing here decides what is generated or
-trained.
+:func:`open_run` puts a run together and always takes it down again; ``loop`` owns the order of its steps. :class:`Run`
+holds the parts and the counters of the current step. Nothing here decides what is generated or trained.
 """
 
 from __future__ import annotations
@@ -45,21 +44,21 @@ from rlpost.workers.protocol import Workers, WorkerSettings
 from rlpost.workers.recovery import RecoveringWorkers
 
 LENGTH_WINDOW_STEPS = 16  # steps used to estimate response length: it drifts with the policy over tens of steps
-DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for rewards at each one would stop generation for slow rewards
+DETERMINISTIC_SCORE_EVERY = 8  # engine steps: waiting for rewards at every step would let slow rewards stop generation
 
 
 class Restarts:
-    """Attempts of one run in this process: its folder, and how far earlier attempts came."""
+    """The attempts at one run in this process: its folder, and how far earlier attempts got."""
 
     def __init__(self, cfg: Config) -> None:
         self._limit = cfg.cluster.max_recoveries
         self.folder: run_dir.RunDir | None = None
-        self.step = 0  # steps finished by the attempt under way
-        self.reached = 0  # the most steps that any attempt before it finished
+        self.step = 0  # steps finished by the current attempt
+        self.reached = 0  # the most steps finished by any earlier attempt
         self._fruitless = 0
 
     def note(self, lost: ShardsLost) -> None:
-        """The attempt ended with its workers' state; raises ``lost`` after too many that got no further."""
+        """An attempt ended because its workers' state was lost; raises ``lost`` after too many without progress."""
         self._fruitless = 0 if self.step > self.reached else self._fruitless + 1
         if self.folder is None or self._fruitless > self._limit:
             raise lost
@@ -70,9 +69,9 @@ class Restarts:
 
 @contextmanager
 def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
-    """A run with everything started and resumed; closed, and its end recorded, however the block is left.
+    """A run with everything started and resumed. It is closed, and its end recorded, however the block is left.
 
-    Raises ConfigError, DataError, ModelError before a device is touched, RunError where the folder or the checkpoint
+    Raises ConfigError, DataError, ModelError before a device is touched, RunError if the folder or the checkpoint
     cannot be used.
     """
     session = open_session(cfg)
@@ -101,7 +100,7 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
 
 
 class Run:
-    """One run's parts and counters; see :func:`open_run`. ``step`` counts finished steps: the policy's version."""
+    """One run's parts and counters; see :func:`open_run`. ``step`` counts finished steps: the policy version."""
 
     workers: RecoveringWorkers
 
@@ -118,7 +117,7 @@ class Run:
             facts=facts_of(cfg, train_prompts, session.eval_prompts),
             decode=session.tokenizer.decode,
         )
-        self._introduce(folder.note)
+        self._print_header(folder.note)
         session.open_result_cache(folder.path, self.report.message)
         cursor = PromptCursor(len(train_prompts), cfg.seed, cfg.data.shuffle, digest_prompts(train_prompts))
         self.prompts = draw_prompts(cursor, train_prompts)
@@ -137,7 +136,7 @@ class Run:
     # ---- start and end --------------------------------------------------------------------------------------
 
     def start(self, restarts: Restarts) -> None:
-        """Recall the checkpoint, start the workers, put everything where the checkpoint stands."""
+        """Read the checkpoint, start the workers, and bring every part to the checkpoint's state."""
         from rlpost.algos.algorithm import build_algorithm
 
         cfg, session = self.cfg, self.session
@@ -178,8 +177,8 @@ class Run:
         self.report.start(sum(self.evaluation_is_due(step) for step in range(self.step, cfg.steps + 1)))
 
     def finish(self) -> dict[str, Any]:
-        """After the last step: the model's folder, the closing table, ``finished.json``; returns the summary."""
-        self.stop.wait_for_boundaries()  # what is left is written in any case: a run that is finished stays so
+        """After the last step: export the model, write the closing table and ``finished.json``; returns the summary."""
+        self.stop.wait_for_boundaries()  # what is left is always written, so that a finished run stays finished
         self.report.phase("save")
         model = self.path / "model"
         self.workers.with_trainer(lambda trainer: trainer.export(model))
@@ -211,7 +210,7 @@ class Run:
     # ---- moves of a step ------------------------------------------------------------------------------------
 
     def fit_to_kv_cache(self, engine: Engine) -> CollectSettings:
-        """As many samples in flight as the KV cache holds, where the configuration leaves that open."""
+        """As many samples in flight as fit in the KV cache, unless the configuration sets a number."""
         if engine.kv_capacity is None or self.cfg.rollout.max_in_flight is not None:
             return self.collect_settings
         first = self.buffer.accounts.num_drawn - LENGTH_WINDOW_STEPS * self.cfg.rollout.groups_per_step
@@ -232,12 +231,12 @@ class Run:
         return self.collect_settings
 
     def note_partial(self, rollout: RolloutStats) -> None:
-        """A rollout that ended early: what it generated stays in the buffer, its time is accounted for."""
+        """A rollout that ended early: its tokens stay in the buffer and its time is counted."""
         self.history.add_stopped(rollout)
         self.report.partial_rollout(rollout)
 
     def store(self, rollout: RolloutStats) -> list[Group]:
-        """Persist the rollout before training on it; where a stop request ended it, save and raise ``Stopped``."""
+        """Persist the rollout before training on it. If a stop request ended it, save and raise ``Stopped``."""
         self.report.rollout(rollout, ledger_s=self.buffer.take_ledger_s())
         with self.report.part("ledger"):
             groups = self.buffer.rollout()
@@ -249,9 +248,9 @@ class Run:
         return groups
 
     def settle(self, groups: list[Group], rollout: RolloutStats, update: Update) -> None:
-        """The step is done: its groups leave the buffer, every token is accounted for, its numbers are logged.
+        """Finish the step: its groups leave the buffer, every token is accounted for, its metrics are logged.
 
-        Raises LedgerError where something is unaccounted for, RunError where engine and trainer disagree too much.
+        Raises LedgerError if anything is unaccounted for, RunError if engine and trainer disagree too much.
         """
         self.report.updated()
         self.state.step += 1
@@ -275,18 +274,18 @@ class Run:
     # ---- evaluation -----------------------------------------------------------------------------------------
 
     def evaluation_is_due(self, step: int | None = None) -> bool:
-        """At ``step`` (None: now): before the first step, after the last, and every so many between."""
+        """At ``step`` (None: now): before the first step, after the last, and every ``eval.every`` steps between."""
         step = self.step if step is None else step
         every = self.cfg.eval.every
         wanted = step in (0, self.cfg.steps) or (every > 0 and step % every == 0)
         return every >= 0 and wanted and step > self.history.evaluated_step
 
     def evaluate(self) -> None:
-        """Evaluate the policy as it is published; on a stop request, save and raise ``Stopped``."""
+        """Evaluate the published policy; on a stop request, save and raise ``Stopped``."""
         started = time.perf_counter()
         result = self.workers.with_engine(self._evaluate)
         if result is None:
-            self.stop_if_requested()  # it is repeated after the resume
+            self.stop_if_requested()  # the resumed run repeats it
             raise AssertionError("an evaluation stops on request only")
         self.history.add_evaluation(self.step, result)
         counts = self.session.eval_scorer.take_counts()
@@ -310,7 +309,7 @@ class Run:
         return self.state.is_due()
 
     def save(self, *, under_way: bool = False) -> Path:
-        """A checkpoint of this moment. ``under_way``: a stop request ended the step's rollout half-way."""
+        """Write a checkpoint now. ``under_way``: a stop request interrupted the step's rollout."""
 
         def save(trainer: PolicyTrainer) -> Path:
             self.report.phase("save")
@@ -322,11 +321,11 @@ class Run:
         return self.workers.with_trainer(save)
 
     def must_stop(self, engine: Engine) -> bool:
-        """Whether generation ends here: on a stop request, or because every replica is lost."""
+        """Whether generation must end here: on a stop request, or because every replica is lost."""
         return self.stop.requested is not None or not engine.max_slots
 
     def stop_if_requested(self) -> None:
-        """Between two steps: a stop request ends the run here, after saving; raises ``Stopped``."""
+        """Between two steps: if a stop was requested, save and raise ``Stopped``."""
         if self.stop.requested is not None:
             self._save_and_stop(under_way=False)
 
@@ -340,7 +339,7 @@ class Run:
         self.stop.raise_if_requested()
 
     def _resume(self, found: Found | None, restarts: Restarts) -> None:
-        """The trainer resumes from the checkpoint, too; the log forgets what came after it."""
+        """Resume the trainer from the checkpoint as well; the logs drop what came after it."""
         self.workers.resume(self.step, lambda trainer: self.state.load_trainer(found, trainer))
         if found is not None:
             self.report.message(f"resumed after step {self.step} from {found.path}")
@@ -349,7 +348,7 @@ class Run:
         step = self.step if found is not None else None
         self.report.resume(step, evaluated_step=self.history.evaluated_step)
 
-    def _introduce(self, note: str) -> None:
+    def _print_header(self, note: str) -> None:
         cfg, num_dropped = self.cfg, self.session.train_prompts.num_dropped
         if note:
             self.report.message(note)
@@ -362,7 +361,7 @@ class Run:
 def start_workers(
     settings: WorkerSettings, run_folder: Path, *, say: Callable[[str], None], waiting: Callable[[], None]
 ) -> Workers:
-    """The worker in this process, or the cluster's. ``waiting`` is called while workers are waited for."""
+    """The worker in this process, or the cluster's. ``waiting`` is called while waiting for workers."""
     if settings.cfg.cluster.kind == "ray":
         from rlpost.workers.cluster.workers import start_cluster
 

@@ -1,8 +1,8 @@
-"""Puts a run's parts together from its configuration, in the order that works; nothing is decided here.
+"""Assembles a run's parts from its configuration, in the order that works; nothing is decided here.
 
-``open_session`` is what ``loop.train`` and ``evaluate.run_eval`` start with: reward workers, the model's folder, then
+``run.open_run`` and ``evaluate.run_eval`` start with ``open_session``: reward workers, the model's folder, then
 runtime and environment (before the first heavy import), then tokenizer, prompts and scorers. No device is touched here,
-so whatever the user can mend fails before one is.
+so every error the user can fix is raised before one is.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Session:
     train_prompts: PromptSet
     eval_prompts: tuple[Prompt, ...]
     stop_token_ids: tuple[int, ...]
-    scorer: RewardScorer  # of training
-    eval_scorer: RewardScorer  # of evaluation: the same workers, verdicts of its own
-    calls: Calls  # where the reward's functions run
-    max_model_len: int  # tokens: the longest prompt and the longest response after it
+    scorer: RewardScorer  # for training
+    eval_scorer: RewardScorer  # for evaluation: the same workers, separate results
+    calls: Calls  # where the reward functions run
+    max_model_len: int  # tokens: the longest prompt plus the longest response
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -74,12 +74,12 @@ class Session:
 
     @property
     def prompt_tokens(self) -> float:
-        """Of a training prompt in the mean; the first thousand tell."""
+        """Mean prompt length in tokens, over the first 1,000 training prompts."""
         prompts = self.train_prompts.prompts[:1000]
         return sum(len(p.token_ids) for p in prompts) / len(prompts)
 
     def worker_settings(self, *, needs_reference: bool) -> WorkerSettings:
-        """What every worker is built from; the canary's sequences begin with training prompts."""
+        """What every worker is built from; the canary's sequences start with training prompts."""
         prompts = [p.token_ids for p in self.train_prompts.prompts[:4]]
         return WorkerSettings(
             cfg=self.cfg,
@@ -93,14 +93,14 @@ class Session:
         )
 
     def open_result_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:
-        """From here on keep verdicts of workers in ``reward.cache_dir``, else in the run's folder, if there is one."""
+        """From now on, cache workers' reward results in ``reward.cache_dir``, or else in the run's folder, if any."""
         reward = self.cfg.reward
         folder = run_folder if reward.cache_dir is None else Path(reward.cache_dir).expanduser()
         if reward.cache and folder is not None and not runs_in_process(reward):
             self.scorer.cache = self.eval_scorer.cache = RewardResultCache(folder, say)
 
     def close(self) -> None:
-        """End the scorers and the reward's workers, whatever they are at."""
+        """Close the scorers and the reward workers, even if they are busy."""
         self.scorer.close()
         self.eval_scorer.close()
         if self.scorer.cache is not None:
@@ -109,10 +109,10 @@ class Session:
 
 
 def open_session(cfg: Config, *, train: bool = True) -> Session:
-    """Load tokenizer, prompts and reward; choose device and threads; write the environment. ``close()`` it.
+    """Load tokenizer, prompts and reward; choose device and threads; write the environment. The caller closes it.
 
     Raises:
-        ConfigError, DataError, ModelError: whatever the user can mend, before a device is touched.
+        ConfigError, DataError, ModelError: anything the user can fix, before a device is touched.
     """
     calls = start_calls(cfg)
     try:
@@ -123,7 +123,7 @@ def open_session(cfg: Config, *, train: bool = True) -> Session:
 
 
 def start_calls(cfg: Config) -> Calls:
-    """Reward workers, which load the functions while the run goes on starting, or the functions in this process."""
+    """Reward workers, which load the functions while the run continues to start, or the functions in this process."""
     if runs_in_process(cfg.reward):
         return InlineCalls(load_functions(cfg.reward, cfg.data.reference_key))
     return RewardWorkers(cfg.reward, cfg.data.reference_key)
@@ -131,7 +131,7 @@ def start_calls(cfg: Config) -> Calls:
 
 def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
     model_folder = find_model_folder(cfg)
-    shape = find_model(replace(cfg.model, path=model_folder)).shape  # what was just fetched, no check saw
+    shape = find_model(replace(cfg.model, path=model_folder)).shape  # a model just downloaded has not been checked yet
     assert shape is not None
     check_shape(shape, f"{cfg.model.path}: config.json")
     device = choose_device(cfg)
@@ -176,9 +176,9 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
 
 
 def pin(cfg: Config, shape: Mapping[str, Any], *, max_model_len: int) -> Config:
-    """For deterministic mode also what the memory that happens to be free would decide: KV cache and slots.
+    """In deterministic mode, also fixes what free memory would otherwise decide: KV cache and slots.
 
-    Raises ConfigError where a GPU was chosen.
+    Raises ConfigError on a GPU.
     """
     check_deterministic(cfg)
     kv_cache_bytes = cfg.engine.kv_cache_bytes or kv_bytes_needed(

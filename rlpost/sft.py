@@ -1,7 +1,7 @@
-"""``rlpost sft``: a warm start by imitation, on the same trainer that RL uses.
+"""``rlpost sft``: a warm start by supervised fine-tuning, on the same trainer that RL uses.
 
-Owns the making of a new model folder from ``model.shape`` and a tokenizer, and the loop over lessons. The result is a
-Hugging Face folder that ``model.path`` of a recipe can name. Nothing is generated here.
+Creates a new model folder from ``model.shape`` and a tokenizer, and runs the loop over the recipe's examples
+("lessons"). The result is a Hugging Face folder that a recipe can name in ``model.path``. Nothing is generated here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def run_sft(cfg: Config) -> Path:
     """Train ``cfg.sft.steps`` steps on the recipe's lessons; returns the model folder.
 
     Raises:
-        ConfigError, ModelError: nothing to imitate, or nothing to start from.
-        RunError: the loss is not finite, or the model's folder cannot be made.
+        ConfigError, ModelError: no examples to train on, or no model to start from.
+        RunError: the loss is not finite, or the model's folder cannot be created.
     """
     sft = cfg.sft
     lessons = _open_lessons(cfg)
@@ -82,7 +82,7 @@ def run_sft(cfg: Config) -> Path:
 
 
 def _make_output(output: Path) -> Path:
-    """Before the training: a folder that cannot be written shall not cost it."""
+    """Checked before training, so that an unwritable folder does not cost a trained model."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
@@ -106,7 +106,7 @@ def _open_lessons(cfg: Config) -> Iterator[Mapping[str, str]]:
 
 
 def _starting_folder(cfg: Config, scratch: Path) -> Path:
-    """``sft.init``, or a new folder with the recipe's shape and tokenizer and no weights."""
+    """``sft.init``, or a new folder with the recipe's shape and tokenizer but no weights."""
     if cfg.sft.init:
         return Path(resolve_path(cfg.sft.init))
     if cfg.model.shape is None or cfg.sft.tokenizer is None:
@@ -123,7 +123,7 @@ def _starting_folder(cfg: Config, scratch: Path) -> Path:
 
 
 def _with_special_ids(shape: Mapping[str, Any], tokenizer_folder: Path) -> dict[str, Any]:
-    """The shape with the tokenizer's end and padding ids, so that engines stop where the tokenizer says."""
+    """The shape with the tokenizer's end and padding ids, so that engines stop at the tokenizer's end token."""
     settings = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
     content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     ids = dict(content["model"]["vocab"]) | {t["content"]: t["id"] for t in content["added_tokens"]}

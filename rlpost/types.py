@@ -1,10 +1,10 @@
-"""The data that flows from a prompt to the loss. Frozen carriers; no heavy imports.
+"""The data that flows from a prompt to the loss. Frozen dataclasses; no heavy imports.
 
-Arrays are NumPy; shapes and dtypes stand beside each field. P: prompt tokens, T: tokens of one segment,
+Arrays are NumPy; shapes and dtypes are given beside each field. P: prompt tokens, T: tokens of one segment,
 R: response tokens of a sample, G: samples of a group, L: tokens of one packed row.
 
 Position t describes token t: ``rollout_logprobs[t]`` is ``log mu(x_t | x_<t)`` in natural log under the
-distribution the token was really sampled from (temperature, top-p, top-k applied and renormalised).
+distribution the token was actually sampled from (temperature, top-p, top-k applied and renormalized).
 
 Example: a prompt ``1+2=`` whose response ``3$`` was sampled in two steps, the first token by policy
 version 4, the end token by version 5::
@@ -40,8 +40,8 @@ class Prompt:
 class Segment(NamedTuple):
     """The tokens of a sample that one policy version produced. Filled by ``rollout.collect``.
 
-    ``mixed_kv``: they were sampled by the weights of ``policy_version``, but some keys and values that they attended to
-    came from older weights (``rollout.keep_kv``), so no one policy is their behaviour policy.
+    ``mixed_kv``: they were sampled with the weights of ``policy_version``, but some keys and values they attended
+    to came from older weights (``rollout.keep_kv``), so no single policy is their behavior policy.
     """
 
     token_ids: Array  # i32[T]
@@ -89,7 +89,7 @@ class Sample:
 
     @property
     def version_span(self) -> int:
-        """How many policy versions took part; 0 for an empty response."""
+        """Number of policy versions that contributed; 0 for an empty response."""
         return len({s.policy_version for s in self.segments if len(s.token_ids)})
 
     @property
@@ -103,7 +103,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """The samples of one prompt; ``complete`` when every sample is finished and judged."""
+    """The samples of one prompt; ``complete`` when every sample is finished and scored."""
 
     uid: str
     prompt: Prompt
@@ -121,9 +121,9 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedRow:
-    """Whole sequences (prompt + response) laid end to end, as one forward pass takes them.
+    """Whole sequences (prompt + response) packed end to end for one forward pass.
 
-    ``position_ids`` restart at 0 with every sequence. Prompt and padding carry ``loss_mask=False`` and 0 in
+    ``position_ids`` restart at 0 with every sequence. Prompt and padding positions have ``loss_mask=False`` and 0 in
     every float array. Filled by ``algos.batch.build_batch``.
     """
 
@@ -135,13 +135,13 @@ class PackedRow:
     policy_versions: Array  # i32[L]
     advantages: Array  # f32[L]
     mixed_kv: Array | None = None  # bool[L]; see Segment; None: no token of the row
-    old_logprobs: Array | None = None  # f32[L]; filled by the trainer's proximal pass, when there is one
-    ref_logprobs: Array | None = None  # f32[L]; filled by the frozen reference's pass, when there is one
+    old_logprobs: Array | None = None  # f32[L]; filled by the trainer's proximal pass, if there is one
+    ref_logprobs: Array | None = None  # f32[L]; filled by the frozen reference's pass, if there is one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainBatch:
-    """What one optimizer step trains on: packed rows and the denominators of the *global* batch."""
+    """The input of one optimizer step: packed rows and the denominators of the *global* batch."""
 
     rows: tuple[PackedRow, ...]
     num_tokens: int  # trainable tokens over all rows and ranks

@@ -4,10 +4,11 @@ Every estimator takes the (shaped) rewards of a step's groups and returns one ad
 
     fn(groups: Sequence[Sequence[float]], *, eps: float) -> list[f64[G_i]]
 
-One that values tokens (credit for each turn of an episode, say) has a parameter ``samples`` besides, is given the
-samples that the rewards belong to, and returns for a group one array f64[R] per sample, a value for each of its tokens.
+An estimator that values tokens (credit for each turn of an episode, for example) has an additional parameter
+``samples``, receives the samples that the rewards belong to, and returns for each group one array f64[R] per sample, a
+value for each of its tokens.
 
-Groups may differ in size (samples without a reward are left out). What is never NaN: a group of one has no baseline
+Groups may differ in size (samples without a reward are left out). Results are never NaN: a group of one has no baseline
 of its own and gets 0 from every group-relative estimator; equal rewards get exactly 0; an empty group gets an empty
 array. Standard deviations are sample ones (ddof 1), as in most published implementations.
 """
@@ -23,12 +24,12 @@ Rewards = Sequence[Sequence[float]]
 
 def grpo(groups: Rewards, *, eps: float) -> list[np.ndarray]:
     """A_i = (r_i - mean(r)) / (std(r) + eps). DeepSeekMath, arXiv 2402.03300, section 4.1.2 (outcome supervision)."""
-    return [centred / (_std(centred) + eps) if centred.any() else centred for centred in dr_grpo(groups, eps=eps)]
+    return [centered / (_std(centered) + eps) if centered.any() else centered for centered in dr_grpo(groups, eps=eps)]
 
 
 def dr_grpo(groups: Rewards, *, eps: float) -> list[np.ndarray]:
     """A_i = r_i - mean(r): no division by the std. Dr. GRPO, arXiv 2503.20783, section 3.2. ``eps`` is unused."""
-    return [_centred(np.asarray(group, np.float64)) for group in groups]
+    return [_centered(np.asarray(group, np.float64)) for group in groups]
 
 
 def rloo(groups: Rewards, *, eps: float) -> list[np.ndarray]:
@@ -36,18 +37,18 @@ def rloo(groups: Rewards, *, eps: float) -> list[np.ndarray]:
 
     A group of one has no others: its advantage is 0. ``eps`` is unused.
     """
-    return [centred * (len(centred) / max(len(centred) - 1, 1)) for centred in dr_grpo(groups, eps=eps)]
+    return [centered * (len(centered) / max(len(centered) - 1, 1)) for centered in dr_grpo(groups, eps=eps)]
 
 
 def reinforce_pp(groups: Rewards, *, eps: float) -> list[np.ndarray]:
     """A_i = (r_i - mean(batch)) / (std(batch) + eps), over all samples of the step. arXiv 2501.03262.
 
-    Difference: the paper sums per-token KL from t to the end into each token's return and normalises over tokens;
+    Difference: the paper sums per-token KL from t to the end into each token's return and normalizes over tokens;
     here a sample has one return (k1 summed over the response, see ``algos.shaping``) and counts once, however long.
-    Groups play no part, so a group of one is an ordinary sample; a batch of one, or of equal rewards, gets 0.
+    Groups play no role, so a group of one is an ordinary sample; a batch of one, or of equal rewards, gets 0.
     """
     rewards = [np.asarray(group, np.float64) for group in groups]
-    return _split(_normalised(_centred(_flat(rewards)), eps), rewards)
+    return _split(_normalized(_centered(_flat(rewards)), eps), rewards)
 
 
 def reinforce_pp_baseline(groups: Rewards, *, eps: float) -> list[np.ndarray]:
@@ -55,12 +56,12 @@ def reinforce_pp_baseline(groups: Rewards, *, eps: float) -> list[np.ndarray]:
 
     The batch mean of c is 0 by construction and is not subtracted again. A group of one, or of equal rewards, gets 0.
     """
-    centred = dr_grpo(groups, eps=eps)
-    return _split(_normalised(_flat(centred), eps), centred)
+    centered = dr_grpo(groups, eps=eps)
+    return _split(_normalized(_flat(centered), eps), centered)
 
 
-def _centred(rewards: np.ndarray) -> np.ndarray:
-    """r - mean(r); exactly 0 when all are equal (a mean of equal floats may differ from them in the last bit)."""
+def _centered(rewards: np.ndarray) -> np.ndarray:
+    """r - mean(r); exactly 0 if all are equal (a mean of equal floats may differ from them in the last bit)."""
     if rewards.size == 0 or rewards.max() == rewards.min():
         return np.zeros_like(rewards)
     return rewards - rewards.mean()
@@ -70,7 +71,7 @@ def _std(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
-def _normalised(values: np.ndarray, eps: float) -> np.ndarray:
+def _normalized(values: np.ndarray, eps: float) -> np.ndarray:
     return values / (_std(values) + eps) if values.any() else values
 
 

@@ -1,4 +1,4 @@
-"""One algorithm, put together from its parts by name. Called by ``loop``; the only door into ``algos`` for a run."""
+"""One algorithm, assembled from its parts by name. Called by ``run``; a run's only entry point to ``algos``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What the loop, the rollout and the trainer need of an algorithm; nothing else reads ``cfg.algo``."""
+    """What the loop, the rollout and the trainer need from an algorithm; nothing else reads ``cfg.algo``."""
 
     cfg: AlgoConfig
     max_response_tokens: int
     objective: Objective  # for PolicyTrainer.update
     estimate: Callable[..., Sequence[Any]]  # the advantage estimator
-    estimate_reads_samples: bool  # it is given ``samples``, too: those that the rewards belong to
+    estimate_reads_samples: bool  # it also receives ``samples``: those that the rewards belong to
     filter: Callable[[Group], str | None]
     needs_old_logprobs: bool  # the trainer runs a proximal pass over every row before the first optimizer step
-    needs_reference: bool  # rows need ref_logprobs; without it the reference is not even loaded
+    needs_reference: bool  # rows need ref_logprobs; otherwise the reference is not loaded at all
     kl_in_reward: bool  # ref_logprobs are needed before advantages (see algos.batch.with_advantages)
 
     def reject(self, group: Group) -> str | None:
@@ -36,10 +36,10 @@ class Algorithm:
         return self.filter(group)
 
     def advantages(self, groups: Sequence[Group], kl_sums: Sequence[np.ndarray] | None = None) -> list[Any]:
-        """What each scored sample, or each of its tokens, is worth: shaped rewards, then the estimator.
+        """The value of each scored sample, or of each of its tokens: shaped rewards, then the estimator.
 
-        Per group f64[scored samples], or a list of f64[R], one for each scored sample, where the estimator values
-        tokens. ``kl_sums`` (``algos.batch.reward_kl``) is required when ``kl_in_reward``, and not used otherwise.
+        Per group f64[scored samples], or a list of f64[R], one per scored sample, if the estimator values tokens.
+        ``kl_sums`` (``algos.batch.reward_kl``) is required if ``kl_in_reward``, and unused otherwise.
         """
         rewards = [self._shaped(group) for group in groups]
         if self.kl_in_reward:
@@ -83,7 +83,7 @@ def build_algorithm(cfg: Config) -> Algorithm:
 
 
 def _checked(advantages: Sequence[Any], rewards: Sequence[np.ndarray], groups: Sequence[Group]) -> list[Any]:
-    """A user's estimator must keep the shapes and give finite numbers: anything else would train silently wrong."""
+    """A user's estimator must keep the shapes and return finite numbers: anything else would silently train wrong."""
     if len(advantages) != len(groups):
         raise ValueError(f"the advantage estimator returned {len(advantages)} groups; expected {len(groups)}")
     return [_checked_group(*each) for each in zip(advantages, rewards, groups, strict=True)]

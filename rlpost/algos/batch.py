@@ -1,8 +1,8 @@
 """Packs samples into rows and rows into one batch per optimizer step. NumPy only; no tensor is made here.
 
-Whole sequences (prompt + response) are laid end to end; none is ever cut. Called by ``loop`` (rollouts) and
-``sft`` (supervised sequences). Everything is deterministic: same input, same rows in the same order, whatever
-the advantages are - so a batch can be built first, scored by the reference, and given its advantages afterwards.
+Whole sequences (prompt + response) are laid end to end; none is ever cut. Called by ``train.update_policy`` (rollouts)
+and ``sft`` (supervised sequences). Everything is deterministic: same input, same rows in the same order, independent of
+the advantages - so a batch can be built first, scored by the reference, and given its advantages afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from rlpost.types import Group, PackedRow, Sample, TrainBatch
 
 Owner = tuple[int, int]  # (group index, index among the group's scored samples)
-# Per group one value for each scored sample, or one array f[R] for each, a value per response token.
+# Per group one value for each scored sample, or one array f[R] for each, with a value per response token.
 Advantages = Sequence[Sequence[Any] | np.ndarray]
 
 
@@ -28,7 +28,7 @@ class TrainSequence:
     token_ids: np.ndarray  # i64[n]
     loss_mask: np.ndarray  # bool[n]; False at position 0, which nothing predicts
     rollout_logprobs: np.ndarray  # f32[n]
-    policy_versions: np.ndarray  # i32[n]; -1 where the policy did not sample
+    policy_versions: np.ndarray  # i32[n]; -1 for tokens that the policy did not sample
     advantages: np.ndarray  # f32[n]
     mixed_kv: np.ndarray  # bool[n]
 
@@ -42,10 +42,10 @@ def build_batches(
     num_parts: int = 1,
     pad_to_multiple: int = 1,
 ) -> list[TrainBatch]:
-    """One batch per optimizer step: disjoint parts of the rollout, groups whole, balanced by tokens.
+    """One batch per optimizer step: disjoint parts of the rollout, groups kept whole, balanced by tokens.
 
     ``advantages`` None: 0 everywhere, until :func:`with_advantages`. Only samples with a reward and at least one
-    trainable token are laid out; each batch knows whose its sequences are (``owners``). Parts differ by at most one
+    trainable token are included; each batch knows the owners of its sequences (``owners``). Parts differ by at most one
     group; with fewer groups than ``num_parts`` there are fewer batches, with none there are none.
     """
     batches = []
@@ -78,7 +78,7 @@ def build_batch(
 
 
 def supervised_sequence(prompt_ids: np.ndarray, response_ids: np.ndarray, *, policy_version: int = 0) -> TrainSequence:
-    """A prompt and the response to imitate, for ``objective.nll``."""
+    """A prompt and the target response, for ``objective.nll``."""
     return _sequence(
         prompt_ids,
         response_ids,
@@ -93,7 +93,8 @@ def supervised_sequence(prompt_ids: np.ndarray, response_ids: np.ndarray, *, pol
 def pack(lengths: Sequence[int], max_row_tokens: int) -> list[list[int]]:
     """Indices by row, best fit decreasing: the longest first, each into the fullest row it still fits in.
 
-    A sequence longer than ``max_row_tokens`` gets a row of its own. Uses at most 11/9 of the fewest rows, plus one.
+    A sequence longer than ``max_row_tokens`` gets its own row. Uses at most 11/9 of the minimum number of rows, plus
+    one.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
@@ -144,15 +145,15 @@ def _fill_advantages(row: PackedRow, owners: Sequence[Owner], advantages: Advant
         g, i = owners[number]
         own = np.asarray(advantages[g][i], np.float32)
         positions = np.flatnonzero(row.sequence_ids == number)
-        values[positions[-len(own) :] if own.ndim else positions] = own  # the response stands at the end
+        values[positions[-len(own) :] if own.ndim else positions] = own  # the response is at the end
     return replace(row, advantages=np.where(row.loss_mask, values, np.float32(0.0)))
 
 
 def reward_kl(batches: Sequence[TrainBatch], groups: Sequence[Group]) -> list[np.ndarray]:
     """Sum of k1 = old - ref logprobs over each scored sample's trainable tokens: f64[scored samples] per group.
 
-    Rows need ``ref_logprobs``; ``old_logprobs`` are used where the trainer filled them, else ``rollout_logprobs``
-    (the distribution the tokens were drawn from). A sample without a trainable token gets 0.
+    Rows need ``ref_logprobs``; ``old_logprobs`` are used if the trainer filled them, else ``rollout_logprobs`` (the
+    distribution the tokens were drawn from). A sample without a trainable token gets 0.
     """
     sums = [np.zeros(len(group.scored)) for group in groups]
     for batch in batches:
@@ -169,9 +170,9 @@ def reward_kl(batches: Sequence[TrainBatch], groups: Sequence[Group]) -> list[np
 
 
 def response_logprobs(batches: Sequence[TrainBatch], groups: Sequence[Group]) -> list[list[np.ndarray | None]]:
-    """``old_logprobs`` of each scored sample's response, taken out of the packed rows again: f32[R].
+    """``old_logprobs`` of each scored sample's response, extracted from the packed rows: f32[R].
 
-    Rows need ``old_logprobs``. NaN where the policy did not sample the token; None for a sample that was not laid out.
+    Rows need ``old_logprobs``. NaN for tokens that the policy did not sample; None for a sample that is in no row.
     """
     taken: list[list[np.ndarray | None]] = [[None] * len(group.scored) for group in groups]
     for batch in batches:

@@ -1,15 +1,16 @@
-"""Behaviour correction: how much a token counts that another policy, or other numerics, sampled.
+"""Behavior correction: the weight of a token that was sampled by another policy, or with other numerics.
 
-The behaviour ratio is r = exp(old_logprobs - rollout_logprobs): the policy at the start of the update against the
-distribution the token was really drawn from. Every correction has this form::
+The behavior ratio is r = exp(old_logprobs - rollout_logprobs): the policy at the start of the update versus the
+distribution the token was actually drawn from. Every correction has this form::
 
     fn(log_ratio f[L] (detached, 0 where masked), row: TensorRow, *, floor: float, cap: float)
         -> (weight f[L], changed bool[L]: truncated or masked)
 
 The weight multiplies the per-token loss and never carries gradient. Masked-out tokens stay in the denominators: a
 batch with many of them takes a smaller step. Statistics are kept by version lag: lag 0 is the engine's mismatch (same
-version, other numerics); from lag 1 on it is mismatch and staleness together, and no split can be claimed. Tokens
-sampled with keys and values of older weights (``rollout.keep_kv``) are in none of the lags: theirs is an entry apart.
+version, different numerics); from lag 1 on it is mismatch and staleness together, which cannot be separated. Tokens
+sampled with keys and values of older weights (``rollout.keep_kv``) count in none of the lags: they have a separate
+entry.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Weighted = tuple[torch.Tensor, torch.Tensor]
 
 
 def none(log_ratio: torch.Tensor, row: TensorRow, *, floor: float, cap: float) -> Weighted:
-    """Weight 1: what APRIL's paper and most of its descendants do."""
+    """Weight 1: what the APRIL paper and most of its successors do."""
     return torch.ones_like(log_ratio), torch.zeros_like(row.loss_mask)
 
 
@@ -45,7 +46,7 @@ def sequence_truncate(log_ratio: torch.Tensor, row: TensorRow, *, floor: float, 
 
 
 def sequence_mask(log_ratio: torch.Tensor, row: TensorRow, *, floor: float, cap: float) -> Weighted:
-    """s inside [floor, cap], else 0, for whole sequences; geometric means lie near 1, so use narrow bounds."""
+    """s inside [floor, cap], else 0, for whole sequences; geometric means are close to 1, so use narrow bounds."""
     return _mask(ratio_of(row.sequence_means(log_ratio)), row, floor, cap)
 
 
@@ -55,8 +56,8 @@ def _mask(ratio: torch.Tensor, row: TensorRow, floor: float, cap: float) -> Weig
 
 
 def statistics(log_ratio: torch.Tensor, changed: torch.Tensor, row: TensorRow) -> Metrics:
-    """By lag 0 .. MAX_LAG - 1 and ``MAX_LAG``_plus, over trainable tokens; a lag nobody has gets count 0. Those with a
-    mixed KV cache are counted in ``mismatch/mixed_kv`` only.
+    """By lag 0 .. MAX_LAG - 1 and ``MAX_LAG``_plus, over trainable tokens; a lag without tokens gets count 0. Tokens
+    with a mixed KV cache are counted in ``mismatch/mixed_kv`` only.
 
     ``mismatch/lag_K/ratio`` (mean r), ``/abs_log_ratio`` (mean |log r|, nats), ``/changed_share`` (truncated or
     masked), ``/token_share`` (of all trainable tokens), and over all lags ``mismatch/abs_log_ratio/max``.

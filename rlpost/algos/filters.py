@@ -9,14 +9,14 @@ from rlpost.types import Group
 
 
 def none(group: Group) -> str | None:
-    """Every group is admitted, also one without any reward (it trains nothing, and is counted as failed)."""
+    """Every group is admitted, even one without any reward (it trains nothing, and is counted as failed)."""
     return None
 
 
 def dynamic_sampling(group: Group) -> str | None:
-    """DAPO (arXiv 2503.14476, eq. 11): leave out groups whose rewards are all equal, they have no gradient.
+    """DAPO (arXiv 2503.14476, eq. 11): reject groups whose rewards are all equal, since they have no gradient.
 
-    Difference: the paper counts correct answers (0 < correct < G); this compares rewards, which is the same for
+    Difference: the paper counts correct answers (0 < correct < G); this compares rewards, which is equivalent for
     binary ones and extends to graded ones. A group with fewer than two rewards has nothing to compare.
     """
     rewards = {sample.reward for sample in group.scored}

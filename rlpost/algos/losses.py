@@ -5,8 +5,8 @@ Every loss has this form::
     fn(logprobs f[L] with gradient, old_logprobs f[L], advantages f[L], row: TensorRow, cfg: AlgoConfig)
         -> (per-token loss f[L], metrics: dict[name, (sum, count)])
 
-Masked positions hold 0 in every argument (ratio 1, advantage 0); what a loss returns there is dropped, and must only
-be finite. The behaviour correction is not a loss's business: its weight is multiplied on afterwards.
+Masked positions hold 0 in every argument (ratio 1, advantage 0); what a loss returns there is dropped, and only has to
+be finite. The behavior correction is not part of a loss: its weight is multiplied in afterwards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def clipped(
 ) -> tuple[Tensor, Metrics]:
     """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(logprobs - old_logprobs).
 
-    PPO, arXiv 1707.06347, eq. 7; separate bounds from DAPO, 2503.14476, eq. 10. With ``dual_clip`` c, where A < 0 the
+    PPO, arXiv 1707.06347, eq. 7; separate bounds from DAPO, 2503.14476, eq. 10. With ``dual_clip`` c, if A < 0 the
     loss is at most -c A (1912.09729, eq. 5).
     """
     return _surrogate(ratio_of(logprobs - old_logprobs), advantages, row, cfg)
@@ -36,8 +36,8 @@ def gspo(
 
     GSPO, arXiv 2507.18071, eq. 5 and 7, in the token form of eq. 13 and 14: s_t = sg(s) exp(logprobs_t -
     sg(logprobs_t)). Its value is s at every token, so a sequence is clipped as a whole; with the sequence mean its
-    gradient is that of s itself. With another reduction sequences weigh by their length. Advantages that differ
-    within a sequence are GSPO-token.
+    gradient is that of s itself. With other reductions, sequences are weighted by their length. If advantages differ
+    within a sequence, this is GSPO-token.
     """
     sequence_ratio = ratio_of(row.sequence_means((logprobs - old_logprobs).detach()))
     return _surrogate(sequence_ratio * (logprobs - logprobs.detach()).exp(), advantages, row, cfg)

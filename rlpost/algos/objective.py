@@ -2,11 +2,11 @@
 
 An objective is ``(logprobs f[L], entropy f[L], row: PackedRow, batch: TrainBatch) -> (loss f[], metrics)``. The loss
 is the row's share over global denominators: shares add up to the batch's loss. ``metrics`` maps a name to (sum,
-count) tensors that add up over rows and ranks before the division; names ending in ``/max`` hold (max, count) and
-are reduced with max. Every row of a run reports the same names; an entry whose count is 0 says nothing.
+count) tensors that are added over rows and ranks before the division; names ending in ``/max`` hold (max, count) and
+are reduced with max. Every row of a run reports the same names; an entry whose count is 0 is empty.
 
-Whatever logprobs, entropy and the row hold at masked positions, infinities included, neither the loss nor its
-gradient sees it.
+Whatever logprobs, entropy and the row contain at masked positions, infinities included, affects neither the loss nor
+its gradient.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Objective = Callable[[torch.Tensor, Any, PackedRow, TrainBatch], tuple[torch.Ten
 def make_objective(cfg: AlgoConfig, *, max_response_tokens: int) -> Objective:
     """The RL objective of this configuration; raises ConfigError for parts that cannot be resolved.
 
-    - Proximal policy of the clip: ``row.old_logprobs`` where the trainer filled it, else ``logprobs`` detached (one
+    - Proximal policy of the clip: ``row.old_logprobs`` if the trainer filled it, else ``logprobs`` detached (one
       optimizer step per rollout: the ratio is 1 and its gradient that of logprobs). With ``old_logprobs=rollout`` it
-      is ``rollout_logprobs``: the clip acts against the behaviour policy, and no behaviour weight is put on top.
-    - The behaviour weight (``correction``) multiplies the policy loss, and the KL term, whose expectation is over
-      the policy's own tokens. The KL keeps it with ``old_logprobs=rollout``, having no clip of its own.
-    - KL k2 or k3 is added with ``kl_coef``; k1 is in the reward already and is only reported here.
+      is ``rollout_logprobs``: the clip acts against the behavior policy, and no behavior weight is applied on top.
+    - The behavior weight (``correction``) multiplies the policy loss, and the KL term, whose expectation is over
+      the policy's own tokens. The KL keeps it with ``old_logprobs=rollout``, since it has no clip of its own.
+    - KL k2 or k3 is added with ``kl_coef``; k1 is already in the reward and is only reported here.
     """
     loss_fn = table.resolve("loss", cfg.loss)
     reduce_fn = table.resolve("reduction", cfg.reduction)

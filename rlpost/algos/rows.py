@@ -1,4 +1,4 @@
-"""A packed row as tensors, the way losses, reductions and corrections see it. Built by ``algos.objective``.
+"""A packed row as tensors, as losses, reductions and corrections see it. Built by ``algos.objective``.
 
 The masked-value rule of this package starts here: whatever a masked position held (garbage, infinities), every float
 tensor of a :class:`TensorRow` is 0 there, and so are the logprobs given to a loss. A loss may therefore return any
@@ -14,7 +14,7 @@ import torch
 
 from rlpost.types import PackedRow, TrainBatch
 
-# exp(20) = 4.9e8: beyond it a ratio says "no longer comparable"; the gradient is 0 there instead of 0 * inf = NaN.
+# exp(20) = 4.9e8: beyond it policies are no longer comparable; the gradient is 0 there instead of 0 * inf = NaN.
 MAX_LOG_RATIO = 20.0
 
 Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name -> (sum, count); the trainer divides after adding up
@@ -32,12 +32,12 @@ class TensorRow:
     ref_logprobs: torch.Tensor | None  # f[L]
     lags: torch.Tensor  # i64[L]; batch.policy_version - policy_versions, 0 where masked
     mixed_kv: torch.Tensor  # bool[L]; sampled with keys and values of older weights
-    local_ids: torch.Tensor  # i64[L]; 0 .. num_local - 1 in this row (padding is a sequence of its own)
+    local_ids: torch.Tensor  # i64[L]; 0 .. num_local - 1 in this row (padding is a separate sequence)
     num_local: int
     sequence_lengths: torch.Tensor  # f[L]; trainable tokens of the position's whole sequence, at least 1
 
     def sequence_means(self, values: torch.Tensor) -> torch.Tensor:
-        """f[L]: at each position the mean of ``values`` over its sequence's trainable tokens (0 where it has none)."""
+        """f[L]: at each position the mean of ``values`` over its sequence's trainable tokens (0 if it has none)."""
         kept = torch.where(self.loss_mask, values, 0.0)
         sums = kept.new_zeros(self.num_local).index_add(0, self.local_ids, kept)
         return sums[self.local_ids] / self.sequence_lengths

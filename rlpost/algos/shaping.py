@@ -16,8 +16,8 @@ def overlong(lengths: Numbers, *, max_tokens: int, buffer_tokens: int, penalty: 
     """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): f64[G], from -penalty to 0, added to rewards.
 
     ``lengths``: response tokens of each sample, over all its segments. 0 up to max_tokens - buffer_tokens, falling
-    linearly to -penalty at max_tokens, -penalty beyond. ``buffer_tokens`` 0: no punishment at all. The paper's
-    penalty is 1 (its rewards are +1 and -1); ours is a setting, for rewards on another scale.
+    linearly to -penalty at max_tokens, -penalty beyond. ``buffer_tokens`` 0: no penalty at all. The paper's penalty is
+    1 (its rewards are +1 and -1); ours is configurable, for rewards on another scale.
     """
     lengths = np.asarray(lengths, np.float64)
     if buffer_tokens <= 0:
@@ -29,8 +29,8 @@ def overlong(lengths: Numbers, *, max_tokens: int, buffer_tokens: int, penalty: 
 def kl_in_reward(rewards: Numbers, kl_sums: Numbers, coef: float) -> np.ndarray:
     """r_i - coef * KL_i, with KL_i = sum over t of k1 = log pi_old(x_t) - log pi_ref(x_t): f64[G].
 
-    RLOO (arXiv 2402.14740, section 2) and REINFORCE++ (2501.03262) penalise the reward so. The penalty is the whole
-    response's, given to the sample (not token by token from t on): every token of a sample has one advantage.
+    RLOO (arXiv 2402.14740, section 2) and REINFORCE++ (2501.03262) penalize the reward this way. The penalty is the
+    whole response's, given to the sample (not token by token from t on): every token of a sample has one advantage.
     ``kl_sums``: ``algos.batch.reward_kl``.
     """
     return np.asarray(rewards, np.float64) - coef * np.asarray(kl_sums, np.float64)

@@ -1,8 +1,8 @@
-"""Which parts an algorithm can be made of: names -> dotted paths, imported only when resolved.
+"""The parts an algorithm can be composed of: names -> dotted paths, imported only when resolved.
 
-A new part is a function and a line here, and nothing else has to be told: the checks, ``rlpost config --keys`` and
-docs/configuration.md read these tables. ``check_algo`` is what ``rlpost check`` calls: it imports no part, hence no
-torch. Signatures of each kind of part stand in the module that holds ours, and in docs/algorithms.md.
+A new part is a function and a line here, and nothing else needs to change: the checks, ``rlpost config --keys`` and
+docs/configuration.md read these tables. ``rlpost check`` calls ``check_algo``: it imports no part, hence no torch. The
+signature of each kind of part is documented in the module that holds ours, and in docs/algorithms.md.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rlpost.errors import ConfigError, explain
 
 @dataclass(frozen=True, slots=True)
 class Part(plugins.Part):
-    """A part that ships, and what the program must know of it beside where it lies."""
+    """A part that ships, and what the program must know about it besides where it is."""
 
-    compares_group: bool = False  # of advantages and filters: a group of one sample gives it nothing to work with
-    in_reward: bool = False  # of KL estimators: subtracted from the reward, not added to the loss
+    compares_group: bool = False  # for advantages and filters: meaningless for a group of one sample
+    in_reward: bool = False  # for KL estimators: subtracted from the reward, not added to the loss
 
 
 ADVANTAGES = {
@@ -79,7 +79,7 @@ def find(kind: str, value: Any) -> Part | None:
 
 
 def check_algo(cfg: AlgoConfig, *, max_response_tokens: int | None = None) -> None:
-    """Raises ConfigError for names that do not exist and numbers that cannot work; imports no part."""
+    """Raises ConfigError for unknown names and numbers that cannot work; imports no part."""
     for key in walk_fields(AlgoConfig):
         got, name = look_up(cfg, key.name), f"algo.{key.name}"
         if key.rule is not None and key.rule.table:

@@ -1,1 +1,1 @@
-"""Benchmarks a user can run: ``rlpost bench``. Called by ``cli``; nothing of a training run imports it."""
+"""Benchmarks that users can run: ``rlpost bench``. Called by ``cli``; no training code imports it."""

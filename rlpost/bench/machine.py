@@ -15,19 +15,19 @@ PACKAGES = ("torch", "vllm", "deepspeed")
 
 
 def cpu_name() -> str:
-    """Such as ``Intel(R) Xeon(R) Processor``; the architecture where /proc/cpuinfo names none."""
+    """For example ``Intel(R) Xeon(R) Processor``; the architecture if /proc/cpuinfo gives no name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
 
 
 def describe_machine() -> str:
-    """Such as ``2 cores, Intel(R) Xeon(R) Processor``."""
+    """For example ``2 cores, Intel(R) Xeon(R) Processor``."""
     return f"{os.cpu_count()} cores, {cpu_name()}"
 
 
 def find_revision() -> str:
-    """The checkout's commit, with + where its files differ; outside a checkout the version."""
+    """The checkout's commit, with + if its files differ; outside a checkout the version."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, check=True)
@@ -40,7 +40,7 @@ def find_revision() -> str:
 
 
 def find_versions() -> dict[str, str]:
-    """Package -> installed version, also where a build for CPUs has another name; "unknown" where none is."""
+    """Package -> installed version, also if a CPU build has another name; "unknown" if there is none."""
     return {name: _version_of(name) for name in PACKAGES}
 
 

@@ -1,7 +1,7 @@
-"""The benchmarks' pictures as SVG files: each strategy's rate as a share of the saturated one, and the scale curve.
+"""The benchmarks' figures as SVG files: each strategy's rate as a share of the saturated one, and the scale curve.
 
-Written by hand: bars with a whisker from least to greatest, or a line, are a few lines of code, and no plotting library
-is among the dependencies. Called by ``bench.rollout`` and ``benchmarks/scale.py``.
+Written by hand: bars with a whisker from minimum to maximum, or a line, are a few lines of code, and there is no
+plotting library among the dependencies. Called by ``bench.rollout`` and ``benchmarks/scale.py``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLORS = {
 
 
 def write_plot(file: Path, results: Sequence[Result]) -> None:
-    """One block of bars for each engine and length distribution, medians with the repeats' spread."""
+    """One block of bars per engine and length distribution: medians with the repeats' spread."""
     top = max((max(r.of_saturated) for r in results), default=1.0)
     parts, y, block = [], 10, None
     for r in results:

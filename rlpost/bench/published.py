@@ -1,12 +1,12 @@
-"""APRIL's scheduler as it was published, to compare with: the loop of ``generate_rollout_async`` in THUDM/slime
-(``slime/rollout/sglang_rollout.py``, which APRIL's code is a part of), reduced to what decides who runs when.
+"""APRIL's scheduler as published, for comparison: the loop of ``generate_rollout_async`` in THUDM/slime
+(``slime/rollout/sglang_rollout.py``, which contains APRIL's code), reduced to what decides who runs when.
 
 A step submits a whole wave of ``oversample`` x N groups: those aborted in the last step first, then new ones, first in
-first out. It ends when N groups are complete; a group that becomes complete together with the N-th is dropped, the
-others are aborted and go back to the buffer. There, slots are held by sample (a semaphore around each request):
-``hold="sample"``. With ``hold="group"`` a group takes all its slots when it starts and gives them back when its slowest
-sample is done. There is no bound on staleness. Left out: filters (none rejects here, so one wave a step is enough) and
-re-tokenisation (token ids are kept). Called by ``bench.rollout``.
+first out. It ends when N groups are complete; a group that completes together with the N-th is dropped, the others are
+aborted and return to the buffer. In that code, slots are held by sample (a semaphore around each request):
+``hold="sample"``. With ``hold="group"`` a group takes all its slots when it starts and releases them when its slowest
+sample is done. There is no bound on staleness. Not included: filters (none rejects here, so one wave per step is
+enough) and retokenization (token ids are kept). Called by ``bench.rollout``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Group:
 def run_published(
     engine: Engine, load: Workload, *, oversample: float, hold: str, num_steps: int
 ) -> Iterator[StepAccount]:
-    """One account per step. ``hold``: who holds slots, "sample" or "group" (then C must be at least G)."""
+    """One account per step. ``hold``: the holder of slots, "sample" or "group" (then C must be at least G)."""
     assert hold == "sample" or load.settings.max_in_flight >= load.samples_per_group
     prompts = load.prompts()
     buffer: list[_Group] = []
@@ -74,7 +74,7 @@ class _Step:
         self.engine, self.load, self.wave, self.step, self.hold = engine, load, wave, step, hold
         self.slots = min(load.settings.max_in_flight, engine.max_slots)
         self.started_s, self.duration_s = engine.now(), 0.0
-        self.queue = deque(wave)  # groups of which some sample was not started yet
+        self.queue = deque(wave)  # groups with samples that have not been started yet
         self.starting: deque[_Sample] = deque()  # samples of the groups taken from it, with hold="sample"
         self.holding: list[_Group] = []  # groups that hold slots, with hold="group"
         self.running: dict[str, tuple[_Group, _Sample]] = {}
@@ -84,7 +84,7 @@ class _Step:
         self.work = EngineWork()
 
     def generate(self) -> None:
-        """Until N groups are complete; then abort."""
+        """Run until N groups are complete; then abort."""
         while len(self.done) < self.load.groups_per_step:
             iteration_started = self.engine.now()
             self._fill_slots()
@@ -102,7 +102,7 @@ class _Step:
             self.prefilled += result.num_prefill_tokens
             self.work.add_step(self.engine.now() - iteration_started, result)
         last = self.engine.abort_all()
-        assert not last.deltas, "the engines benchmarked hand over all tokens with each step"
+        assert not last.deltas, "the benchmarked engines deliver all tokens with each step"
         self.duration_s = self.engine.now() - self.started_s
 
     def pending(self) -> list[_Group]:

@@ -1,8 +1,8 @@
-"""``rlpost bench rollout``: how near to the engine's saturated rate each strategy comes, in one run.
+"""``rlpost bench rollout``: how close each strategy comes to the engine's saturated rate, in one run.
 
 Runs saturated, synchronous, the published scheduler and ours over the same prompts, forced lengths, slots and cap, on
-the simulated engine with a GPU's cost ratio and on the real one, in turn within each repeat; prints a table and writes
-``results.json`` and ``results.svg``. Called by ``cli``. Nothing is trained.
+the simulated engine with a GPU's cost ratio and on the real one, alternating within each repeat; prints a table and
+writes ``results.json`` and ``results.svg``. Called by ``cli``. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Plan:
     steps: int = 20  # measured
     warm_up: int = 3
     repeats: int = 3
-    prefill_ratio: float = 50.0  # simulated engine: prefilled tokens in the time of a decoded one
+    prefill_ratio: float = 50.0  # simulated engine: prefilled tokens in the time of one decoded token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class Result:
 
 
 def run(cfg: Config, plan: Plan, out: Path, say: Callable[[str], None] = print) -> list[Result]:
-    """Raises ConfigError for a plan that cannot be carried out; the folder ``out`` is made where it is missing."""
+    """Raises ConfigError for a plan that cannot be carried out; creates the folder ``out`` if it is missing."""
     _check(cfg, plan)
     results: list[Result] = []
     for name in plan.engines:
@@ -85,7 +85,7 @@ def run(cfg: Config, plan: Plan, out: Path, say: Callable[[str], None] = print) 
 
 
 def table(results: Sequence[Result]) -> str:
-    """Medians, and the least and greatest of the repeats for the ratio to saturated."""
+    """Medians, and the minimum and maximum of the repeats for the ratio to saturated."""
     header = f"{'engine':10} {'lengths':12} {'strategy':26} {'tokens/s':>9} {'of saturated':>22} {'idle':>6} "
     header += f"{'carried':>8} {'replayed':>9} {'its time':>9} {'span':>5} {'stale':>5} {'discarded':>9}"
     lines = [header]
@@ -126,7 +126,7 @@ def _on_vllm(cfg: Config, plan: Plan, say: Callable[[str], None]) -> list[Result
         from rlpost.engine.vllm import build_engine
 
         engine = build_engine(
-            replace(session.cfg, rollout=replace(cfg.rollout, keep_kv=True)),  # one of the strategies keeps
+            replace(session.cfg, rollout=replace(cfg.rollout, keep_kv=True)),  # one of the strategies keeps KV
             model_folder=session.model_folder,
             max_model_len=session.max_model_len,
         )
@@ -141,7 +141,7 @@ def _on_vllm(cfg: Config, plan: Plan, say: Callable[[str], None]) -> list[Result
             def build(lengths: str, seed: int) -> Engine:
                 return ForcedLengths(engine, cap=cap, length_of=make_lengths(lengths, cap=cap, seed=seed))
 
-            # A publication of the same weights: it empties the prefix cache, as an update's does.
+            # A publication of the same weights: it empties the prefix cache, as after an update.
             load = _workload(cfg, session.sampling, prompts, publish=lambda: engine.load_weights(weights))
             return _run_all(cfg, plan, VLLM, build, load, say)
         finally:
@@ -159,8 +159,8 @@ def _run_all(
     say: Callable[[str], None],
     prefill_s: float | None = None,
 ) -> list[Result]:
-    """``prefill_s``: what a prefilled token costs; None: fitted to all iterations of all strategies, as only together
-    do they tell an iteration's cost from a slot's."""
+    """``prefill_s``: the cost of a prefilled token; None: fitted to all iterations of all strategies, since only
+    together do they separate an iteration's cost from a slot's."""
     results = []
     for lengths in plan.lengths:
         figures: dict[str, list[Figures]] = {name: [] for name in STRATEGIES}
@@ -267,7 +267,7 @@ def _check(cfg: Config, plan: Plan) -> None:
         do = "the benchmark runs on one engine, in this process"
         raise ConfigError(explain("cluster.num_workers", cfg.cluster.num_workers, "1", do))
     if cfg.rollout.on_stale == "restart":
-        do = "take it out: the benchmark discards nothing"
+        do = "remove it: the benchmark discards nothing"
         raise ConfigError(explain("rollout.on_stale", "restart", "schedule", do))
     if plan.repeats < 1 or plan.prefill_ratio <= 0:
         raise ConfigError("--repeats must be >= 1 and --prefill-ratio > 0")

@@ -1,7 +1,7 @@
 """The controller's own cost with many replicas: the real ``collect``, buffer and ``ReplicaEngine`` on a virtual clock.
 
-Called by ``benchmarks/scale.py`` and by the test that holds the cost per sample flat. Only generation is simulated
-(``simulation.replicas``); the CPU time it takes is measured apart and not counted as the controller's.
+Called by ``benchmarks/scale.py`` and by the test that keeps the cost per sample flat. Only generation is simulated
+(``simulation.replicas``); its CPU time is measured separately and not counted as the controller's.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from rlpost.workers.cluster.gc_pause import SHARE, CycleSearch
 SAMPLES_PER_GROUP = 8
 CAP = 32_768  # tokens
 MEAN_TOKENS, SIGMA = 8192, 1.0  # of the lognormal, cut at the cap
-TOKENS_PER_S = 30.0  # of one sample, all slots taken
-PREFILL_RATIO = 50.0  # tokens prefilled in the time of one decoded token, all slots taken
+TOKENS_PER_S = 30.0  # of one sample, with all slots busy
+PREFILL_RATIO = 50.0  # tokens prefilled in the time of one decoded token, with all slots busy
 EXCHANGE_S = 2.0
 MAX_STALENESS = 4
 
@@ -57,18 +57,18 @@ class Point:
     steps: int
     samples: int  # trained
     tokens: int  # generated
-    virtual_s: float  # of generation, aborts included
+    virtual_s: float  # of generation, including aborts
     controller_s: float  # CPU time outside the transport, without searches for reference cycles
     transport_s: float  # CPU time of the simulated replicas
     idle_share: float
     reports: int
     exchanges: int
-    peak_rss_bytes: int  # of the process, over its life
+    peak_rss_bytes: int  # of the process, over its lifetime
     full_search_s: float  # one search of all objects for reference cycles, after the last step
 
     @property
     def share(self) -> float:
-        """Controller's CPU time over the time in which the cluster generates, searches for cycles included."""
+        """The controller's CPU time over the time in which the cluster generates, including searches for cycles."""
         return self.controller_s / self.virtual_s + min(SHARE, self.full_search_s * self.steps / self.virtual_s)
 
     @property
@@ -77,7 +77,7 @@ class Point:
 
 
 class MeteredReplicas:
-    """A transport, with the CPU time spent in it and what passed through it."""
+    """A transport, with the CPU time spent in it and the amounts that passed through it."""
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
@@ -110,7 +110,7 @@ class MeteredReplicas:
 
 
 def median_for(mean: float, cap: float, sigma: float) -> float:
-    """The median of the lognormal whose mean is ``mean`` when it is cut at ``cap``."""
+    """The median of the lognormal whose mean is ``mean`` after it is cut at ``cap``."""
     cdf = NormalDist().cdf
 
     def mean_of(median: float) -> float:
@@ -180,7 +180,7 @@ def run(load: Load, *, ledger: Ledger | None = None) -> Point:
     for step in range(load.warm_up + load.steps):
         started, inside, seen, sent = time.process_time(), transport.cpu_s, transport.reports, transport.exchanges
         searched = cycle_search.spent_s
-        with cycle_search.held_back():  # as a cluster's device does
+        with cycle_search.held_back():  # as on a cluster
             stats = collect(engine, buffer, stream, scorer, settings, step=step)
         trained = buffer.rollout()
         buffer.store()

@@ -1,4 +1,4 @@
-"""The ``rlpost`` command: arguments, help texts, and the reference pages written from them."""
+"""The ``rlpost`` command: arguments, help texts, and the reference pages generated from them."""
 
 from rlpost.cli.commands import main
 

@@ -1,7 +1,7 @@
-"""The page ``docs/command-line.md``, written from the parser: every command, its arguments, its examples.
+"""The page ``docs/command-line.md``, generated from the parser: every command, its arguments, its examples.
 
-``python -m rlpost.cli.command_reference > docs/command-line.md`` writes it, ``tests/test_docs.py`` holds the page to
-the parser (``rlpost.cli.commands.build_parser``), which owns the words. Imports nothing heavy.
+``python -m rlpost.cli.command_reference > docs/command-line.md`` writes it, ``tests/test_docs.py`` checks the page
+against the parser (``rlpost.cli.commands.build_parser``), which owns the texts. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from rlpost.cli.help_texts import OVERRIDES
 INTRODUCTION = """\
 # Command line
 
-Every command of `rlpost`, written from the program by `python -m rlpost.cli.command_reference`. `--help` after a
-command prints the same. Exit codes: 0; 2 for something in the configuration, the data or the model; 3 for a run that
-could not go on; 70 when the [watchdog](troubleshooting.md#it-hangs) ended it; 130 after Ctrl-C, 143 after SIGTERM.
+Every command of `rlpost`, generated from the program by `python -m rlpost.cli.command_reference`. `--help` after a
+command prints the same. Exit codes: 0; 2 for an error in the configuration, the data or the model; 3 for a run that
+could not continue; 70 if the [watchdog](troubleshooting.md#it-hangs) ended it; 130 after Ctrl-C, 143 after SIGTERM.
 
-Where a command takes a recipe, overrides follow it. They are Hydra's `key=value`:
+If a command takes a recipe, overrides follow it. They are Hydra's `key=value`:
 
 ```text
 {overrides}
@@ -37,7 +37,7 @@ def render() -> str:
 
 
 def _commands(parser: argparse.ArgumentParser) -> list[tuple[str, str, argparse.ArgumentParser]]:
-    """(name, summary, parser) of each command; one that has commands of its own stands as those."""
+    """(name, summary, parser) of each command; a command with subcommands is listed as those."""
     (actions,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     found = []
     for choice in actions._choices_actions:
@@ -74,12 +74,12 @@ def _cell(text: str) -> str:
 
 
 def _body(text: str) -> str:
-    """The indented lines of a help text, without their indent."""
+    """The indented lines of a help text, without their indentation."""
     return "\n".join(line.removeprefix("  ") for line in text.splitlines() if line.startswith("  "))
 
 
 def _comment(line: str) -> str:
-    """What stands after several blanks explains the command."""
+    """Text after several spaces explains the command."""
     command, blanks, words = line.partition("   ")
     return f"{command}{blanks}# {words.strip()}" if words.strip() else line
 

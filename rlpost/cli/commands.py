@@ -1,7 +1,7 @@
 """The ``rlpost`` command: arguments in, exit code out.
 
 Owns parsing, the order check-then-run, and how errors look: one line on stderr for a UserError, 130 for Ctrl-C.
-Everything it calls is imported inside functions, so that ``rlpost --help`` answers at once.
+Everything it calls is imported inside functions, so that ``rlpost --help`` responds immediately.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = build_parser().parse_args(argv)
         except SystemExit as end:  # argparse, after --help or --version
             return int(end.code or 0)
-        # A user's own functions lie where they call us from; the installed script would not look there.
+        # Users' own functions are in the current folder, where the installed script would not look.
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         run = arguments.run
         assert run is not None
         code = run(arguments)
-        sys.stdout.flush()  # a reader that went away shows here, not in the interpreter's shutdown
+        sys.stdout.flush()  # a closed output shows here, not in the interpreter's shutdown
         return code
     except UserError as error:
         print(f"rlpost: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        with contextlib.suppress(OSError):  # the signal may have ended whoever reads
-            print(f"rlpost: ended by {stopped}; the same command goes on from its last checkpoint", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the signal may have ended the reader, too
+            print(f"rlpost: ended by {stopped}; the same command resumes from the last checkpoint", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return stopped.exit_code
     except KeyboardInterrupt:
@@ -56,17 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if run not in (run_train, run_sft, run_eval):
-            return 0  # whoever read the list has seen enough
-        print("rlpost: the reader of standard output went away before the run was done", file=sys.stderr)
+            return 0  # the reader of the list has seen enough
+        print("rlpost: standard output was closed before the run was done", file=sys.stderr)
         return RunError.exit_code
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         where = f" {error.filename}" if error.filename else ""
-        do = "earlier checkpoints are whole: free space, then the same command resumes"
+        do = "earlier checkpoints are intact: free space, then run the same command to resume"
         print(f"rlpost: writing{where}: {error.strerror or error}; {do}", file=sys.stderr)
         return RunError.exit_code
-    except SystemExit as end:  # somebody's part called exit(): whatever the code, the command did not finish
+    except SystemExit as end:  # user code called exit(): whatever the code, the command did not finish
         print(f"rlpost: something in the run called exit({end.code!r}); it ended before it was done", file=sys.stderr)
         return RunError.exit_code
 
@@ -142,10 +142,10 @@ def run_export(arguments: argparse.Namespace) -> int:
 def run_buffer(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from rlpost.viewing.ledger_report import glance, life
+    from rlpost.viewing.ledger_report import describe_draw, describe_ledger
 
     run = Path(arguments.run_dir)
-    print(life(run, arguments.uid) if arguments.uid else glance(run))
+    print(describe_draw(run, arguments.uid) if arguments.uid else describe_ledger(run))
     return 0
 
 
@@ -177,7 +177,7 @@ def run_bench_rollout(arguments: argparse.Namespace) -> int:
     from rlpost.bench.rollout import VLLM, Plan, run
 
     engines = arguments.engines.split(",")
-    cfg = _load_checked(arguments, "train") if VLLM in engines else _load_for_elsewhere(arguments.overrides)
+    cfg = _load_checked(arguments, "train") if VLLM in engines else _load_without_local_checks(arguments.overrides)
     plan = Plan(
         engines=engines,
         lengths=arguments.lengths.split(","),
@@ -204,7 +204,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from rlpost.plan.predict import make_plan
     from rlpost.plan.show import as_json, as_text
 
-    plan = make_plan(_load_for_elsewhere(overrides), request)
+    plan = make_plan(_load_without_local_checks(overrides), request)
     print(as_json(plan) if arguments.json else as_text(plan))
     return 0
 
@@ -232,7 +232,7 @@ def run_bench_learning(arguments: argparse.Namespace) -> int:
     try:
         run_study(plan)
     except Stopped as stopped:
-        print(f"rlpost: ended by {stopped}; the same command goes on with the run that was under way", file=sys.stderr)
+        print(f"rlpost: ended by {stopped}; run the same command to continue with the interrupted run", file=sys.stderr)
         return stopped.exit_code
     return 0
 
@@ -294,8 +294,8 @@ def _load_checked(arguments: argparse.Namespace, command: str) -> Config:
     return cfg
 
 
-def _load_for_elsewhere(overrides: list[str]) -> Config:
-    """Its values are checked; the model, the data and the devices may be elsewhere."""
+def _load_without_local_checks(overrides: list[str]) -> Config:
+    """Checks the values only; the model, the data and the devices may be elsewhere."""
     from rlpost.config.compose import load_config
     from rlpost.preflight.check_values import check_values
 
@@ -334,7 +334,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     add("train", run_train, "train a policy by RL", help_texts.TRAIN)
-    add("sft", run_sft, "warm-start a model by imitation", help_texts.SFT)
+    add("sft", run_sft, "warm-start a model by supervised fine-tuning", help_texts.SFT)
     add("eval", run_eval, "evaluate a model: mean@k, pass@k, intervals", help_texts.EVAL)
     check = add("check", run_check, "check a run without touching a device", help_texts.CHECK)
     check.add_argument(
@@ -351,35 +351,35 @@ def build_parser() -> argparse.ArgumentParser:
     exporting = add("export", run_export, "a run's model as a Hugging Face folder", help_texts.EXPORT, recipe=False)
     exporting.add_argument("run_dir", metavar="RUN_DIR", help="a run directory, or one of its checkpoints")
     exporting.add_argument("out", metavar="OUT", help="a new folder")
-    exporting.add_argument("--step", type=int, help="the checkpoint after so many steps; the newest if not given")
+    exporting.add_argument("--step", type=int, help="the checkpoint after this many steps; default: the newest")
     buffer = add(
-        "buffer", run_buffer, "what a run drew, holds and trained; one prompt's life", help_texts.BUFFER, recipe=False
+        "buffer", run_buffer, "what a run drew, holds and trained; a prompt's history", help_texts.BUFFER, recipe=False
     )
-    buffer.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be going on")
+    buffer.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be active")
     buffer.add_argument("uid", nargs="?", metavar="UID", help="a draw, EPOCH:POSITION, as in rollouts/")
     report = add(
         "report", run_report, "one HTML file that shows a run, or compares several", help_texts.REPORT, recipe=False
     )
-    report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a run directory; the run may be going on")
+    report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a run directory; the run may be active")
     report.add_argument("-o", dest="out", metavar="FILE", help="default: report.html in the run's folder, or here")
     watching = add("watch", run_watch, "a run live in the terminal, from outside", help_texts.WATCH, recipe=False)
     watching.add_argument("run_dir", metavar="RUN_DIR", help="a run directory, here or on a shared disk")
-    watching.add_argument("--once", action="store_true", help="print one frame and end")
+    watching.add_argument("--once", action="store_true", help="print one frame and exit")
     runs = add("runs", run_runs, "the runs below a folder; how two of them differ", help_texts.RUNS, recipe=False)
-    runs.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where to look; runs if not given")
+    runs.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where to look; default: runs")
     runs.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two run directories")
     tracing = add(
         "timeline", run_timeline, "a run's timeline as a trace for Perfetto", help_texts.TIMELINE, recipe=False
     )
-    tracing.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be going on")
-    what = "file to write, compressed where it ends in .gz; RUN_DIR/trace.json.gz if not given"
+    tracing.add_argument("run_dir", metavar="RUN_DIR", help="a run directory; the run may be active")
+    what = "file to write, compressed if it ends in .gz; default: RUN_DIR/trace.json.gz"
     tracing.add_argument("out", nargs="?", metavar="OUT", help=what)
     dashboard = add(
         "dashboard", run_dashboard, "a ready-made workspace and report in W&B", help_texts.DASHBOARD, recipe=False
     )
     dashboard.add_argument("service", choices=["wandb"], help="where")
     dashboard.add_argument("run_dir", metavar="RUN_DIR", help="a run directory: its project and its group are shown")
-    dashboard.add_argument("--entity", help="the W&B user or team; the account's own if not given")
+    dashboard.add_argument("--entity", help="the W&B user or team; default: the account's own")
     bench = commands.add_parser(
         "bench",
         help="how fast rollouts are, and how well they teach",
@@ -389,7 +389,7 @@ def build_parser() -> argparse.ArgumentParser:
     benchmarks = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser)
     rollout = benchmarks.add_parser(
         "rollout",
-        help="how near to the engine's saturated rate rollouts come",
+        help="how close rollouts come to the engine's saturated rate",
         description=help_texts.BENCH_ROLLOUT,
         epilog=help_texts.OVERRIDES,
         usage="rlpost bench rollout recipe=GROUP/NAME [key=value ...] [options]",
@@ -401,8 +401,8 @@ def build_parser() -> argparse.ArgumentParser:
     rollout.add_argument("--lengths", default="lognormal,uniform,bimodal", metavar="A,B", help=what)
     rollout.add_argument("--steps", type=int, default=20, help="steps measured; default: 20")
     rollout.add_argument("--warm-up", type=int, default=3, help="steps before them; default: 3")
-    rollout.add_argument("--repeats", type=int, default=3, help="default: 3, each with lengths of its own")
-    what = "simulated engine: tokens prefilled in the time of one decoded token, all slots taken; default: 50"
+    rollout.add_argument("--repeats", type=int, default=3, help="default: 3, each with its own lengths")
+    what = "simulated engine: tokens prefilled in the time of one decoded token, with all slots busy; default: 50"
     rollout.add_argument("--prefill-ratio", type=float, default=50.0, metavar="R", help=what)
     rollout.add_argument("-o", dest="out", default="bench", metavar="FOLDER", help="where results go; default: bench")
     rollout.set_defaults(run=run_bench_rollout)
@@ -413,19 +413,19 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=_raw,
     )
     instead = learning.add_mutually_exclusive_group()
-    instead.add_argument("--report", action="store_true", help="make no run: compare those of the table, write --page")
-    instead.add_argument("--list", action="store_true", help="make no run: list all, and which are done")
-    what = "make only runs whose names fit one of these patterns, such as 'grpo-*,*-s0'"
+    instead.add_argument("--report", action="store_true", help="start no run: compare those in the table, write --page")
+    instead.add_argument("--list", action="store_true", help="start no run: list all, and which are done")
+    what = "start only runs whose names match one of these patterns, such as 'grpo-*,*-s0'"
     learning.add_argument("--only", default="", metavar="A,B", help=what)
-    learning.add_argument("--limit", type=int, metavar="N", help="make at most N runs")
-    learning.add_argument("--minutes", type=float, metavar="M", help="begin no run after M minutes")
-    what = "also runs whose times were taken while other programs had the core; the new row counts"
+    learning.add_argument("--limit", type=int, metavar="N", help="start at most N runs")
+    learning.add_argument("--minutes", type=float, metavar="M", help="start no run after M minutes")
+    what = "also repeat runs whose times were taken while other programs used the core; the new row counts"
     learning.add_argument("--again", action="store_true", help=what)
-    learning.add_argument("--core", type=int, metavar="N", help="the core that runs use; default: the last one allowed")
-    learning.add_argument("--runs", metavar="FOLDER", help="keep the runs' directories there; else they are removed")
-    what = "the table that finished runs are appended to; default: docs/studies/learning.jsonl"
+    learning.add_argument("--core", type=int, metavar="N", help="the core that runs use; default: the last allowed one")
+    learning.add_argument("--runs", metavar="FOLDER", help="keep the runs' directories there; default: remove them")
+    what = "the table to which finished runs are appended; default: docs/studies/learning.jsonl"
     learning.add_argument("--table", default="docs/studies/learning.jsonl", metavar="FILE", help=what)
-    what = "with --report: the page that holds the place for it; default: docs/april.md"
+    what = "with --report: the page that contains the section; default: docs/april.md"
     learning.add_argument("--page", default="docs/april.md", metavar="FILE", help=what)
     learning.set_defaults(run=run_bench_learning)
     planning = commands.add_parser(
@@ -441,9 +441,9 @@ def build_parser() -> argparse.ArgumentParser:
     what = "oversample ratios to compare; default: 1 to max_staleness + 1"
     planning.add_argument("--ratios", metavar="A,B", help=what)
     planning.add_argument("--steps", type=int, default=30, help="steps simulated for each ratio; default: 30")
-    what = "steps left out at the recorded run's beginning; default: 2"
+    what = "steps skipped at the recorded run's beginning; default: 2"
     planning.add_argument("--warm-up", type=int, default=2, help=what)
-    what = "times everything is predicted again from resampled steps and lengths, for the spread; default: 4"
+    what = "how often everything is predicted again from resampled steps and lengths, for the spread; default: 4"
     planning.add_argument("--repeats", type=int, default=4, help=what)
     planning.add_argument("--json", action="store_true", help="print JSON")
     planning.set_defaults(run=run_plan)

@@ -1,12 +1,12 @@
-"""What ``rlpost COMMAND --help`` says above its options. Called by ``cli``; text only."""
+"""The texts that ``rlpost COMMAND --help`` prints above its options. Called by ``cli``; text only."""
 
 DESCRIPTION = """\
-RL post-training of language models: vLLM generates, DeepSpeed ZeRO updates, by turns on the same device, with
+RL post-training of language models: vLLM generates, DeepSpeed ZeRO updates, taking turns on the same device, with
 active partial rollouts (APRIL) by default.
 
 start here:
   rlpost recipes                                    what can be run
-  rlpost check recipe=math/arithmetic               is everything there? seconds, no device touched
+  rlpost check recipe=math/arithmetic               is everything ready? takes seconds, touches no device
   rlpost train recipe=math/arithmetic               the demo: minutes on a laptop, no GPU, no download
 """
 
@@ -21,7 +21,7 @@ overrides are Hydra's key=value:
 
 TRAIN = """\
 Trains a policy. Writes runs/NAME/: metrics.jsonl, the resolved config, checkpoints, rollouts. An unfinished run of the
-same name goes on where its last checkpoint stands; a finished one is left alone and NAME-2 is started.
+same name resumes from its last checkpoint; a finished one is left alone and NAME-2 is started.
 
 examples:
   rlpost train recipe=math/arithmetic
@@ -30,10 +30,11 @@ examples:
 """
 
 SFT = """\
-Makes a warm-started model by imitating lessons from sft.generator, in sft.output or runs/NAME-sft/model.
+Warm-starts a model by supervised fine-tuning on the examples of sft.generator. Writes sft.output, or
+runs/NAME-sft/model.
 
 example:
-  rlpost sft recipe=math/arithmetic                 the demo's model again, about 15 minutes on one core
+  rlpost sft recipe=math/arithmetic                 rebuilds the demo's model, about 15 minutes on one core
 """
 
 EVAL = """\
@@ -54,8 +55,8 @@ examples:
 """
 
 EXPORT = """\
-Writes a Hugging Face folder (safetensors, configuration, tokenizer, model card) from a run's newest sound checkpoint,
-or from the one after --step steps. It needs no GPU, and the run may be going on.
+Writes a Hugging Face folder (safetensors, configuration, tokenizer, model card) from a run's newest intact checkpoint,
+or from the one after --step steps. It needs no GPU, and the run may be active.
 
 examples:
   rlpost export runs/arithmetic my-model
@@ -78,12 +79,12 @@ examples:
 
 PLAN = """\
 Predicts a step of a configuration from a recorded run, for each oversample ratio: seconds of each phase, idle slots,
-carried tokens, tokens trained per second; and names the best ratio. The real scheduler runs on a virtual clock with the
-run's response lengths and measured costs; nothing is started. What the run says nothing about is listed as
+carried-over tokens, tokens trained per second; and names the best ratio. The real scheduler runs on a virtual clock
+with the run's response lengths and measured costs; nothing is started. What the run cannot tell is listed as
 extrapolated.
 
 from=RUN_DIR is the recorded run. lengths=lognormal|uniform|bimodal|recorded:RUN_DIR replaces its lengths. cost.NAME=X
-replaces a cost, in seconds; without a run all of them must be given: iteration_s, sample_s, prefill_s, rollout_s,
+replaces a cost, in seconds; without a run, all of them must be given: iteration_s, sample_s, prefill_s, rollout_s,
 update_s, update_token_s, reduce_s, publish_s, other_s, and prompt_tokens.
 
 examples:
@@ -94,9 +95,9 @@ examples:
 
 BENCH_LEARNING = """\
 Compares synchronous rollouts and APRIL, with and without correction, for GRPO, GSPO and DAPO over several seeds, on the
-recipe math/arithmetic_long. Makes the runs that the table lacks, one after another, each in a fresh process on one
-core, and appends a row for each that is finished; what stops it costs the run under way, and the same command goes on.
-Run it in a checkout: table, pictures and page lie in docs/.
+recipe math/arithmetic_long. Starts the runs that are missing from the table, one after another, each in a fresh process
+on one core, and appends a row for each finished run. An interruption costs only the current run; the same command
+continues. Run it in a checkout: table, figures and page are in docs/.
 
 examples:
   rlpost bench learning --list
@@ -107,7 +108,7 @@ examples:
 
 BUFFER = """\
 Shows the run's ledger: how many prompts were drawn and where each of them is, where every token went, and what is still
-open. With a uid: what happened to this prompt's responses, by step and policy version, and how they were judged.
+open. With a uid: what happened to this prompt's responses, by step and policy version, and how they were scored.
 
 examples:
   rlpost buffer runs/arithmetic
@@ -116,8 +117,8 @@ examples:
 
 REPORT = """\
 Writes one HTML file that opens from disk, without a network: did it learn, was the engine busy, is it healthy, where
-did the time go; lengths, rewards, failures; every answer with its tokens; the life of every sample. Several runs are
-compared, and those that differ in the seed alone become one band.
+did the time go; lengths, rewards, failures; every response with its tokens; the history of every sample. Several runs
+are compared, and those that differ only in the seed become one band.
 
 examples:
   rlpost report runs/arithmetic                     writes runs/arithmetic/report.html
@@ -125,8 +126,9 @@ examples:
 """
 
 WATCH = """\
-Shows a run that was started elsewhere: phase, progress, curves, last answers, warnings. It only reads the run's files,
-so it may come and go; Ctrl-C leaves. Without a terminal, or with --once, it prints one frame.
+Shows a run that was started elsewhere: phase, progress, curves, latest responses, warnings. It only reads the run's
+files, so it can be started and stopped at any time; Ctrl-C exits. Without a terminal, or with --once, it prints one
+frame.
 
 examples:
   rlpost watch runs/arithmetic
@@ -134,8 +136,8 @@ examples:
 """
 
 RUNS = """\
-Lists the runs below a folder: state (running; waiting: stopped in good order; failed; killed; finished), steps, best
-score, recipe. With --compare: which settings of two runs differ, and their metrics over the steps that both have.
+Lists the runs below a folder: state (running; waiting: stopped cleanly; failed; killed; finished), steps, best score,
+recipe. With --compare: which settings of two runs differ, and their metrics over the steps that both have.
 
 examples:
   rlpost runs
@@ -144,7 +146,7 @@ examples:
 
 TIMELINE = """\
 Writes timeline.jsonl as a trace that Perfetto (https://ui.perfetto.dev) and chrome://tracing open: the loop's phases,
-what each slot of the engine did and when, where a sample was interrupted and went on, how many were running.
+what each slot of the engine did and when, where a sample was interrupted and resumed, how many were running.
 
 examples:
   rlpost timeline runs/arithmetic
@@ -153,14 +155,14 @@ examples:
 
 DASHBOARD = """\
 Builds a W&B workspace (panels in sections, seeds of an experiment as one band) and a report for a run's project, and
-says where they are. Without an account it writes the layout to RUN_DIR/wandb_dashboard.json.
+prints where they are. Without an account it writes the layout to RUN_DIR/wandb_dashboard.json.
 
 example:
   rlpost dashboard wandb runs/arithmetic
 """
 
 CONFIG = """\
-Prints the whole configuration as YAML, as the run would use it and save it; recipe=FILE takes it back.
+Prints the whole configuration as YAML, as the run would use and save it; recipe=FILE reads it back.
 
 examples:
   rlpost config recipe=math/arithmetic algo=dapo

@@ -1,6 +1,6 @@
-"""What is said of one key: what it may be and what it means, the schema's rules joined with the tables of parts.
+"""The texts about one key: what it may be and what it means, from the schema's rules and the tables of parts.
 
-Read by ``rlpost config --keys`` and by ``rlpost.cli.config_reference``. The schema cannot name the parts itself: the
+Used by ``rlpost config --keys`` and by ``rlpost.cli.config_reference``. The schema cannot name the parts itself: the
 tables import it. Imports no part.
 """
 
@@ -14,7 +14,7 @@ from rlpost.config.plugins import Part
 from rlpost.rewards import REWARDS
 from rlpost.train import table as train
 
-# What the tables say of a part beside where it lies: the attribute, and the words before the names that have it.
+# What the tables say about a part besides where it is: the attribute, and the words before the names that have it.
 FACTS = {
     "compares_group": "Comparing the samples of a group, of which there must be at least 2",
     "in_reward": "Subtracted from the reward, not added to the loss",
@@ -23,7 +23,7 @@ FACTS = {
 
 
 def allowed(key: Key, *, mark: str = "") -> str:
-    """The options of a key, each between two ``mark``s, or its bounds; empty where anything of its type goes."""
+    """The options of a key, each between two ``mark``s, or its bounds; empty if any value of its type is valid."""
     rule = key.rule
     if rule is None:
         return ""
@@ -35,7 +35,7 @@ def allowed(key: Key, *, mark: str = "") -> str:
 
 
 def meaning(key: Key) -> str:
-    """The key's doc and, where its options are parts that ship, what the table knows of them."""
+    """The key's doc and, if its options are parts that ship, what the table says about them."""
     sentences = [key.doc]
     if key.rule is not None and key.rule.table:
         parts = _table_of(key.rule.table)

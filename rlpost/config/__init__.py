@@ -1,4 +1,4 @@
-"""The configuration: its typed schema, how it is put together, and where the files that ship with rlpost lie."""
+"""The configuration: its typed schema, how it is composed, and where the files that ship with rlpost are."""
 
 from rlpost.config.schema import (
     AlgoConfig,

@@ -1,9 +1,9 @@
-"""Puts a run's configuration together: groups, a recipe and the command line, into one typed :class:`Config`.
+"""Composes a run's configuration: groups, a recipe and the command line, into one typed :class:`Config`.
 
-Owns the order of strength (schema < groups < recipe < groups named on the command line < single keys on the command
-line) and the strictness: a key that the schema does not know, or a value of the wrong type, is a ConfigError of one
-line, wherever it stands. Never checks whether values make sense together (``rlpost.preflight.checks``). Called by
-``cli`` and by tests. Hydra resolves the defaults lists; recipes are its group ``recipe``, which maps onto ``recipes/``.
+Owns the precedence (schema < groups < recipe < groups named on the command line < single keys on the command line) and
+the strictness: a key that the schema does not know, or a value of the wrong type, is a one-line ConfigError, wherever
+it appears. Never checks whether values make sense together (``rlpost.preflight.checks`` does). Called by ``cli`` and by
+tests. Hydra resolves the defaults lists; recipes are its group ``recipe``, which maps to ``recipes/``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ GROUPS = ("model", "data", "reward", "algo", "rollout", "engine", "train", "clus
 def load_config(overrides: list[str]) -> Config:
     """The typed configuration of ``recipe=... [overrides]``, interpolations resolved.
 
-    Raises ConfigError, one line: no recipe or one that does not exist, ``+recipe=``, an unknown key (the nearest is
-    named, and the file it stands in), a value of the wrong type, a group option that does not exist.
+    Raises ConfigError, one line: no recipe or an unknown one, ``+recipe=``, an unknown key (the message names the
+    nearest key and the file), a value of the wrong type, an unknown option of a group.
     """
     recipe, rest = take_recipe(overrides)
     choices, values = _split(_parse(rest))
@@ -56,12 +56,12 @@ def load_config(overrides: list[str]) -> Config:
 
 
 def to_yaml(cfg: Config) -> str:
-    """The whole resolved configuration as YAML; ``recipe=FILE`` takes it back."""
+    """The whole resolved configuration as YAML; ``recipe=FILE`` reads it back."""
     return OmegaConf.to_yaml(OmegaConf.structured(cfg))
 
 
 def list_recipes() -> dict[str, str]:
-    """``GROUP/NAME`` -> description, of every recipe that ships."""
+    """``GROUP/NAME`` -> description, for every recipe that ships."""
     return {name: str(_read(path).get("description", "")) for name, path in _recipe_files().items()}
 
 
@@ -69,7 +69,7 @@ def list_recipes() -> dict[str, str]:
 
 
 def take_recipe(overrides: list[str]) -> tuple[str, list[str]]:
-    """(what ``recipe=`` names, the other overrides)."""
+    """(the value of ``recipe=``, the other overrides)."""
     recipe, rest = None, []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -77,10 +77,10 @@ def take_recipe(overrides: list[str]) -> tuple[str, list[str]]:
             rest.append(override)
         elif key != "recipe" or not equals or not value:
             raise ConfigError(
-                explain("recipe", override, "recipe=GROUP/NAME", "write it without a sign; it selects, it adds no key")
+                explain("recipe", override, "recipe=GROUP/NAME", "write it without a sign; it selects and adds no key")
             )
         elif recipe is not None:
-            raise ConfigError(explain("recipe", override, "one recipe", f"recipe={recipe} was given before it"))
+            raise ConfigError(explain("recipe", override, "one recipe", f"recipe={recipe} was already given"))
         else:
             recipe = value
     if recipe is None:
@@ -89,7 +89,7 @@ def take_recipe(overrides: list[str]) -> tuple[str, list[str]]:
 
 
 def register_recipe(recipe: str) -> tuple[str, str]:
-    """Tells Hydra about the shipped recipes and a user's file; returns (option of group ``recipe``, its origin)."""
+    """Registers the shipped recipes and a user's file with Hydra; returns (option of group ``recipe``, its origin)."""
     shipped = _register_shipped()
     if recipe in shipped:
         _check_file(shipped[recipe])
@@ -97,10 +97,10 @@ def register_recipe(recipe: str) -> tuple[str, str]:
     path = Path(recipe).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         near = difflib.get_close_matches(recipe, shipped, n=1, cutoff=0.5)
-        do = f"did you mean {near[0]}?" if near else "or give the path of a YAML file of your own"
+        do = f"did you mean {near[0]}?" if near else "or give the path of your own YAML file"
         raise ConfigError(explain("recipe", recipe, f"one of {_names(shipped)}", do))
     if not path.is_file():
-        raise ConfigError(explain("recipe", recipe, "a file that is there", "check the path"))
+        raise ConfigError(explain("recipe", recipe, "an existing file", "check the path"))
     _check_file(path)
     _store("file/" + path.stem, _read(path))
     return "file/" + path.stem, str(path)
@@ -128,7 +128,7 @@ def _store(name: str, node: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # OmegaConf's own loader reads 1e-4 as a number, which plain YAML does not.
+        # OmegaConf's own loader reads 1e-4 as a number, unlike plain YAML.
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
@@ -138,7 +138,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_file(path: Path) -> None:
-    """Unknown keys and wrong types of a recipe file, with the file named."""
+    """Reports unknown keys and wrong types in a recipe file, with the file's name."""
     body = {key: value for key, value in _read(path).items() if key != "defaults"}
     for key in _unknown_keys(body):
         raise ConfigError(f"{path}: {_unknown(key)}")
@@ -157,7 +157,7 @@ def _parse(overrides: list[str]) -> list[Override]:
         try:
             one = OverridesParser.create().parse_override(override)
         except HydraException as error:
-            do = _first_line(error) if "=" in override else "give every override as key=value"
+            do = _first_line(error) if "=" in override else "write every override as key=value"
             raise ConfigError(explain("override", override, "key=value", do)) from None
         if one.is_sweep_override():
             raise ConfigError(explain("override", override, "one value", "start one run for each value"))
@@ -166,7 +166,7 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 
 def _split(parsed: list[Override]) -> tuple[dict[str, str | None], list[Override]]:
-    """Choices among the options of a group (``algo=gspo``), and values of single keys."""
+    """Splits into options chosen for groups (``algo=gspo``) and values of single keys."""
     choices: dict[str, str | None] = {}
     values = []
     for override in parsed:
@@ -195,7 +195,7 @@ def _apply(config: DictConfig, override: Override) -> None:
     for unknown in _unknown_keys(nested):
         raise ConfigError(_unknown(unknown))
     try:
-        # Another function's arguments are no use to this one: a mapping with _target_ replaces, others merge.
+        # Another function's arguments do not fit this one: a mapping with _target_ replaces, others merge.
         value = override.value()
         replaces = isinstance(value, dict) and "_target_" in value
         OmegaConf.update(config, key, value, merge=not replaces, force_add=True)
@@ -206,9 +206,9 @@ def _apply(config: DictConfig, override: Override) -> None:
 def _choose(config: DictConfig, group: str, chosen: DictConfig) -> None:
     """An option named on the command line owns every key that any option of its group sets.
 
-    The recipe was written for another option: its ``algo.clip_high`` would spoil ``algo=gspo``, its data generator
-    would linger beside ``data=gsm8k``. Such keys take the chosen option's value, else the schema's default; keys that
-    no option sets (``train.lr``) stay the recipe's.
+    The recipe was written for another option: its ``algo.clip_high`` would distort ``algo=gspo``, and its data
+    generator would remain beside ``data=gsm8k``. Such keys take the chosen option's value, or else the schema's
+    default; keys that no option sets (``train.lr``) keep the recipe's value.
     """
     defaults = {key.name: key.default for key in walk_fields()}
     for key in _keys_set_by(group):
@@ -255,7 +255,7 @@ def _build(config: DictConfig) -> Config:
 
 
 def _unknown_keys(node: Any, schema: type = Config, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of ``node`` that the schema does not have; what lies below a free-form key is free."""
+    """Dotted keys of ``node`` that the schema does not have; anything goes below a free-form key."""
     known = {f.name: f for f in fields(schema)}
     for key, value in node.items():
         if key not in known:

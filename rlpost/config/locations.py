@@ -1,7 +1,7 @@
-"""Where the files that travel with the package lie: configuration, recipes, and the demo's model.
+"""Where the files that ship with the package are: configuration, recipes, and the demo's model.
 
-Never reads them; ``compose``, ``checks``, ``prompts.cursor`` and whoever opens a model or tokenizer call it. In a
-checkout ``conf/`` and ``recipes/`` stand beside the package; in an installed wheel they are inside it.
+Never reads them; ``compose``, ``preflight.checks``, ``prompts.rows`` and code that opens a model or tokenizer call it.
+In a checkout ``conf/`` and ``recipes/`` are beside the package; in an installed wheel they are inside it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def find_data() -> Path:
 
 
 def resolve_path(path: str) -> str:
-    """``rlpost://NAME`` as the folder or file that ships with the package, ``~`` expanded; anything else unchanged.
+    """``rlpost://NAME`` as a folder or file that ships with the package, ``~`` expanded; anything else unchanged.
 
     The result need not exist: a hub name stays a hub name.
     """

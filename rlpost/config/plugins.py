@@ -1,12 +1,12 @@
-"""Turns what a config names - a part of ours or a user's own function - into a callable.
+"""Turns what a config names - one of our parts or a user's own function - into a callable.
 
-Three forms are accepted everywhere a part can be chosen: a name in a table, a dotted path
+Three forms are accepted wherever a part can be chosen: a name in a table, a dotted path
 ``package.module.function``, and Hydra's ``{_target_: name or dotted path, key: value}``. Nothing is imported until
-:func:`resolve_target` is called; :func:`check_target` says whether a name can work by reading source text only, so
-that ``rlpost check`` never imports torch. Called by ``algos.table``, ``rewards`` and ``data``.
+:func:`resolve_target` is called; :func:`check_target` checks whether a name can work by only reading source text, so
+that ``rlpost check`` never imports torch. Called by ``algos.table``, ``rewards`` and ``prompts.rows``.
 
-A table is ``{name: Part(dotted path)}``; ``algos.table`` and ``rewards`` extend :class:`Part` by what else the program
-must know of a part that ships, so that a new one is a function and one line.
+A table is ``{name: Part(dotted path)}``; ``algos.table`` and ``rewards`` extend :class:`Part` with what else the
+program must know about a part that ships, so that a new part is a function and one line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EXPECTED = "package.module.function, or {_target_: ..., key: value}"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that ships: an entry of a table, whose key is its name. Imported only when it is resolved."""
+    """A part that ships: an entry of a table, whose key is its name. Imported only when resolved."""
 
     path: str  # dotted
 
@@ -46,9 +46,9 @@ AnyPart = TypeVar("AnyPart", bound=Part)
 def resolve_target(value: Any, table: Mapping[str, Part], what: str) -> Callable[..., Any]:
     """The callable that ``value`` names; ``what`` is the config key, for the message.
 
-    A class is instantiated with the keys beside ``_target_`` (its instance must be callable); a function has them
+    A class is instantiated with the keys beside ``_target_`` (its instance must be callable); for a function they are
     bound with ``functools.partial``. Raises :class:`ConfigError` for an unknown name, a target that cannot be
-    imported, a key the target does not take, and a target that cannot be called.
+    imported, a key the target does not accept, and a target that is not callable.
     """
     if callable(value):
         return value
@@ -60,13 +60,13 @@ def resolve_target(value: Any, table: Mapping[str, Part], what: str) -> Callable
     if inspect.isclass(target):
         target = target(**arguments)
         if not callable(target):
-            raise ConfigError(explain(what, path, "a class whose instances can be called", "give it a __call__"))
+            raise ConfigError(explain(what, path, "a class with callable instances", "give it a __call__"))
         return target
     return functools.partial(target, **arguments) if arguments else target
 
 
 def check_target(value: Any, table: Mapping[str, Part], what: str) -> None:
-    """Raises :class:`ConfigError` where :func:`resolve_target` would fail for a reason that source text shows.
+    """Raises :class:`ConfigError` if :func:`resolve_target` would fail for a reason visible in source text.
 
     Imports the parent packages of a dotted path (to find the file), never the module itself.
     """
@@ -98,7 +98,7 @@ def _split(value: Any, table: Mapping[str, Part], what: str) -> tuple[str, dict[
         value = plain.get("_target_")
         if value is None:
             raise ConfigError(explain(what, plain, "a mapping with _target_", "add _target_: package.module.function"))
-        # Hydra users write _partial_ out of habit; binding is what happens here anyway.
+        # Hydra users write _partial_ out of habit; arguments are bound here anyway.
         arguments = {key: item for key, item in plain.items() if key not in ("_target_", "_partial_")}
         reserved = sorted(key for key in arguments if key.startswith("_"))
         if reserved:
@@ -146,16 +146,16 @@ def _check_arguments(target: Any, arguments: Mapping[str, Any], what: str, path:
         signature = inspect.signature(target)
         signature.bind_partial(**arguments)
         if inspect.isclass(target):
-            signature.bind(**arguments)  # called with these and nothing else, where a function gets others later
+            signature.bind(**arguments)  # called with exactly these, while a function gets others later
     except TypeError as error:
-        expected = "the keys that it takes, all that it needs"
+        expected = "the keys that it accepts, including all required ones"
         raise ConfigError(explain(what, path, expected, _one_line(error))) from None
     except ValueError:
-        pass  # a C function without a signature; calling it will tell
+        pass  # a C function without a signature; calling it will show
 
 
 def _names_defined(module: str, what: str, path: str) -> set[str] | None:
-    """Names a module defines at top level, read from its source; None where the source cannot tell."""
+    """Names a module defines at top level, read from its source; None if the source cannot show it."""
     if module in sys.modules:
         return set(dir(sys.modules[module]))
     try:
@@ -182,7 +182,7 @@ def _names_defined(module: str, what: str, path: str) -> set[str] | None:
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.add(node.target.id)
         elif isinstance(node, (ast.If, ast.Try, ast.With, ast.For, ast.While)):
-            return None  # defined under a condition: only running it tells
+            return None  # defined conditionally: only running it shows
     return None if "*" in names or "__getattr__" in names else names
 
 

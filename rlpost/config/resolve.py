@@ -1,7 +1,7 @@
 """The configuration with everything written out that depends on the device, once and for every part of a run.
 
-Pure: which device and how many threads is ``workers.runtime``'s to say. ``session`` resolves a run's configuration,
-``sft`` its own, and ``preflight`` plans with one resolved for a device that may not be here.
+Pure functions: ``workers.runtime`` decides the device and the number of threads. ``session`` resolves a run's
+configuration, ``sft`` its own, and ``preflight`` plans with one resolved for a device that may not be present.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from rlpost.config.schema import Config
 T = TypeVar("T")
 
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # bfloat16 is several times slower than float32 on a CPU
-# Tokens per packed row. CPU: 1,024 and 2,048 were fastest on the demo's model, 256 took 1.17x, 4,096 1.2x as long.
+# Tokens per packed row. CPU: 1,024 and 2,048 were fastest for the demo's model; 256 took 1.17x, 4,096 1.2x as long.
 ROW_TOKENS = {"cpu": 1024, "cuda": 16384}
-CANARY_THRESHOLD = {"float32": 1e-4, "bfloat16": 0.3}  # nats; engine and trainer use other kernels
-# Keys that :func:`resolve` writes out where they are null or "auto".
+CANARY_THRESHOLD = {"float32": 1e-4, "bfloat16": 0.3}  # nats; engine and trainer use different kernels
+# Keys that :func:`resolve` writes out if they are null or "auto".
 WRITTEN_OUT = (
     "device",
     "threads",
@@ -31,7 +31,7 @@ WRITTEN_OUT = (
 
 
 def resolve(cfg: Config, *, device: str, threads: int) -> Config:
-    """``cfg`` for ``device`` ("cpu" or "cuda"); what the user has set stays. Resolving it again changes nothing."""
+    """``cfg`` for ``device`` ("cpu" or "cuda"); values set by the user are kept. Resolving twice changes nothing."""
     dtype = cfg.model.dtype if cfg.model.dtype != "auto" else DTYPE[device]
     train, engine, evaluation, cluster = cfg.train, cfg.engine, cfg.eval, cfg.cluster
     return replace(

@@ -1,8 +1,8 @@
-"""What a key of the configuration may be: one rule beside each field of the schema that has bounds or options.
+"""The values a key of the configuration may have: one rule beside each schema field that has bounds or options.
 
-Owns the decision whether a value holds and the words for what is expected; error messages, ``rlpost config --keys`` and
-docs/configuration.md all read them here. Does not know which keys exist (``rlpost.config.schema`` does), nor the names
-of an algorithm's parts and of rewards: such a rule only names their table. Rules about several keys are functions in
+Owns the decision whether a value is valid and the words for what is expected; error messages, ``rlpost config --keys``
+and docs/configuration.md all use it. Does not know which keys exist (``rlpost.config.schema`` does), nor the names of
+an algorithm's parts and of rewards: such a rule only names their table. Rules about several keys are functions in
 ``rlpost.preflight.check_values``.
 """
 
@@ -18,21 +18,21 @@ from rlpost.errors import ConfigError, explain
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """What one value may be. None always holds: the schema's type decides whether it is allowed."""
+    """What one value may be. None is always valid here: the schema's type decides whether it is allowed."""
 
     choices: tuple[Any, ...] = ()
-    low: float | None = None  # may be reached
-    above: float | None = None  # may not be reached
-    high: float | None = None  # may be reached
-    below: float | None = None  # may not be reached
+    low: float | None = None  # inclusive
+    above: float | None = None  # exclusive
+    high: float | None = None  # inclusive
+    below: float | None = None  # exclusive
     finite: bool = False  # any number; implied by a bound
     length: int | None = None  # of a list of numbers, each within the bounds
-    table: str = ""  # the table of parts whose names are the choices; whoever owns the table looks them up
-    do: str = ""  # what to do about a value that does not hold, where that is more than to choose another
+    table: str = ""  # the table of parts whose names are the choices; the owner of the table looks them up
+    do: str = ""  # what to do about an invalid value, if there is more to say than to choose another
 
     @property
     def expected(self) -> str:
-        """Such as ``one of auto, cpu, cuda``, ``> 0 and <= 1`` or ``a finite number``."""
+        """For example ``one of auto, cpu, cuda``, ``> 0 and <= 1`` or ``a finite number``."""
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         bounds = self._bounds() or ("a finite number" if self.finite else "")
@@ -49,7 +49,7 @@ class Rule:
         return not (self.finite or self._bounds()) or self._is_within(value)
 
     def explain(self, key: str, got: Any) -> str:
-        """One line in the house form, for a value of ``key`` that does not hold."""
+        """One line in the house form, for an invalid value of ``key``."""
         expected, bounds = self.expected, self._bounds()
         if bounds and _is_number(got) and not _is_finite(got):
             expected = f"a finite number {bounds}"
@@ -71,7 +71,7 @@ class Rule:
 
 
 def check_value(key: str, got: Any, rule: Rule | None) -> None:
-    """Raises ConfigError where ``got``, the value of ``key``, does not hold. Names in a table are not looked up."""
+    """Raises ConfigError if ``got``, the value of ``key``, is invalid. Names in a table are not looked up."""
     if rule is not None and not rule.holds(got):
         raise ConfigError(rule.explain(key, got))
 

@@ -1,1 +1,1 @@
-"""What a run must not lose, and how it comes back: checkpoints, the run directory, stop requests, export."""
+"""What a run must not lose, and how it is restored: checkpoints, the run directory, stop requests, history."""

@@ -1,9 +1,9 @@
-"""Checkpoints: directories that appear by one rename when everything in them is on disk.
+"""Checkpoints: directories that appear by a single rename once everything in them is on disk.
 
-``checkpoints/step-000010/`` holds whatever parts the caller writes and ``manifest.json``, the size and checksum of each
-file. Owns naming, the order of writes, verification, retention and the choice of the newest sound one; what the parts
-mean belongs to ``durable.run_state``, its one caller. ``step-000010-stopped-1`` is a checkpoint of a step that a stop
-request ended half-way, after 10 finished ones.
+``checkpoints/step-000010/`` holds the parts that the caller writes, and ``manifest.json`` with the size and checksum of
+each file. Owns naming, the order of writes, verification, retention and the choice of the newest intact one; what the
+parts mean belongs to ``durable.run_state``, its main caller. ``step-000010-stopped-1`` is a checkpoint of a step
+interrupted by a stop request, after 10 finished ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 FORMAT = 2  # of the manifest and of everything in a checkpoint
 PARTIAL = ".partial-"
-TORCH_WRITER = "inline_container"  # in what torch.save raises, a RuntimeError, where the disk takes no more
+TORCH_WRITER = "inline_container"  # appears in the RuntimeError that torch.save raises when the disk is full
 CHUNK_BYTES = 1 << 22
 
 _NAME = re.compile(r"step-(\d{6,})(?:-stopped-(\d+))?")
@@ -35,7 +35,7 @@ Write = Callable[[Path], None]
 
 @dataclass(frozen=True, order=True)
 class Name:
-    """``stopped`` counts the stops within the step after ``step``; 0 is the boundary itself."""
+    """``stopped`` counts the interruptions within the step after ``step``; 0 is the step boundary itself."""
 
     step: int
     stopped: int = 0
@@ -50,10 +50,10 @@ class Name:
 
 
 def save(root: Path, name: Name, parts: Mapping[str, Write]) -> Path:
-    """Write ``root/NAME``: each part by its function at its path, then the manifest; durable and visible at once.
+    """Write ``root/NAME``: each part by its function at its path, then the manifest; durable and visible atomically.
 
     Raises:
-        RunError: the disk is full or cannot be written; earlier checkpoints are untouched.
+        RunError: the disk is full or not writable; earlier checkpoints are untouched.
     """
     final, partial = root / str(name), root / f"{PARTIAL}{name}"
     try:
@@ -72,7 +72,7 @@ def save(root: Path, name: Name, parts: Mapping[str, Write]) -> Path:
         if isinstance(error, RunError) or (isinstance(error, RuntimeError) and TORCH_WRITER not in str(error)):
             raise
         reason = getattr(error, "strerror", None) or f"torch could not write ({str(error).splitlines()[0]})"
-        do = f"{reason}; free space, run again to resume"
+        do = f"{reason}; free space, then run the same command to resume"
         raise RunError(explain("checkpoint", str(final), "a disk with room", do)) from error
     return final
 
@@ -94,8 +94,8 @@ def find_damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     if version != FORMAT:
-        return f"format {version}, where this version of rlpost reads {FORMAT}"
-    for file, (size, _) in files.items():  # sizes first: they cost nothing
+        return f"format {version}, but this version of rlpost reads {FORMAT}"
+    for file, (size, _) in files.items():  # sizes first: checking them costs nothing
         path = folder / file
         if not path.is_file():
             return f"{file} is missing"
@@ -110,40 +110,40 @@ def find_damage(folder: Path) -> str | None:
 
 
 def all_checkpoints(root: Path) -> list[tuple[Name, Path]]:
-    """Everything under a checkpoint's name, oldest first."""
+    """All checkpoints by name, oldest first."""
     named = ((Name.of(path), path) for path in root.glob("step-*"))
     return sorted((name, path) for name, path in named if name is not None)
 
 
-def newest_sound(root: Path, say: Callable[[str], None]) -> tuple[Name, Path] | None:
-    """The newest checkpoint whose files are all as written; damaged ones are named and passed over.
+def newest_intact(root: Path, say: Callable[[str], None]) -> tuple[Name, Path] | None:
+    """The newest checkpoint whose files are all as written; damaged ones are reported and skipped.
 
     Raises:
-        RunError: there are checkpoints, but none is sound.
+        RunError: there are checkpoints, but none is intact.
     """
     found = all_checkpoints(root)
-    sound = last_sound(found, say)
+    sound = last_intact(found, say)
     if found and sound is None:
-        do = "set resume=never or name= to start anew"
-        raise RunError(explain("checkpoints", f"{len(found)} damaged ones in {root}", "a sound one", do))
+        do = "set resume=never or name= to start over"
+        raise RunError(explain("checkpoints", f"{len(found)} damaged ones in {root}", "an intact one", do))
     return sound
 
 
-def last_sound(found: Sequence[tuple[Name, Path]], say: Callable[[str], None]) -> tuple[Name, Path] | None:
-    """The last of ``found`` whose files are all as written; those after it are named and passed over."""
+def last_intact(found: Sequence[tuple[Name, Path]], say: Callable[[str], None]) -> tuple[Name, Path] | None:
+    """The last of ``found`` whose files are all as written; those after it are reported and skipped."""
     for name, path in reversed(found):
         damage = find_damage(path)
         if damage is None:
             return name, path
-        say(f"checkpoint {path} is damaged ({damage}) and is passed over")
+        say(f"checkpoint {path} is damaged ({damage}); skipping it")
     return None
 
 
 def clean_up(root: Path, *, keep_last: int, keep_every: int) -> int:
-    """Remove what is no longer wanted; returns the step of the oldest checkpoint kept.
+    """Remove checkpoints that are no longer needed; returns the step of the oldest one kept.
 
-    Kept are the newest ``keep_last``, those of every ``keep_every`` steps (0: none of them), and a stopped step's as
-    long as it is the newest of all.
+    Keeps the newest ``keep_last``, those of every ``keep_every`` steps (0: none of them), and that of an interrupted
+    step as long as it is the newest of all.
     """
     found = all_checkpoints(root)
     boundaries = [name for name, _ in found if not name.stopped]
@@ -156,7 +156,7 @@ def clean_up(root: Path, *, keep_last: int, keep_every: int) -> int:
 
 
 def set_aside_later(root: Path, name: Name) -> list[Path]:
-    """Rename checkpoints newer than ``name``, which a run resumed at it on purpose leaves behind."""
+    """Rename checkpoints newer than ``name``: a run that deliberately resumes at ``name`` abandons them."""
     aside = []
     for later, path in all_checkpoints(root):
         if later > name:
@@ -165,20 +165,20 @@ def set_aside_later(root: Path, name: Name) -> list[Path]:
 
 
 def next_name(root: Path, step: int, *, under_way: bool) -> Name:
-    """The name for a checkpoint after ``step`` finished steps, half-way through the next one if ``under_way``."""
+    """The name for a checkpoint after ``step`` finished steps; ``under_way``: within the next one."""
     if not under_way:
         return Name(step)
     return Name(step, 1 + max((n.stopped for n, _ in all_checkpoints(root) if n.step == step), default=0))
 
 
 def remove_partial(root: Path) -> None:
-    """What a killed process left half-written or half-removed."""
+    """Remove what a killed process left partially written or partially removed."""
     for left in root.glob(f"{PARTIAL}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _make_room(final: Path) -> None:
-    """A damaged or left-behind checkpoint under the same name steps aside before the new one takes it."""
+    """Rename a damaged or abandoned checkpoint of the same name before the new one takes the name."""
     if final.exists():
         final.rename(_free_name(final.with_name(f"set-aside-{final.name}")))
 
@@ -189,13 +189,13 @@ def _free_name(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Under another name first: a removal that is killed half-way leaves nothing that looks like a checkpoint."""
+    """Rename it first: a removal that is killed midway then leaves nothing that looks like a checkpoint."""
     doomed = path.rename(path.with_name(f"{PARTIAL}{path.name}"))
     shutil.rmtree(doomed)
 
 
 def _describe_all(paths: list[Path]) -> list[list[Any]]:
-    with ThreadPoolExecutor() as pool:  # hashing and reading let go of the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing and reading release the interpreter's lock
         return list(pool.map(_describe, paths))
 
 
@@ -213,7 +213,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync no folders
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a resume changes in the configuration: key by key, for a person; refused where determinism would be lost."""
+"""What a resume changes in the configuration: key by key, for people; refused if determinism would be lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from rlpost.config.resolve import WRITTEN_OUT
 from rlpost.errors import RunError, explain
 
-# Keys that say where and how a run is done and watched, not what it computes; ``*`` stands for all below.
+# Keys that control where and how a run is done and watched, not what it computes; ``*`` covers everything below.
 HARMLESS = (
     "name",
     "description",
@@ -24,7 +24,7 @@ HARMLESS = (
     "sft.*",
 )
 LATE_IN_DETERMINISTIC_MODE = ("canary_threshold", "eval.max_response_tokens", "cluster.cpus_per_worker")
-HOW = ("resume", "recipe")  # differs by nature
+HOW = ("resume", "recipe")  # these naturally differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +38,34 @@ class Change:
 
 
 def changed_keys(before: str, now: str) -> list[Change]:
-    """Leaves that differ between two configurations in YAML; a key that one of them lacks counts as None."""
+    """Leaves that differ between two configurations in YAML; a key missing from one of them counts as None."""
     old, new = dict(_leaves(yaml.safe_load(before))), dict(_leaves(yaml.safe_load(now)))
     keys = [*new, *(key for key in old if key not in new)]
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k) and k not in HOW]
 
 
 def was_left_open(change: Change, *, deterministic: bool) -> bool:
-    """Whether the key was open in a run of version 0.1, which is no change: only since then is a run's configuration
-    resolved as a whole (``config.resolve``). In deterministic mode most of it was written out before, too."""
+    """Whether the key was open in a run of version 0.1, which does not count as a change: only later versions resolve a
+    run's whole configuration (``config.resolve``). In deterministic mode most of it was written out before, too."""
     keys = LATE_IN_DETERMINISTIC_MODE if deterministic else WRITTEN_OUT
     return change.key in keys and change.before in (None, "auto")
 
 
 def is_harmless(key: str) -> bool:
-    """Whether the key has no say in what a run computes."""
+    """Whether the key does not affect what a run computes."""
     return is_among(key, HARMLESS)
 
 
 def is_among(key: str, names: Collection[str]) -> bool:
-    """Whether ``names`` has the key, or a beginning of it with ``*`` behind."""
+    """Whether ``names`` contains the key, or a prefix of it followed by ``*``."""
     return any(key == name or (name.endswith("*") and key.startswith(name[:-1])) for name in names)
 
 
 def refuse_changes(changes: Sequence[Change]) -> None:
-    """Raises RunError for a change after which a deterministic run would not be the one it was."""
+    """Raises RunError for a change after which a deterministic run would no longer be the same."""
     for change in changes:
         if not is_harmless(change.key):
-            do = "give it as it was, or use another name"
+            do = "restore the old value, or use another name"
             raise RunError(
                 explain(f"resuming with deterministic=true: {change.key}", change.now, repr(change.before), do)
             )

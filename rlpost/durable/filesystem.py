@@ -1,4 +1,4 @@
-"""Where the ledger can lie: SQLite's write-ahead log needs a local disk, and a run directory may not be on one."""
+"""Where the ledger is kept: SQLite's write-ahead log needs a local disk, and a run directory may not be on one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rlpost.rollout.ledger import FILE
 
-POINTER = "ledger.location"  # in a run directory whose ledger lies elsewhere: its path
+POINTER = "ledger.location"  # in a run directory whose ledger is elsewhere: its path
 
-# Types of /proc/mounts that are served by another machine, or by a program that may be.
+# Types in /proc/mounts that are served by another machine, or by a program that may be.
 NETWORK_TYPES = re.compile(
     r"nfs|nfs4|cifs|smb3|smbfs|ncpfs|afs|ceph|lustre|gpfs|beegfs|glusterfs|orangefs|pvfs2|9p|virtiofs|"
     r"fuse\.(?!fuse-overlayfs|overlayfs).*"
@@ -19,7 +19,7 @@ NETWORK_TYPES = re.compile(
 
 
 def filesystem_type(path: Path, mounts: str | None = None) -> str:
-    """The type of the file system that ``path`` is (or would be) on; "" where that cannot be told.
+    """The type of the file system that ``path`` is (or would be) on; "" if unknown.
 
     ``mounts``: the text of /proc/mounts.
     """
@@ -36,7 +36,7 @@ def filesystem_type(path: Path, mounts: str | None = None) -> str:
             continue
         mount = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[1]))
         depth = len(mount.parts)
-        if depth >= best and (wanted == mount or mount in wanted.parents):  # a later mount covers an earlier one
+        if depth >= best and (wanted == mount or mount in wanted.parents):  # a later mount hides an earlier one
             best, kind = depth, fields[2]
     return kind
 
@@ -48,8 +48,8 @@ def is_network(kind: str) -> bool:
 def ledger_path(run_dir: Path, ledger_dir: str | None, *, mounts: str | None = None) -> tuple[Path, str]:
     """(path of the live ledger, a note for the user or "").
 
-    It lies in the run directory; in ``ledger_dir`` below a folder of the run's own where that is given; and on a local
-    disk where the run directory turns out to be on a network file system.
+    It is in the run directory; in a folder for this run under ``ledger_dir`` if that is set; and on a local disk if the
+    run directory turns out to be on a network file system.
     """
     own = f"{run_dir.name}-{hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()}"
     if ledger_dir is not None:
@@ -59,5 +59,5 @@ def ledger_path(run_dir: Path, ledger_dir: str | None, *, mounts: str | None = N
         return run_dir / FILE, ""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = cache / "rlpost" / "ledgers" / own / FILE
-    note = f"{run_dir} is on a network file system ({kind}), where SQLite cannot work safely: the ledger is {path}"
+    note = f"{run_dir} is on a network file system ({kind}), where SQLite is not safe: the ledger is {path}"
     return path, note

@@ -1,7 +1,7 @@
-"""What a run remembers of itself from first step to last, across resumes: totals, evaluations, lengths and costs.
+"""What a run remembers about itself from first step to last, across resumes: totals, evaluations, lengths and costs.
 
-Owns the counters behind the closing table and ``finished.json``, and saves them as JSON values. ``loop`` feeds it
-once a step and once an evaluation; nothing here looks at an engine or a model.
+Owns the counters behind the closing table and ``finished.json``, and saves them as JSON values. ``run`` updates it
+once per step and per evaluation; nothing here looks at an engine or a model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlpost.rollout.stats import RolloutStats
 
 
 class History:
-    """One run's memory. ``elapsed_s`` leaves out the time between a stop and a resume."""
+    """One run's history. ``elapsed_s`` excludes the time between a stop and a resume."""
 
     def __init__(self) -> None:
         self.record = RunRecord()
@@ -34,13 +34,13 @@ class History:
 
     @property
     def evaluated_step(self) -> int:
-        """The last step with an evaluation, -1 where there is none."""
+        """The last step with an evaluation, -1 if there is none."""
         return self.evaluations[-1]["step"] if self.evaluations else -1
 
     def add_step(
         self, stats: RolloutStats, lengths: Mapping[int, list[int]], metrics: Mapping[str, float]
     ) -> dict[str, float]:
-        """One step's account, with its groups' response lengths by draw number; returns the totals to be logged."""
+        """One step's statistics, with its groups' response lengths by draw number; returns the totals to be logged."""
         self.record.add(stats, lengths)
         self._count_slots(stats)
         consumed = metrics["rollout/consumed_tokens"]
@@ -50,7 +50,7 @@ class History:
         return {"total/samples": self.totals["samples"], "total/tokens": self.totals["tokens"]}
 
     def add_stopped(self, stats: RolloutStats) -> None:
-        """The half of a step that a stop request ended: its time and its iterations, whose tokens train later."""
+        """The part of a step before a stop request: its time and its iterations, whose tokens train later."""
         self.record.add_time(stats)
         self._count_slots(stats)
 
@@ -60,7 +60,7 @@ class History:
         self.evaluations.append({"step": step, **problems, **result.metrics()})
 
     def accuracy_gain(self) -> Interval | None:
-        """Last against first evaluation, where both scored the same problems."""
+        """Last versus first evaluation, if both scored the same problems."""
         if len(self.evaluations) < 2 or self.evaluations[0]["problems"] != self.evaluations[-1]["problems"]:
             return None
         return paired_difference(*(np.array(self.evaluations[i]["correct"]) for i in (0, -1)))

@@ -1,6 +1,6 @@
-"""Python's and NumPy's global random states as JSON values, for the parts of a user that draw from them.
+"""Python's and NumPy's global random states as JSON values, for user code that draws from them.
 
-Nothing of ours does: sampling seeds and data order are functions of the run's seed. torch's state is the trainer's.
+rlpost itself does not: sampling seeds and data order are functions of the run's seed. The trainer saves torch's state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def seed_all(seed: int) -> None:
-    """At the start of a run, after the libraries have drawn what they draw while they start."""
+    """Call it at the start of a run, after the libraries have drawn what they draw at startup."""
     import torch
 
     random.seed(seed)

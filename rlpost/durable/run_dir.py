@@ -1,8 +1,8 @@
-"""The run directory: which one a command uses, who holds it, and whether the run in it is finished.
+"""The run directory: which one a command uses, which process holds it, and whether the run in it is finished.
 
-Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``timeline.jsonl``, ``warnings.jsonl``, ``status.json`` (what is
-going on), ``rollouts/``, ``ledger.sqlite``, ``checkpoints/step-N/``, ``finished.json`` (only after the last step) and
-``lock``. Called by ``loop``; of these it reads and writes ``finished.json`` and the lock.
+Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``timeline.jsonl``, ``warnings.jsonl``, ``status.json`` (current
+activity), ``rollouts/``, ``ledger.sqlite``, ``checkpoints/step-N/``, ``finished.json`` (only after the last step) and
+``lock``. Called by ``run``; of these it reads and writes ``finished.json`` and the lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlpost.errors import ConfigError, RunError, explain
 
 FINISHED = "finished.json"
 WENT_BACK = "went-back-to"
-TRACKER_ID = "wandb_run_id"  # the W&B run that a resume goes on with
+TRACKER_ID = "wandb_run_id"  # the W&B run that a resume continues
 MODES = ("auto", "never")  # of resume; anything else is a path
 
 
@@ -29,8 +29,8 @@ MODES = ("auto", "never")  # of resume; anything else is a path
 class RunDir:
     """A directory that this process holds until it exits.
 
-    ``note`` is for the user when the name was not free or a run goes on; ``start_from`` is the checkpoint that
-    ``resume=PATH`` named, None where the newest of the directory's own is wanted.
+    ``note`` tells the user that the name was taken or that a run is resumed; ``start_from`` is the checkpoint named by
+    ``resume=PATH``, None to use the directory's own newest one.
     """
 
     path: Path
@@ -40,14 +40,14 @@ class RunDir:
 
 
 def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
-    """``runs_dir/name``; where a finished run (or, with resume=never, any run) holds the name, ``name-2`` and so on.
+    """``runs_dir/name``; if a finished run (or, with resume=never, any run) has the name, ``name-2`` and so on.
 
-    ``resume=PATH`` names a checkpoint or a run directory. One of this run's own is gone back to; another run's is where
-    this one begins, unless it has checkpoints of its own by now (the same command resumes).
+    ``resume=PATH`` names a checkpoint or a run directory. If it is this run's own, the run goes back to it; if it is
+    another run's, this run starts from it, unless it already has checkpoints of its own (the same command resumes).
 
     Raises:
         RunError: the directory cannot be written, or a live process is using it.
-        ConfigError: ``resume`` names nothing that can be resumed.
+        ConfigError: ``resume`` does not name anything that can be resumed.
     """
     named = None if resume in MODES else find_checkpoint(Path(resume))
     for number in itertools.count(1):
@@ -60,43 +60,43 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
     if own and not _was_gone_back_to(path, named):
         return RunDir(path=path, note=f"going back to {named}", lock=lock, start_from=named)
     notes = [f"run {name} is taken; this one is {path.name}"] if number > 1 else []
-    begun = bool(checkpoint.all_checkpoints(path / checkpoint.FOLDER))
-    if begun:
-        notes.append(f"going on with the unfinished run in {path}")
+    has_own = bool(checkpoint.all_checkpoints(path / checkpoint.FOLDER))
+    if has_own:
+        notes.append(f"resuming the unfinished run in {path}")
     elif named is not None:
-        notes.append(f"beginning at {named}")
-    return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if begun else named)
+        notes.append(f"starting from {named}")
+    return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if has_own else named)
 
 
 def restart(run: RunDir) -> RunDir:
     """The same directory, still locked, for a run that restarts in this process from its newest checkpoint, or from
-    where it began while it has none."""
-    begun = bool(checkpoint.all_checkpoints(run.path / checkpoint.FOLDER))
-    return replace(run, note="", start_from=None if begun else run.start_from)
+    its starting point if it has none."""
+    has_own = bool(checkpoint.all_checkpoints(run.path / checkpoint.FOLDER))
+    return replace(run, note="", start_from=None if has_own else run.start_from)
 
 
 def note_going_back(path: Path, to: Path) -> None:
-    """The run in ``path`` goes on from its checkpoint ``to``: it is not finished any more, and the same command, given
-    again after a kill, goes on from the newest checkpoint and not from ``to`` once more."""
+    """The run in ``path`` resumes from its checkpoint ``to``: it is no longer finished, and the same command, repeated
+    after a kill, resumes from the newest checkpoint instead of going back to ``to`` again."""
     (path / WENT_BACK).write_text(_identity(to))
     (path / FINISHED).unlink(missing_ok=True)
 
 
 def _was_gone_back_to(path: Path, to: Path | None) -> bool:
-    """Whether this going back was begun and is still under way."""
+    """Whether this going back has begun and is not finished."""
     mark = path / WENT_BACK
     return to is not None and not (path / FINISHED).exists() and mark.is_file() and mark.read_text() == _identity(to)
 
 
 def _identity(folder: Path) -> str:
-    """A checkpoint's name and what is in it."""
+    """A checkpoint's name and contents."""
     manifest = folder / checkpoint.MANIFEST
     digest = hashlib.blake2b(manifest.read_bytes(), digest_size=16).hexdigest() if manifest.is_file() else "none"
     return f"{folder.name} {digest}\n"
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that ``path`` is, or the newest in the run directory that it is; absolute."""
+    """The checkpoint at ``path``, or the newest one in the run directory at ``path``; absolute."""
     path = path.expanduser().resolve()
     if checkpoint.Name.of(path) is not None and path.is_dir():
         return path
@@ -111,7 +111,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def finish(path: Path, summary: dict[str, Any]) -> None:
-    """The run is over: written under another name first, so that the file is there whole or not at all."""
+    """The run is over: written under another name first, so that the file is complete or absent."""
     partial = path / f".{FINISHED}"
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(partial, path / FINISHED)

@@ -1,6 +1,6 @@
-"""What a run remembers of its rollouts: response lengths by draw, and what iterations of the engine cost.
+"""What a run records about its rollouts: response lengths by draw, and the cost of engine iterations.
 
-Owned by ``durable.history``; ``simulation.replay`` fits costs to it and ``plan`` reads it back.
+Owned by ``durable.history``; ``simulation.replay`` fits costs to it and ``plan`` reads it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class RunRecord:
     """Lengths by draw number, and the normal equations of iteration time on (1, running, prefilled tokens)."""
 
     lengths: dict[int, list[int]] = field(default_factory=dict)
-    dropped: set[int] = field(default_factory=set)  # draws that a filter or a failed reward ended
+    dropped: set[int] = field(default_factory=set)  # draws ended by a filter or a failed reward
     generate_s: float = 0.0
     num_steps: int = 0
     moments: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
     targets: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def add(self, stats: RolloutStats, admitted: Mapping[int, list[int]]) -> None:
-        """One step: its account, and the lengths of its admitted groups by draw number."""
+        """One step: its statistics, and the lengths of its admitted groups by draw number."""
         self.lengths.update(admitted)
         self.lengths.update(stats.dropped_lengths)
         self.dropped.update(stats.dropped_lengths)
@@ -35,13 +35,13 @@ class RunRecord:
         self.add_time(stats)
 
     def add_time(self, stats: RolloutStats) -> None:
-        """What a rollout, or the part of one, took and its iterations."""
+        """The duration of a rollout, or of part of one, and its iterations."""
         self.generate_s += stats.duration_s
         self.observe(stats.work)
 
     def observe(self, work: Iterations) -> None:
-        """Iterations to fit costs to. APRIL keeps the slots full, so its own say nothing about how an iteration's
-        fixed cost and a sample's cost divide; evaluations, which run dry at their end, do."""
+        """Iterations to fit costs to. APRIL keeps the slots full, so its own iterations cannot separate an iteration's
+        fixed cost from the cost per sample; evaluations, which drain at their end, can."""
         if work.step_s:
             features = np.stack([np.ones(len(work.step_s)), work.running, work.prefill], axis=1)
             self.moments += features.T @ features
@@ -52,7 +52,7 @@ class RunRecord:
         return [n for drawn, lengths in self.lengths.items() if drawn >= order for n in lengths]
 
     def sums(self) -> dict[str, Any]:
-        """The normal equations as JSON values; :meth:`add_sums` takes them in again."""
+        """The normal equations as JSON values; the inverse of :meth:`add_sums`."""
         return {"moments": self.moments.tolist(), "targets": self.targets.tolist()}
 
     def add_sums(self, sums: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class RunRecord:
 
 
 def iteration_sums(work: Iterations) -> dict[str, Any]:
-    """What ``simulation.replay.fit_cost`` needs of some iterations, as JSON values."""
+    """What ``simulation.replay.fit_cost`` needs from iterations, as JSON values."""
     record = RunRecord()
     record.observe(work)
     return record.sums()

@@ -1,12 +1,12 @@
-"""Everything a run must not lose, as one thing that is saved and recalled: step, ledger and buffer, position in the
-data, history, random states, trainer, tracker's id, configuration.
+"""Everything a run must not lose, saved and restored as one unit: step, ledger and buffer, position in the data,
+history, random states, trainer, tracker's id, configuration.
 
-:meth:`RunState.recall` finds the newest sound checkpoint and brings back what needs no device; :meth:`load_trainer`
-does the rest when there is one; :meth:`save` writes the next. ``loop`` is the one caller; it owns the order of steps,
-this owns what a step boundary consists of. A checkpoint holds
+:meth:`RunState.recall` finds the newest intact checkpoint and restores what needs no device; :meth:`load_trainer`
+restores the rest once there is one; :meth:`save` writes the next checkpoint. ``run`` is the only caller; ``loop`` owns
+the order of steps, this module owns what a step boundary consists of. A checkpoint contains
 
     trainer/       DeepSpeed's state, optimizer and schedule, torch's random states
-    ledger.sqlite  the groups that are not trained yet, their tokens, verdicts and versions
+    ledger.sqlite  the groups that are not trained yet, their tokens, reward results and versions
     state.json     step, counters, prompt cursor, history, random states, tracker's id
     config.yaml    the resolved configuration
     model_files/   the model's configuration and tokenizer, for ``rlpost export``
@@ -36,7 +36,7 @@ from rlpost.rollout.accounts import LedgerError
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
 from rlpost.rollout.ledger import Ledger
-from rlpost.rollout.ledger_recovery import Recovery, recover_ledger, start_ledger
+from rlpost.rollout.ledger_recovery import RecoveredLedger, recover_ledger, start_ledger
 from rlpost.rollout.strategy import RolloutStrategy
 from rlpost.train.checkpoint_layout import check_layout, describe
 from rlpost.train.protocol import PolicyTrainer
@@ -51,7 +51,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """The checkpoint a run goes on from."""
+    """The checkpoint that a run resumes from."""
 
     name: checkpoint.Name
     path: Path
@@ -59,31 +59,31 @@ class Found:
 
 
 class RunState:
-    """See the module docstring. ``step`` counts finished steps and is also the policy version to be published next."""
+    """See the module docstring. ``step`` counts finished steps and is also the next policy version to be published."""
 
     def __init__(self, cfg: Config, run_dir: Path, cursor: PromptCursor, history: History, *, say: Say) -> None:
-        """``cursor`` and ``history`` are as new; :meth:`recall` puts them where the run stands."""
+        """``cursor`` and ``history`` are new; :meth:`recall` brings them to the run's state."""
         self.cfg, self.path, self.cursor, self.history = cfg, run_dir, cursor, history
         self.step = 0
         self.buffer: RolloutBuffer  # with its ledger, from ``recall`` on
         self._root = run_dir / checkpoint.FOLDER
         self._layout = describe(world=cfg.cluster.num_workers, zero_stage=cfg.train.zero_stage, dtype=cfg.model.dtype)
         self._say = say
-        self._recovery: Recovery | None = None
+        self._recovery: RecoveredLedger | None = None
         self._saved: checkpoint.Name | None = None
         self._saved_s = time.monotonic()
 
-    # ---- coming back ----------------------------------------------------------------------------------------
+    # ---- restoring ------------------------------------------------------------------------------------------
 
     def recall(self, start_from: Path | None) -> Found | None:
-        """Everything that needs no device, of the checkpoint ``start_from`` or the newest sound one; None: a new run.
+        """Restore all that needs no device, from ``start_from`` or the newest intact checkpoint; None: a new run.
 
-        Raises RunError or DataError, before a device is touched, where the run cannot go on with these settings.
+        Raises RunError or DataError, before a device is touched, if the run cannot resume with these settings.
         """
         found = self._find(start_from)
         if found is not None:
             self._check(found)
-        # Nothing was changed on the disk so far: a resume that is refused leaves the run as it was.
+        # Nothing has changed on disk so far: a refused resume leaves the run as it was.
         if found is not None and self._is_own(found):
             if start_from is not None:
                 note_going_back(self.path, found.path)
@@ -103,7 +103,7 @@ class RunState:
         return found
 
     def load_trainer(self, found: Found | None, trainer: PolicyTrainer) -> None:
-        """The trainer's share, and the random states: the last thing before the loop goes on."""
+        """Restore the trainer, and the random states: the last action before the loop continues."""
         if found is None:
             random_state.seed_all(self.cfg.seed)
             return
@@ -114,7 +114,7 @@ class RunState:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the newest checkpoint is of this very moment: as many steps finished, none under way since."""
+        """Whether the newest checkpoint is current: as many steps finished, and none in progress since."""
         return self._saved is not None and self._saved.step == self.step
 
     def is_due(self) -> bool:
@@ -127,9 +127,9 @@ class RunState:
         return by_step or by_time
 
     def save(self, trainer: PolicyTrainer, tokenizer: Any, *, under_way: bool = False) -> Path:
-        """A checkpoint of this moment; then what is no longer wanted goes.
+        """Write a checkpoint now; then remove what is no longer needed.
 
-        ``under_way``: a stop request ended the step half-way; its partial rollout is part of the checkpoint.
+        ``under_way``: a stop request interrupted the step; its partial rollout is part of the checkpoint.
         """
         self.buffer.check_conservation(under_way=under_way)
         self.buffer.check_ledger()
@@ -156,7 +156,7 @@ class RunState:
         return path
 
     def _copy_ledger(self, file: Path) -> None:
-        """SQLite writes where the ledger lies, which is a local disk also where the run directory is not."""
+        """SQLite writes beside the ledger, which is on a local disk even if the run directory is not."""
         ledger = self.buffer.ledger
         assert ledger is not None
         beside = ledger.path.with_name(f".{LEDGER_FILE}.copy")
@@ -165,7 +165,7 @@ class RunState:
         shutil.move(beside, file)
 
     def close(self) -> None:
-        """Close the ledger, so that its file alone holds all of it."""
+        """Close the ledger, so that its main file contains everything."""
         if self._recovery is not None:
             self._recovery.ledger.close()
             self._recovery = None
@@ -174,7 +174,7 @@ class RunState:
 
     def _find(self, start_from: Path | None) -> Found | None:
         if start_from is None:
-            newest = checkpoint.newest_sound(self._root, self._say)
+            newest = checkpoint.newest_intact(self._root, self._say)
             if newest is None:
                 return None
             name, path = newest
@@ -184,11 +184,11 @@ class RunState:
             name, path = named, start_from
             damage = checkpoint.find_damage(path)
             if damage is not None:
-                raise RunError(explain("resume", f"{path} ({damage})", "a whole checkpoint", "use resume=auto"))
+                raise RunError(explain("resume", f"{path} ({damage})", "an intact checkpoint", "use resume=auto"))
         return Found(name=name, path=path, state=read_state(path))
 
     def _check(self, found: Found) -> None:
-        """Whether this run may go on from the checkpoint; reads only."""
+        """Whether this run may resume from the checkpoint; only reads."""
         check_layout(found.path / TRAINER, self._layout)
         deterministic = self.cfg.deterministic
         changes = [
@@ -210,7 +210,7 @@ class RunState:
             copy.close()
         longest, limit = buffer.longest_unfinished(), self.cfg.rollout.max_response_tokens
         if longest >= limit:
-            do = "an unfinished response is that long; set it as it was, or use another name"
+            do = "an unfinished response is that long; restore the old value, or use another name"
             raise RunError(explain("resuming: rollout.max_response_tokens", limit, f"> {longest}", do))
         if changes:
             self._say("changed since the checkpoint: " + "; ".join(map(str, changes)))
@@ -219,7 +219,7 @@ class RunState:
     def _reading(self, found: Found) -> Iterator[None]:
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums hold: another version's
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums match: from another version
             reason = f"{found.path / STATE_FILE} ({type(error).__name__}: {error})"
             raise RunError(explain("checkpoint", reason, "one of this version", "set resume=never or name=")) from error
 
@@ -235,14 +235,14 @@ class RunState:
         return live
 
     def _is_own(self, found: Found) -> bool:
-        """Whether it is this run's checkpoint, not another's where this one begins."""
+        """Whether it is this run's own checkpoint, not another run's that this one starts from."""
         return found.path.parent.resolve() == self._root.resolve()
 
     def _make_buffer(self, ledger: Ledger) -> RolloutBuffer:
         strategy = RolloutStrategy.of(self.cfg.rollout)
         return RolloutBuffer(strategy, ledger=ledger, slots=self.cfg.max_in_flight)
 
-    def _load(self, found: Found, recovery: Recovery) -> None:
+    def _load(self, found: Found, recovery: RecoveredLedger) -> None:
         with self._reading(found):
             groups = recovery.ledger.read_open()
             self.buffer.load_state_dict(found.state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
@@ -253,7 +253,7 @@ class RunState:
             tracker.write_text(found.state["tracker_run_id"] + "\n")
 
     def _check_cursor(self) -> None:
-        """Each draw of the cursor is a group of the buffer, and no group comes from elsewhere."""
+        """Each draw of the cursor is a group in the buffer, and no group comes from elsewhere."""
         if self.cursor.num_drawn != self.buffer.accounts.num_drawn:
             raise LedgerError(
                 f"{self.cursor.num_drawn} prompts were drawn, {self.buffer.accounts.num_drawn} groups are known"
@@ -270,29 +270,29 @@ class RunState:
             "tracker_run_id": tracker.read_text().strip() if tracker.exists() else None,
         }
 
-    def _report(self, recovery: Recovery, found: Found | None) -> None:
+    def _report(self, recovery: RecoveredLedger, found: Found | None) -> None:
         if recovery.note and (found is None or self._is_own(found)):
             self._say(recovery.note)
         if recovery.tokens_undone or recovery.groups_undone:
-            since = f"after {found.path.name}" if found is not None else "before a first checkpoint"
+            since = f"after {found.path.name}" if found is not None else "before the first checkpoint"
             self._say(
-                f"undone, as it came {since}: {recovery.tokens_undone:,} tokens, and {recovery.groups_undone} draws, "
-                "which are made again"
+                f"undone, because it came {since}: {recovery.tokens_undone:,} tokens and {recovery.groups_undone} "
+                "draws, which will be repeated"
             )
         if recovery.unstored_step is not None:
             self._say(
-                f"step {recovery.unstored_step} was being generated when the run ended: what it had was not stored, "
-                "nobody counted it, and it is made again"
+                f"step {recovery.unstored_step} was being generated when the run ended: its tokens were neither stored "
+                "nor counted, and the step is repeated"
             )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's ``state.json``. Raises RunError where it cannot be read."""
+    """A checkpoint's ``state.json``. Raises RunError if it cannot be read."""
     try:
         state = json.loads((folder / STATE_FILE).read_text())
     except (OSError, ValueError) as error:
         do = "use another checkpoint"
-        raise RunError(explain("checkpoint", f"{folder / STATE_FILE}: {error}", "a whole file", do)) from error
+        raise RunError(explain("checkpoint", f"{folder / STATE_FILE}: {error}", "an intact file", do)) from error
     assert isinstance(state, dict)
     return state
 

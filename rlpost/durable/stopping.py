@@ -1,9 +1,9 @@
-"""Stop requests: SIGTERM and the first Ctrl-C end a run in good order, within a deadline.
+"""Stop requests: SIGTERM and the first Ctrl-C end a run cleanly, within a deadline.
 
-Owns the two signals while a run lasts. ``loop`` asks :attr:`StopRequest.requested` where it can stop and saves what
-there is; when the deadline passes first, the process ends and the last checkpoint stands. A second Ctrl-C ends it at
-once, as does any request before :meth:`StopRequest.wait_for_boundaries` (nothing is there to save) and any in
-deterministic mode (checkpoints stand at step boundaries only).
+Owns the two signals while a run lasts. ``run`` checks :attr:`StopRequest.requested` where it can stop, and saves; if
+the deadline passes first, the process ends and the last checkpoint remains. A second Ctrl-C ends it immediately, as
+does any request before :meth:`StopRequest.wait_for_boundaries` (there is nothing to save) and any request in
+deterministic mode (checkpoints exist at step boundaries only).
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ WORDS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Stopped(BaseException):
-    """A stop request was honoured; ``exit_code`` is the shell's for the signal. No Exception: nothing may catch it."""
+    """A stop request was honored; ``exit_code`` is the shell's for the signal. Not an Exception: nothing may catch
+    it."""
 
     def __init__(self, number: int, *, at_once: bool) -> None:
-        """``at_once``: raised wherever the process stood, so nothing can be saved."""
+        """``at_once``: raised at an arbitrary point, so nothing can be saved."""
         super().__init__(WORDS[signal.Signals(number)])
         self.exit_code = 128 + number
         self.at_once = at_once
 
 
 class StopRequest:
-    """Use as a context manager in the main thread (elsewhere signals cannot be handled, and nothing is requested)."""
+    """Use as a context manager in the main thread (other threads cannot handle signals, so nothing is requested)."""
 
     def __init__(self, deadline_s: float, say: Callable[[str], None]) -> None:
-        """``say`` is called in a signal's handler; what it raises (nobody may read any more) is of no account."""
+        """``say`` is called in a signal handler; exceptions it raises (nobody may be reading) are ignored."""
         self.requested: int | None = None  # the signal's number
         self._deadline_s, self._say = deadline_s, say
         self._at_once = True
@@ -44,11 +45,11 @@ class StopRequest:
         self._timer: threading.Timer | None = None
 
     def wait_for_boundaries(self) -> None:
-        """From here on a request waits until the loop asks for it."""
+        """From now on, a request waits until the loop checks for it."""
         self._at_once = False
 
     def note_saved(self) -> None:
-        """What there is was saved: if the deadline passes now, nothing is lost."""
+        """Everything was saved: if the deadline passes now, nothing is lost."""
         self._saved = True
 
     def raise_if_requested(self) -> None:
@@ -77,13 +78,13 @@ class StopRequest:
         self._timer = threading.Timer(self._deadline_s, self._give_up, [number])
         self._timer.daemon = True
         self._timer.start()
-        again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
+        again = "; press Ctrl-C again to exit immediately" if number == signal.SIGINT else ""
         word = WORDS[signal.Signals(number)]
-        with contextlib.suppress(OSError, RuntimeError):  # no reader, or a print that the signal came upon
-            self._say(f"{word}: saving what there is, within {self._deadline_s:g} s, then the run ends{again}")
+        with contextlib.suppress(OSError, RuntimeError):  # no reader, or the signal interrupted a print
+            self._say(f"{word}: saving, within {self._deadline_s:g} s, then the run ends{again}")
 
     def _give_up(self, number: int) -> None:
         late = f"within {self._deadline_s:g} s of {WORDS[signal.Signals(number)]} (checkpoint.stop_deadline_s)"
-        what = f"saved, but not ended {late}" if self._saved else f"not saved {late}; the last checkpoint stands"
-        print(f"rlpost: {what}; the same command resumes from it", file=sys.stderr, flush=True)
+        what = f"saved, but did not end {late}" if self._saved else f"not saved {late}; the last checkpoint remains"
+        print(f"rlpost: {what}; run the same command to resume from it", file=sys.stderr, flush=True)
         os._exit(128 + number)

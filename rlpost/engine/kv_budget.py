@@ -1,4 +1,4 @@
-"""How much memory the engine's KV cache gets. No vLLM here: ``session`` asks before an engine exists."""
+"""How much memory the engine's KV cache gets. No vLLM here: ``session`` needs this before an engine exists."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from rlpost.errors import RunError, explain
 from rlpost.models.shape import kv_bytes
 
 _KV_BLOCK_TOKENS = 128  # vLLM's block on a CPU; a multiple of the GPU's 16
-_MAX_KV_SHARE = 0.5  # of the memory that is free when the engine starts, unless kv_cache_bytes says otherwise
+_MAX_KV_SHARE = 0.5  # of the memory that is free when the engine starts, unless kv_cache_bytes is set
 
 
 def kv_bytes_needed(
     shape: Mapping[str, Any], *, max_slots: int, max_model_len: int, dtype: str, tensor_parallel: int = 1
 ) -> int:
     """Bytes on each device so that ``max_slots`` sequences of ``max_model_len`` tokens, in whole blocks, never preempt
-    one another."""
+    each other."""
     blocks = -(-max_model_len // _KV_BLOCK_TOKENS)
     num_tokens = (max_slots * blocks + 1) * _KV_BLOCK_TOKENS  # vLLM keeps one block for itself
     return kv_bytes(shape, num_tokens=num_tokens, dtype=dtype, tensor_parallel=tensor_parallel)
 
 
 def bounded_kv_bytes(needed: int, one_sequence: int, free: int) -> int:
-    """``needed``, but at most half the free memory; raises RunError when that does not hold a single sequence."""
+    """``needed``, but at most half the free memory; raises RunError if that does not hold a single sequence."""
     limit = int(free * _MAX_KV_SHARE)
     if limit < one_sequence:
         raise RunError(
             explain(
                 "memory for the KV cache",
-                f"{limit} bytes (half of what is free)",
-                f"at least {one_sequence}, one sequence of full length",
+                f"{limit} bytes (half of the free memory)",
+                f"at least {one_sequence}, for one sequence of full length",
                 "lower model.max_context_tokens, free memory, or set engine.kv_cache_bytes",
             )
         )
@@ -40,7 +40,7 @@ def bounded_kv_bytes(needed: int, one_sequence: int, free: int) -> int:
 def require_one_sequence(
     given: int, shape: Mapping[str, Any], *, max_model_len: int, dtype: str, tensor_parallel: int = 1
 ) -> None:
-    """Raises RunError for a KV cache that does not hold one sequence of ``max_model_len`` tokens; vLLM needs one."""
+    """Raises RunError if the KV cache does not hold one sequence of ``max_model_len`` tokens; vLLM needs one."""
     needed = kv_bytes_needed(
         shape, max_slots=1, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
     )

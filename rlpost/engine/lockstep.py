@@ -1,18 +1,18 @@
-"""One engine on several devices: its members, one process each, do the same calls in the same order with the same data.
+"""One engine on several devices: its members, one process each, make the same calls in the same order on the same data.
 
-vLLM schedules and samples in every member by itself and exchanges activations inside a step, so members that differ by
-one request, seed or abort compute with batches that do not belong together. :class:`LockstepEngine` stands before each
-member's engine. The *leader* (the lowest rank) is the only one that hears of requests: its ``submit``, ``step`` and
-``abort_all`` are commands, which the others carry out in :meth:`LockstepEngine.follow`. What every member's process is
-told anyway (sleep, wake, load weights, score) each calls itself, and the calls must coincide.
+vLLM schedules and samples in every member independently and exchanges activations within a step, so members that differ
+by one request, seed or abort would compute on mismatched batches. :class:`LockstepEngine` wraps each member's engine.
+Only the *leader* (the lowest rank) receives requests: its ``submit``, ``step`` and ``abort_all`` are commands, which
+the others carry out in :meth:`LockstepEngine.follow`. Calls that reach every member's process anyway (sleep, wake, load
+weights, score) are made by each member itself, and must coincide.
 
-Before each call, and again when a batch is scheduled and not yet computed, the members *meet*: they lay side by side
-which call they are at, how many calls and engine steps came before, how many requests are in flight, the batch, and a
-checksum of all that went in and came out since the start. A difference ends the run at every member, with the same
-message; nothing is computed from a batch that is not the same everywhere.
+Before each call, and again when a batch is scheduled but not yet computed, the members *synchronize*: they compare
+which call they are making, how many calls and engine steps came before, how many requests are in flight, the batch, and
+a checksum of all inputs and outputs since the start. A difference ends the run at every member, with the same message;
+nothing is computed from a batch that is not the same everywhere.
 
-Who waits for whom: every meeting waits for all members. A member that dies closes its connections, and the others'
-meeting fails; one that hangs is the controller's to kill (``workers.cluster.actors``). Built by
+Who waits for whom: every synchronization waits for all members. A member that dies closes its connections, and the
+others' synchronization fails; one that hangs is killed by the controller (``workers.cluster.actors``). Built by
 ``workers.local.start_worker``.
 """
 
@@ -29,8 +29,8 @@ from rlpost.engine.protocol import WAKE_TAGS, DeviceEngine, EngineStep, Request
 from rlpost.errors import RunError, explain
 
 CALLS = ("follow", "submit", "step", "abort_all", "end", "batch", "score", "load_weights", "sleep", "wake")
-COMMANDS = ("submit", "step", "abort_all", "end")  # the leader's, to members that follow
-# What a meeting compares, in the order in which a difference is reported.
+COMMANDS = ("submit", "step", "abort_all", "end")  # from the leader to the members that follow
+# What a synchronization compares, in the order in which a difference is reported.
 FIELDS = (
     "call",
     "calls so far",
@@ -38,30 +38,30 @@ FIELDS = (
     "requests in flight",
     "samples in the batch",
     "tokens in the batch",
-    "checksum of what went in and came out",
+    "checksum of inputs and outputs",
     "bytes that the leader sends",  # not compared
 )
 
 
 class Members(Protocol):
-    """The way from one member to the others; all members make the same calls."""
+    """The connection from one member to the others; all members make the same calls."""
 
-    rank: int  # of this one in its engine; 0 leads
-    names: Sequence[str]  # of all, for messages
+    rank: int  # of this member in its engine; 0 leads
+    names: Sequence[str]  # of all members, for messages
 
     def gather(self, row: np.ndarray) -> np.ndarray:
         """Every member's ``row``, i64[fields], as i64[members, fields]."""
 
     def share(self, payload: bytes, num_bytes: int) -> bytes:
-        """The leader's ``payload``, which has ``num_bytes``; the others pass an empty one."""
+        """The leader's ``payload`` of ``num_bytes``; the others pass an empty one."""
 
 
 class LockstepEngine:
     """Implements ``engine.protocol.DeviceEngine`` for one member; see the module docstring.
 
     Args:
-        engine: this member's own.
-        members: the others.
+        engine: this member's own engine.
+        members: the other members.
     """
 
     def __init__(self, engine: DeviceEngine, members: Members) -> None:
@@ -70,7 +70,7 @@ class LockstepEngine:
         self._num_calls = self._num_steps = 0
         self._checksum = 0
 
-    # ---- commands: the leader's to give, in an order of its own
+    # ---- commands: given by the leader alone, in any order
 
     def submit(self, requests: Sequence[Request]) -> Sequence[int]:
         self._lead("submit", pickle.dumps(list(requests)))
@@ -82,33 +82,33 @@ class LockstepEngine:
 
     def abort_all(self) -> EngineStep:
         self._lead("abort_all")
-        return self._noted(self._engine.abort_all())
+        return self._with_checksum(self._engine.abort_all())
 
     def pause_all(self) -> EngineStep:
-        return self.abort_all()  # a replica of a cluster: its samples may go on at another one
+        return self.abort_all()  # a replica of a cluster: its samples may resume on another one
 
     def resume(self) -> Sequence[str]:
         return ()
 
     def end(self) -> None:
-        """Let the others return from :meth:`follow`; the result of the last step has been compared then."""
+        """Let the others return from :meth:`follow`; by then the last step's result has been compared."""
         self._lead("end")
 
     def follow(self, beat: Callable[[], None]) -> None:
-        """Do what the leader does until it ends. ``beat`` is called for each command.
+        """Do what the leader does until it calls :meth:`end`. ``beat`` is called for each command.
 
-        Raises RunError where the members differ, and whatever the leader's call raises here as it does there.
+        Raises RunError if the members differ, and whatever the leader's call raises.
         """
         assert self._members.rank > 0, "the leader does not follow"
         while True:
             beat()
-            command, payload = self._hear()
+            command, payload = self._receive()
             if command == "submit":
                 self._engine.submit(pickle.loads(payload))  # noqa: S301 -- from the leader, another process of this run
             elif command == "step":
                 self._step()
             elif command == "abort_all":
-                self._noted(self._engine.abort_all())
+                self._with_checksum(self._engine.abort_all())
             else:
                 return
 
@@ -119,17 +119,17 @@ class LockstepEngine:
     def now(self) -> float:
         return self._engine.now()
 
-    # ---- calls that each member makes by itself
+    # ---- calls that each member makes itself
 
     def score(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
         for sequence in sequences:
-            self._note(np.ascontiguousarray(sequence, np.int64).tobytes())
-        self._meet("score")
+            self._add_to_checksum(np.ascontiguousarray(sequence, np.int64).tobytes())
+        self._sync("score")
         return self._engine.score(sequences)
 
     def load_weights(self, buckets: Iterable[Sequence[tuple[str, Any]]]) -> None:
-        """Every member is given whole tensors and keeps its part."""
-        self._meet("load_weights")
+        """Every member is given whole tensors and keeps its own part."""
+        self._sync("load_weights")
         self._engine.load_weights(buckets)
 
     def read_weight(self, name: str) -> Any:
@@ -139,42 +139,43 @@ class LockstepEngine:
         return self._engine.part_of_weight(name, tensor)
 
     def sleep(self) -> None:
-        self._meet("sleep")
+        self._sync("sleep")
         self._engine.sleep()
 
     def wake(self, tags: Sequence[str] = WAKE_TAGS) -> None:
-        self._note(" ".join(tags).encode())
-        self._meet("wake")
+        self._add_to_checksum(" ".join(tags).encode())
+        self._sync("wake")
         self._engine.wake(tags)
 
     def shutdown(self) -> None:
         self._engine.shutdown()
 
     def agree_on_batch(self, num_tokens: np.ndarray) -> None:
-        """The engine has scheduled a batch and asks before it computes it. ``num_tokens``: i64[samples], of each."""
+        """The engine has scheduled a batch and calls this before computing it. ``num_tokens``: i64[samples], of
+        each."""
         if len(num_tokens):
-            self._note(num_tokens.tobytes())
-            self._meet("batch", num_samples=len(num_tokens), num_tokens=int(num_tokens.sum()))
+            self._add_to_checksum(num_tokens.tobytes())
+            self._sync("batch", num_samples=len(num_tokens), num_tokens=int(num_tokens.sum()))
 
-    # ---- meetings
+    # ---- synchronization
 
     def _lead(self, command: str, payload: bytes = b"") -> None:
-        assert self._members.rank == 0, f"{command} is the leader's to call"
-        self._meet(command, payload=payload)
+        assert self._members.rank == 0, f"only the leader calls {command}"
+        self._sync(command, payload=payload)
         if payload:
             self._members.share(payload, len(payload))
-            self._note(payload)
+            self._add_to_checksum(payload)
 
-    def _hear(self) -> tuple[str, bytes]:
-        leader = self._meet("follow")
+    def _receive(self) -> tuple[str, bytes]:
+        leader = self._sync("follow")
         num_bytes = int(leader[-1])
         payload = self._members.share(b"", num_bytes) if num_bytes else b""
         if payload:
-            self._note(payload)
+            self._add_to_checksum(payload)
         return CALLS[leader[0]], payload
 
-    def _meet(self, call: str, *, num_samples: int = 0, num_tokens: int = 0, payload: bytes = b"") -> np.ndarray:
-        """The leader's row. Raises RunError, at every member, where one differs from the leader."""
+    def _sync(self, call: str, *, num_samples: int = 0, num_tokens: int = 0, payload: bytes = b"") -> np.ndarray:
+        """The leader's row. Raises RunError, at every member, if any member differs from the leader."""
         in_flight = self._engine.num_in_flight
         counts = (self._num_calls, self._num_steps, in_flight, num_samples, num_tokens)
         row = np.array([CALLS.index(call), *counts, self._checksum, len(payload)], np.int64)
@@ -185,18 +186,18 @@ class LockstepEngine:
         return rows[0]
 
     def _step(self) -> EngineStep:
-        result = self._noted(self._engine.step())
+        result = self._with_checksum(self._engine.step())
         self._num_steps += 1
         return result
 
-    def _noted(self, result: EngineStep) -> EngineStep:
-        """Tokens, not logprobs: kernels may differ in a last bit, and members part ways only where a token does."""
+    def _with_checksum(self, result: EngineStep) -> EngineStep:
+        """Tokens, not logprobs: kernels may differ in a last bit, and members only diverge when a token does."""
         for delta in result.deltas:
-            self._note(f"{delta.request_id} {delta.finish_reason}".encode())
-            self._note(delta.token_ids.tobytes())
+            self._add_to_checksum(f"{delta.request_id} {delta.finish_reason}".encode())
+            self._add_to_checksum(delta.token_ids.tobytes())
         return result
 
-    def _note(self, data: bytes) -> None:
+    def _add_to_checksum(self, data: bytes) -> None:
         self._checksum = zlib.crc32(data, self._checksum)
 
 
@@ -215,7 +216,7 @@ def _require_same(leader_name: str, leader: np.ndarray, name: str, other: np.nda
             explain(
                 f"members of one engine: {field} of {name}, at engine step {int(leader[2])}",
                 ours,
-                f"{theirs}, as {leader_name} has it",
-                "nothing was computed from it; the run can be resumed, and if it comes again, please report it",
+                f"{theirs}, as at {leader_name}",
+                "nothing was computed from it; the run can be resumed, and if this happens again, please report it",
             )
         )

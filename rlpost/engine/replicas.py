@@ -1,18 +1,19 @@
-"""Many engine replicas behind the one face of an engine, driven by exchanges and not by tokens.
+"""Many engine replicas behind the interface of one engine, driven by exchanges instead of tokens.
 
-:class:`ReplicaEngine` is what ``collect`` and ``evaluate`` see. It owns which replica holds which request; replicas
-live elsewhere (Ray workers, or a virtual clock) behind the :class:`Replicas` transport. An *exchange* carries new
-requests to a replica, which runs its engine for a while and answers with a *report*. Two exchanges are under way to
-every replica that has work, and a replica holds some requests beyond its slots (the *reserve*), so that it waits
-neither for an answer nor for a refill.
+:class:`ReplicaEngine` is what ``collect`` sees. It owns which replica holds which request; replicas live elsewhere (Ray
+workers, or a virtual clock) behind the :class:`Replicas` transport. An *exchange* carries new requests to a replica,
+which runs its engine for a while and replies with a *report*. Every replica that has work has two exchanges
+outstanding, and holds some requests beyond its slots (the *reserve*), so that it waits neither for a reply nor for a
+refill.
 
 The controller does no work per token, nor per running sample and exchange: a finished sample arrives whole, and the new
-tokens of those still running come as one block of arrays that is only put aside. It is opened when the replica is lost:
-its samples then come back with all tokens up to its last report.
+tokens of those still running come as one block of arrays that is just stored. The block is opened only if the replica
+is
+lost: its samples are then returned with all tokens up to its last report.
 
-Who waits for whom: ``step`` waits for the next report of any replica and, where there are many, for those that come
-soon after it (:func:`gather_s`); ``abort_all`` waits for the last report of each replica, at most as long as the
-transport allows, and then that replica counts as lost.
+Who waits for whom: ``step`` waits for the next report of any replica and, with many replicas, for those that come soon
+after it (:func:`gather_s`); ``abort_all`` waits for the last report of each replica, at most as long as the transport
+allows; after that the replica counts as lost.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ import numpy as np
 from rlpost.engine.protocol import NOTHING, Delta, Engine, EngineStep, Iterations, KVCapacity, Request
 from rlpost.errors import WorkerLost
 
-IN_FLIGHT = 2  # exchanges under way to a replica
-HUNGRY_SHARE = 0.1  # of an exchange's time: with slots to fill at once a replica answers after so much
-GATHER_SHARE = 0.025  # of an exchange's time: reports that come within it of the first one are taken in together
+IN_FLIGHT = 2  # outstanding exchanges per replica
+EARLY_REPORT_SHARE = 0.1  # of an exchange's time: a replica with free slots reports this early
+GATHER_SHARE = 0.025  # of an exchange's time: reports this soon after the first one are processed with it
 GATHER_FROM = 16  # replicas: with fewer there is little to gather
 
 
 def gather_s(num_replicas: int, exchange_s: float) -> float:
-    """Seconds that a report may wait for others. Each turn of the controller has a cost of its own (new samples are
-    chosen, complete groups looked at, Ray asked about every replica), and a replica that is full does not wait for its
-    answer: another exchange is under way to it. One with free slots waits so much longer for its refill."""
+    """Seconds that a report may wait for others. Each turn of the controller has a fixed cost (choosing new samples,
+    checking complete groups, querying Ray for every replica), and a full replica does not wait for its reply: another
+    exchange is already outstanding. One with free slots waits this much longer for its refill."""
     return GATHER_SHARE * exchange_s if num_replicas >= GATHER_FROM else 0.0
 
 
 class Exchange(NamedTuple):
-    """What the controller tells a replica: take these requests, run for a while, report."""
+    """The controller's message to a replica: take these requests, run for a while, report."""
 
     requests: Sequence[Request]
-    has_more: bool = True  # samples wait: with free slots and nothing queued, report early
+    has_more: bool = True  # samples are waiting: with free slots and an empty queue, report early
 
 
 class TokenBlock(NamedTuple):
-    """New tokens of samples that still run, end to end. Requests are known by their number among all that the replica
-    was ever sent, which costs less than their names, here and on the way."""
+    """New tokens of samples that are still running, end to end. Requests are identified by their number among all that
+    the replica was ever sent, which is cheaper to send and look up than their names."""
 
     numbers: np.ndarray  # i32[samples]
     lengths: np.ndarray  # i32[samples]
@@ -59,56 +60,56 @@ class TokenBlock(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A replica's answer to one exchange, or to a stop."""
+    """A replica's reply to one exchange, or to a stop."""
 
     replica: int
-    ended: Sequence[Delta]  # whole since their submission; after a stop the unfinished ones too
+    ended: Sequence[Delta]  # all tokens since submission; after a stop, also the unfinished ones
     running: TokenBlock | None  # None after a stop
     iterations: Iterations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """A replica that will answer no more."""
+    """A replica that will not reply any more."""
 
     replica: int
     reason: str
 
 
 class Replicas(Protocol):
-    """The way to the replicas. Exchanges to one replica are answered in order."""
+    """The transport to the replicas. Exchanges with one replica are answered in order."""
 
-    slots: Sequence[int]  # of each replica: samples it decodes together
+    slots: Sequence[int]  # per replica: samples it decodes at once
 
     def send(self, exchanges: Sequence[tuple[int, Exchange]]) -> None:
-        """Each to the replica of its number."""
+        """Send each exchange to the replica with its number."""
 
     def wait(self) -> Sequence[Report | Loss]:
-        """At least one report or loss; called only while an exchange is under way."""
+        """At least one report or loss; called only while an exchange is outstanding."""
 
     def stop(self, replicas: Sequence[int]) -> Sequence[Report | Loss]:
-        """End all requests of these replicas. The outstanding reports and then the last one of each, or its loss."""
+        """End all requests of these replicas. Returns the outstanding reports and the last one of each, or its loss."""
 
     def now(self) -> float:
         """Seconds, monotonic."""
 
 
 class ReplicaLoop:
-    """The replica's side: runs one engine between two exchanges. Lives where the engine lives.
+    """The replica's side: runs one engine between two exchanges. Lives in the engine's process.
 
     Args:
         engine: this replica's, with ``reserve`` 0.
         replica: its number.
-        exchange_s: seconds of the engine's clock that an exchange lasts.
-        halted: asked between engine steps; True ends the exchange at once (a stop is on its way).
+        exchange_s: duration of an exchange, in seconds of the engine's clock.
+        halted: called between engine steps; True ends the exchange at once (a stop is on its way).
     """
 
     def __init__(self, engine: Engine, *, replica: int, exchange_s: float, halted: Callable[[], bool]) -> None:
         self._engine, self._replica, self._exchange_s, self._halted = engine, replica, exchange_s, halted
         self._queue: deque[Request] = deque()
         self._tokens: dict[str, list[Delta]] = {}  # of every request held: its deltas so far
-        self._reported: dict[str, int] = {}  # how many of those a report has carried
-        self._numbers: dict[str, int] = {}  # of every request held, see TokenBlock
+        self._reported: dict[str, int] = {}  # how many of those have been reported
+        self._numbers: dict[str, int] = {}  # of every request held; see TokenBlock
         self._num_taken = 0
 
     def run(self, exchange: Exchange) -> Report:
@@ -128,13 +129,15 @@ class ReplicaLoop:
             now = self._engine.now()
             iterations.add_engine_step(now - before, result)
             before = now
-            hungry = exchange.has_more and not self._queue and self._engine.num_in_flight < self._engine.max_slots
-            if now - started >= self._exchange_s * (HUNGRY_SHARE if hungry else 1.0):
+            may_report_early = (
+                exchange.has_more and not self._queue and self._engine.num_in_flight < self._engine.max_slots
+            )
+            if now - started >= self._exchange_s * (EARLY_REPORT_SHARE if may_report_early else 1.0):
                 break
         return Report(replica=self._replica, ended=ended, running=self._block(), iterations=iterations)
 
     def stop(self) -> Report:
-        """Abort everything; the unfinished samples are handed over whole, those never started with no token."""
+        """Abort everything; unfinished samples are handed over whole, those never started with no tokens."""
         ended = self._receive(self._engine.abort_all().deltas)
         ended += [_joined(request_id, parts, "") for request_id, parts in self._tokens.items()]
         self._queue.clear()
@@ -176,13 +179,15 @@ class ReplicaLoop:
 
 @dataclass(slots=True)
 class _Replica:
-    """What the controller knows of one replica."""
+    """What the controller knows about one replica."""
 
     slots: int
     reserve: int
     room: int  # slots + reserve - requests held
-    held: dict[str, int] = field(default_factory=dict)  # request id: its number, see TokenBlock; in the order submitted
-    num_numbered: int = 0  # requests sent, and those of the outbox
+    held: dict[str, int] = field(
+        default_factory=dict
+    )  # request id: its number (see TokenBlock), in order of submission
+    num_numbered: int = 0  # requests sent, plus those in the outbox
     outbox: list[Request] = field(default_factory=list)
     under_way: int = 0  # exchanges
     blocks: list[TokenBlock] = field(default_factory=list)  # of this step
@@ -210,7 +215,7 @@ class ReplicaEngine:
         self.kv_capacity: KVCapacity | None = None
         reserves = [int(np.ceil(slots * reserve_share)) for slots in replicas.slots]
         self._replicas = [_Replica(s, r, s + r) for s, r in zip(replicas.slots, reserves, strict=True)]
-        self._num_held = 0  # requests, of all replicas
+        self._num_held = 0  # requests, over all replicas
         self._roomiest = [(-r.room, n) for n, r in enumerate(self._replicas)]  # heap with stale entries
         heapq.heapify(self._roomiest)
         self._to_send: set[int] = set()
@@ -235,27 +240,27 @@ class ReplicaEngine:
         return [self._place(request) for request in requests]
 
     def step(self) -> EngineStep:
-        """Send what waits, then take in the reports that are there, at least one.
+        """Send the waiting requests, then process the available reports, at least one.
 
-        Raises WorkerLost when no replica is left.
+        Raises WorkerLost if no replica is left.
         """
         if not self.max_slots:
             raise WorkerLost("; ".join(loss.reason for loss in self.losses))
         if not self._num_held:
             return NOTHING
         self._send()
-        assert self._under_way, "requests are held, and nobody was told"
+        assert self._under_way, "requests are held, but no exchange is outstanding"
         started = self._transport.now()
         reports = self._transport.wait()
         return self._take_in(reports, started)
 
     def abort_all(self) -> EngineStep:
-        """Also cuts short what replicas are at; one that does not end within the transport's deadline is lost."""
+        """Also interrupts running exchanges; a replica that does not stop within the transport's deadline is lost."""
         busy = [n for n, r in enumerate(self._replicas) if r.lost is None and (r.held or r.under_way)]
         started = self._transport.now()
         reports = self._transport.stop(busy) if busy else ()
         result = self._take_in(reports, started)
-        # What is still held was never sent: what was, came back with a last report or with its lost replica.
+        # Requests still held were never sent: sent ones came back with a last report or with their lost replica.
         unsent = [Delta(i, _NO_TOKENS, _NO_LOGPROBS) for replica in self._replicas for i in replica.held]
         for replica in self._replicas:
             replica.forget_requests()
@@ -272,7 +277,7 @@ class ReplicaEngine:
         )
 
     def pause_all(self) -> EngineStep:
-        """Keeps nothing: which replica a sample goes on at is not known before the next step."""
+        """Keeps nothing: which replica a sample resumes on is not known before the next step."""
         return self.abort_all()
 
     def resume(self) -> Sequence[str]:
@@ -305,10 +310,10 @@ class ReplicaEngine:
         return n
 
     def _send(self) -> None:
-        """Keep two exchanges under way to every replica that holds something.
+        """Keep two exchanges outstanding with every replica that holds something.
 
-        Whoever submits fills the engine as far as a limit of its own. Fewer than there were can only mean that nothing
-        is left to submit, and a report before its time would be answered with nothing.
+        The caller fills the engine up to a limit of its own. Holding fewer requests than before can only mean that
+        nothing is left to submit, so an early report would get no new requests.
         """
         self._most_held = max(self._most_held, self._num_held)
         has_more = self._num_held == self._most_held
@@ -356,7 +361,7 @@ class ReplicaEngine:
         )
 
     def _lose(self, n: int, reason: str) -> list[Delta]:
-        """Forget a replica; its samples as far as its reports told of them."""
+        """Remove a replica; returns its samples with the tokens it has reported."""
         replica = self._replicas[n]
         if replica.lost is not None:
             return []

@@ -1,7 +1,7 @@
-"""The members of one engine as a gloo group of the trainer's processes; the network side of ``engine.lockstep``.
+"""The members of one engine as a gloo group of the trainer's processes: the network side of ``engine.lockstep``.
 
-The groups are part of the process group that the trainer made (``train.process_group``): they meet at its store and
-need no port of their own. Called by ``workers.local.start_worker``.
+The groups are part of the process group created by the trainer (``train.process_group``): they use its store and need
+no port of their own. Called by ``workers.local.start_worker``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class GlooMembers:
     """Implements ``engine.lockstep.Members``; build it with :func:`form_groups`."""
 
     def __init__(self, ranks: Sequence[int], rank: int, group: object) -> None:
-        """``ranks``: of the engine's members in the world, in order. ``rank``: this process's in the world."""
+        """``ranks``: the engine members' ranks in the world, in order. ``rank``: this process's rank in the world."""
         self.rank = ranks.index(rank)
         self.names: Sequence[str] = [f"worker {r}" for r in ranks]
         self._leader, self._group = ranks[0], group
@@ -42,9 +42,10 @@ class GlooMembers:
 
 
 def form_groups(groups: Sequence[Sequence[int]], rank: int) -> GlooMembers:
-    """This rank's group. Every rank of the world calls it with the same ``groups``, after the process group is made."""
+    """This rank's group. Every rank of the world calls it with the same ``groups``, after creating the process
+    group."""
     import torch.distributed as dist
 
-    formed = [dist.new_group(list(ranks), backend="gloo") for ranks in groups]  # all take part in all
+    formed = [dist.new_group(list(ranks), backend="gloo") for ranks in groups]  # every rank takes part in each
     mine = next(n for n, ranks in enumerate(groups) if rank in ranks)
     return GlooMembers(groups[mine], rank, formed[mine])

@@ -1,15 +1,15 @@
 """vLLM behind the engine protocol: one in-process engine that shares its device and process with a trainer.
 
-Owns the ``LLM`` object and the requests in flight. Never builds prompts, never judges, never writes the environment;
+Owns the ``LLM`` object and the requests in flight. Never builds prompts, never scores, never writes the environment;
 ``rlpost.workers.runtime`` does that, before vLLM is imported:
 
-- ``VLLM_ENABLE_V1_MULTIPROCESSING=0``: the engine lives in this process, so weights are copied and not sent
+- ``VLLM_ENABLE_V1_MULTIPROCESSING=0``: the engine lives in this process, so weights are copied, not sent
 - ``VLLM_CPU_KVCACHE_SPACE`` unset: it would override the KV size given here
-- ``VLLM_LOGGING_LEVEL``, ``OMP_NUM_THREADS``, and in tests ``TORCHDYNAMO_DISABLE=1`` as the program likes
+- ``VLLM_LOGGING_LEVEL``, ``OMP_NUM_THREADS``, and in tests ``TORCHDYNAMO_DISABLE=1``: as the program chooses
 
-One engine per process, built after the trainer's process group (DeepSpeed started after vLLM sees a world of 1) and
-shut down last: vLLM's shutdown destroys the process group of its process. ``build_engine`` makes one from the config;
-``rollout.collect`` and ``workers.colocation`` use it. Which vLLM facts this rests on: ``docs/engine.md``.
+One engine per process, built after the trainer's process group (DeepSpeed started after vLLM sees a world size of 1)
+and shut down last: vLLM's shutdown destroys its process's process group. ``build_engine`` builds one from the config;
+``rollout.collect`` and ``workers.colocation`` use it. The vLLM facts this relies on: ``docs/engine.md``.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ SUPPORTED_VLLM = (">=0.28", "<0.33")
 
 
 def build_engine(cfg: Config, *, model_folder: str, max_model_len: int, tensor_parallel: int = 1) -> VLLMEngine:
-    """The engine a resolved configuration asks for; ``max_model_len`` in tokens.
+    """The engine that a resolved configuration describes; ``max_model_len`` in tokens.
 
-    ``tensor_parallel``: processes that share the engine, this one included; they all build it at the same time.
+    ``tensor_parallel``: processes that share the engine, including this one; they all build it at the same time.
     """
     return VLLMEngine(
         model_folder,
@@ -58,14 +58,14 @@ def build_engine(cfg: Config, *, model_folder: str, max_model_len: int, tensor_p
         enforce_eager=cfg.engine.enforce_eager,
         prefix_caching=cfg.engine.prefix_caching,
         load_format=cfg.engine.load_format,
-        neighbours=cfg.cluster.num_workers if cfg.device == "cpu" else 1,
+        neighbors=cfg.cluster.num_workers if cfg.device == "cpu" else 1,
         tensor_parallel=tensor_parallel,
         keep_kv=cfg.rollout.keep_kv,
     )
 
 
 class VLLMEngine:
-    """See :class:`rlpost.engine.protocol.Engine`; here only what is particular to vLLM."""
+    """See :class:`rlpost.engine.protocol.Engine`; only what is specific to vLLM is described here."""
 
     def __init__(
         self,
@@ -80,18 +80,18 @@ class VLLMEngine:
         enforce_eager: bool | None = None,
         prefix_caching: bool = True,
         load_format: str = "auto",
-        neighbours: int = 1,
+        neighbors: int = 1,
         tensor_parallel: int = 1,
         keep_kv: bool = False,
     ) -> None:
-        """``max_model_len``: prompt + response, tokens. ``neighbours``: engines that share the free memory.
-        ``keep_kv``: ``pause_all`` keeps requests; a GPU's memory is then never given back in sleep.
+        """``max_model_len``: prompt + response, in tokens. ``neighbors``: engines that share the free memory.
+        ``keep_kv``: ``pause_all`` keeps requests; a GPU's memory is then never released in sleep.
 
-        ``tensor_parallel``: this process is one of so many with consecutive ranks in the process group, which must
-        exist; each has one engine, and all do the same (``engine.lockstep``).
+        ``tensor_parallel``: number of processes with consecutive ranks in the process group, which must exist, that
+        share the engine, including this one; each has one engine, and all do the same (``engine.lockstep``).
 
-        Raises RunError or ModelError before vLLM is imported where version, environment, folder or memory do not fit.
-        The process's random states, ``LOCAL_WORLD_SIZE`` and ``torch.set_num_threads`` are as before when it returns;
+        Raises RunError or ModelError before vLLM is imported if version, environment, folder or memory do not fit.
+        Restores the process's random states, ``LOCAL_WORLD_SIZE`` and ``torch.set_num_threads`` before it returns;
         vLLM changes all of them.
         """
         require_supported_vllm()
@@ -102,7 +102,7 @@ class VLLMEngine:
             needed = kv_bytes_needed(
                 shape, max_slots=sequences, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
             )
-            kv_cache_bytes = bounded_kv_bytes(needed, needed // sequences, free_bytes(device) // neighbours)
+            kv_cache_bytes = bounded_kv_bytes(needed, needed // sequences, free_bytes(device) // neighbors)
         else:
             require_one_sequence(
                 kv_cache_bytes, shape, max_model_len=max_model_len, dtype=dtype, tensor_parallel=tensor_parallel
@@ -116,7 +116,7 @@ class VLLMEngine:
         self._vocab_size = int(shape["vocab_size"])
         self._live: set[str] = set()
         self._keep_kv = keep_kv
-        self._paused: dict[str, Any] = {}  # vLLM's requests by id, out of its scheduler's sight
+        self._paused: dict[str, Any] = {}  # vLLM's requests by id, removed from its scheduler
         self._publications = 0
         self._asleep: set[str] = set()
         self._weights_dropped = False
@@ -134,18 +134,18 @@ class VLLMEngine:
             "load_format": load_format,
             "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, not of the raw logits
             "skip_tokenizer_init": True,  # token ids in, token ids out
-            "generation_config": "vllm",  # the folder's own sampling defaults must not creep in
+            "generation_config": "vllm",  # ignore the model folder's own sampling defaults
             "use_tqdm_on_load": False,
         }
         if tensor_parallel > 1:  # one engine per process of the group, each with its part of every layer
             arguments["tensor_parallel_size"] = tensor_parallel
             arguments["distributed_executor_backend"] = "external_launcher"
         if on_cpu:
-            # A seeded request with a chunked prompt dies in vLLM's CPU sampler: "CPU Generator does not use offset".
+            # A seeded request with a chunked prompt crashes vLLM's CPU sampler: "CPU Generator does not use offset".
             arguments["enable_chunked_prefill"] = False
         else:
-            # With the KV size given, this share is only compared with the free memory at start: a trainer that is
-            # resident on the device must not make vLLM refuse.
+            # With the KV size given, vLLM only compares this share with the free memory at startup: a trainer resident
+            # on the device must not make vLLM refuse to start.
             arguments["gpu_memory_utilization"] = free_share_of_gpu()
         with process_state_kept():
             from vllm import LLM
@@ -165,7 +165,7 @@ class VLLMEngine:
         self._core: Any = self._engine.engine_core.engine_core
         self._work = _ScheduledWork(self._core.scheduler)
         self._cache: Any = self._core.scheduler.kv_cache_manager
-        num_blocks = self._cache.block_pool.num_gpu_blocks - 1  # vLLM keeps one for itself
+        num_blocks = self._cache.block_pool.num_gpu_blocks - 1  # vLLM reserves one
         block_tokens = int(self._core.scheduler.block_size)
         self.kv_capacity: KVCapacity | None = KVCapacity(tokens=num_blocks * block_tokens, block_tokens=block_tokens)
 
@@ -177,7 +177,7 @@ class VLLMEngine:
         token_ids = [self._require_fitting(request) for request in requests]
         for request, ids in zip(requests, token_ids, strict=True):
             prompt: dict[str, Any] = {"prompt_token_ids": ids.tolist()}
-            if self._keep_kv:  # blocks of paused requests outlive a publication: no later prompt may hit them
+            if self._keep_kv:  # blocks of paused requests outlive a publication: later prompts must not hit them
                 prompt["cache_salt"] = f"publication {self._publications}"
             self._engine.add_request(
                 request.request_id,
@@ -188,13 +188,13 @@ class VLLMEngine:
         return [0] * len(requests)
 
     def step(self) -> EngineStep:
-        """Raises RunError when vLLM ends a request for another reason than "stop" or "length", or reports tokens
-        without one finite logprob each."""
+        """Raises RunError if vLLM ends a request for a reason other than "stop" or "length", or reports tokens without
+        one finite logprob each."""
         if not self._live:
             return NOTHING
         self._work.clear()
         start = time.perf_counter()
-        with torch_rng_kept(self._device):  # vLLM's sampler draws from torch's global generator, the trainer's too
+        with torch_rng_kept(self._device):  # vLLM's sampler draws from torch's global generator, as the trainer does
             outputs = self._engine.step()
         deltas = [read_delta(output) for output in outputs]
         self._live.difference_update(d.request_id for d in deltas if d.finish_reason)
@@ -208,8 +208,8 @@ class VLLMEngine:
         )
 
     def abort_all(self) -> EngineStep:
-        """Always empty here: every step hands over all it sampled, so an abort has nothing left to give."""
-        for request_id in sorted([*self._live, *self._paused]):  # of several, vLLM frees KV in an order of its own
+        """The result is always empty: every step delivers all tokens it sampled, so an abort has none left."""
+        for request_id in sorted([*self._live, *self._paused]):  # given several, vLLM frees KV in an order of its own
             self._engine.abort_request([request_id])
         self._live.clear()
         self._paused.clear()
@@ -217,9 +217,9 @@ class VLLMEngine:
         return NOTHING
 
     def pause_all(self) -> EngineStep:
-        """Running requests leave the scheduler's list and keep their blocks; those that wait for room hold none and are
-        ended, and so are the latest while ``score`` has no room for a sequence. A batch that a GPU has under way is
-        waited for: its tokens are in the answer."""
+        """Running requests leave the scheduler's list and keep their blocks. Requests waiting for room hold none and
+        are ended, as are the latest ones while ``score`` has no room for a sequence. A batch in flight on a GPU is
+        awaited: its tokens are in the result."""
         assert self._keep_kv, "built without keep_kv"
         scheduler, states = self._core.scheduler, self._engine.output_processor.request_states
         requests, scheduler.running = scheduler.running, []
@@ -254,13 +254,13 @@ class VLLMEngine:
         return time.perf_counter()
 
     def watch_batches(self, agree: Callable[[np.ndarray], None]) -> None:
-        """``agree`` is called with the tokens of each sample, i64[samples], of every batch before it is computed."""
+        """``agree`` is called with each sample's number of tokens, i64[samples], before a batch is computed."""
         self._work.agree = agree
 
     # ---- scoring
 
     def score(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Sequences of 1 to ``max_model_len - 1`` tokens (vLLM samples one more, which is thrown away).
+        """Sequences of 1 to ``max_model_len - 1`` tokens (vLLM samples one more, which is discarded).
 
         The prefix cache is not read (a hit has no logits). Each sequence's logits, [len, vocabulary], exist at once.
         """
@@ -272,10 +272,10 @@ class VLLMEngine:
         scores = [np.zeros(0, np.float32)] * len(sequences)
         for index, sequence in enumerate(sequences):
             self._require_fitting_tokens(f"score:{index}", sequence, 1)
-            if len(sequence) > 1:  # a single token has nothing before it
+            if len(sequence) > 1:  # a single token has no preceding ones
                 self._engine.add_request(f"score:{index}", {"prompt_token_ids": sequence.tolist()}, params)
         with torch_rng_kept(self._device):
-            while self._core.scheduler.has_unfinished_requests():  # paused ones are out of its sight
+            while self._core.scheduler.has_unfinished_requests():  # it does not know the paused ones
                 for output in self._engine.step():
                     if output.finished:
                         index = int(output.request_id.removeprefix("score:"))
@@ -288,11 +288,11 @@ class VLLMEngine:
 
     @property
     def weight_names(self) -> list[str]:
-        """The HF names a publication must bring."""
+        """The HF names that a publication must contain."""
         return self._weights.names
 
     def load_weights(self, buckets: Iterable[Sequence[tuple[str, Any]]]) -> None:
-        """Raises ModelError when a name is unknown or missing: half a publication would be a mixture of versions."""
+        """Raises ModelError if a name is unknown or missing: half a publication would mix two versions."""
         self._require_idle("load_weights")
         assert "weights" not in self._asleep, "wake the weights before loading them"
         loaded: set[str] = set()
@@ -305,7 +305,7 @@ class VLLMEngine:
                     "published weights",
                     f"{len(missing)} missing, such as {missing[0]}",
                     f"all {len(self._weights.names)} of the engine's",
-                    "start the engine from the folder the trainer's model came from",
+                    "start the engine from the folder that the trainer's model came from",
                 )
             )
         self._weights_dropped = False
@@ -320,11 +320,11 @@ class VLLMEngine:
     def part_of_weight(self, name: str, tensor: Any) -> Any:
         return self._weights.part_of(name, tensor)
 
-    # ---- the device's memory
+    # ---- device memory
 
     def sleep(self) -> None:
-        """On a GPU weights and KV are dropped (level 2), unless KV is to be kept; on a CPU nothing moves. The
-        same calls are refused everywhere."""
+        """On a GPU, weights and KV are dropped (level 2), unless KV is to be kept; on a CPU nothing moves. The same
+        calls are refused on both."""
         self._require_idle("sleep")
         self._drain()
         if self._drops_memory and not self._asleep:
@@ -341,7 +341,7 @@ class VLLMEngine:
                 self._asleep.discard(tag)
 
     def shutdown(self) -> None:
-        """The last thing in this process that needs a process group: vLLM destroys it here."""
+        """Must be the last use of a process group in this process: vLLM destroys it here."""
         if self._llm is None:
             return
         self._live.clear()
@@ -357,7 +357,7 @@ class VLLMEngine:
         return self._device != "cpu" and not self._keep_kv
 
     def _drain(self) -> None:
-        """Let vLLM digest what ended: it keeps finished ids, and on a GPU a batch in flight, until the next step."""
+        """Let vLLM process what ended: it keeps finished ids, and on a GPU a batch in flight, until the next step."""
         for _ in range(8):
             if not (self._core.scheduler.has_requests() or self._core.batch_queue):
                 return
@@ -374,7 +374,7 @@ class VLLMEngine:
     def _require_fitting(self, request: Request) -> np.ndarray:
         """Its token ids, or RunError."""
         token_ids = request.token_ids
-        assert request.request_id not in self._live, f"request {request.request_id} is in flight already"
+        assert request.request_id not in self._live, f"request {request.request_id} is already in flight"
         assert request.max_new_tokens >= 1, f"request {request.request_id}: max_new_tokens must be >= 1"
         self._require_fitting_tokens(request.request_id, token_ids, request.max_new_tokens)
         return token_ids
@@ -395,7 +395,7 @@ class VLLMEngine:
                     f"request {request_id}",
                     f"token ids {[int(token_ids.min()), int(token_ids.max())] if len(token_ids) else []}",
                     f"at least one, from 0 to {self._vocab_size - 1}",
-                    "use the tokenizer that belongs to the model",
+                    "use the model's own tokenizer",
                 )
             )
 
@@ -429,7 +429,7 @@ def _require_one_logprob_each(request_id: str, num_tokens: int, logprobs: np.nda
                 f"logprobs of request {request_id}",
                 logprobs.tolist(),
                 f"{num_tokens} finite numbers, one for each token",
-                "check the weights for NaN; if they are sound, report this vLLM version",
+                "check the weights for NaN; if they are fine, report this vLLM version",
             )
         )
 
@@ -445,9 +445,9 @@ def sampling_params(sampling: SamplingSettings, max_new_tokens: int, seed: int) 
         top_k=sampling.top_k,
         max_tokens=max_new_tokens,
         stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=True,  # the stop tokens given are the only ones, whatever the folder's configs say
-        seed=seed & 0x7FFF_FFFF_FFFF_FFFF,  # vLLM takes -1 for "no seed"
-        logprobs=0,  # the sampled token's only
+        ignore_eos=True,  # only the given stop tokens count, whatever the folder's configs say
+        seed=seed & 0x7FFF_FFFF_FFFF_FFFF,  # vLLM reads -1 as "no seed"
+        logprobs=0,  # only the sampled token's
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,  # FINAL_ONLY would lose the tokens of an aborted request
@@ -455,10 +455,10 @@ def sampling_params(sampling: SamplingSettings, max_new_tokens: int, seed: int) 
 
 
 class _ScheduledWork:
-    """Counts what vLLM's scheduler hands to the model, and asks before it is computed: listens to ``schedule``.
+    """Counts what vLLM's scheduler hands to the model, and reports it before it is computed: wraps ``schedule``.
 
-    vLLM's public statistics give prefix hits per finished prompt but not the slots of a step, nor prompts computed
-    again after a preemption.
+    vLLM's public statistics give prefix hits per finished prompt, but neither the slots of a step nor the prompts
+    recomputed after a preemption.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -481,7 +481,8 @@ class _ScheduledWork:
         self.num_running = self.num_prefill_tokens = self.num_preempted = 0
 
     def add(self, output: Any) -> None:
-        """A known request with one token decodes; all else is prompt: new, the rest of a chunked one, or replayed."""
+        """A known request with one token decodes; everything else is prompt: new, the rest of a chunked one, or
+        replayed."""
         tokens = output.num_scheduled_tokens
         decoding = sum(1 for request_id in output.scheduled_cached_reqs.req_ids if tokens.get(request_id) == 1)
         self.num_running = max(self.num_running, len(tokens))
@@ -523,7 +524,7 @@ def require_environment() -> None:
             explain(
                 "VLLM_ENABLE_V1_MULTIPROCESSING",
                 os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING"),
-                "0, as the engine shares its process with the trainer",
+                "0, because the engine shares its process with the trainer",
                 "call rlpost.workers.local before building an engine",
             )
         )
@@ -532,14 +533,14 @@ def require_environment() -> None:
             explain(
                 "VLLM_CPU_KVCACHE_SPACE",
                 os.environ["VLLM_CPU_KVCACHE_SPACE"],
-                "not set, as it overrides engine.kv_cache_bytes",
+                "not set, because it overrides engine.kv_cache_bytes",
                 "unset it and use engine.kv_cache_bytes",
             )
         )
 
 
 def read_shape(model_folder: str) -> dict[str, Any]:
-    """The folder's config.json; raises ModelError when it is not there or does not describe a decoder."""
+    """The folder's config.json; raises ModelError if it is missing or does not describe a decoder."""
     path = Path(model_folder) / "config.json"
     try:
         shape = json.loads(path.read_text())

@@ -1,6 +1,6 @@
-"""What vLLM changes in its process and what it must not do in ours, as contexts round the calls that do it.
+"""What vLLM changes in its process and what it must not do in ours, as context managers around the calls that do it.
 
-Everything is as before when a context is left. Called by ``engine.vllm`` only.
+Everything is restored when a context is left. Called by ``engine.vllm`` only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 @contextlib.contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Building an engine seeds every generator, sets LOCAL_WORLD_SIZE to the tensor parallel size, and on a CPU turns
-    ``torch.set_num_threads`` into a function that does nothing."""
+    """Building an engine seeds every generator, sets LOCAL_WORLD_SIZE to the tensor-parallel size, and on a CPU turns
+    ``torch.set_num_threads`` into a no-op."""
     import torch
 
     local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
@@ -56,7 +56,7 @@ def torch_rng_kept(device: str) -> Iterator[None]:
 def weights_left_unpacked() -> Iterator[None]:
     """vLLM repacks linear weights for oneDNN when a model is loaded and then computes with the packed copy, which
     later publications do not reach (a tied lm_head would silently stay old). Plain ``linear`` costs 5 to 18 % of a
-    decoding step on a CPU and takes new weights in place."""
+    decoding step on a CPU and accepts new weights in place."""
     import torch
     from vllm.model_executor.layers import utils
 
@@ -73,11 +73,11 @@ def weights_left_unpacked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_shared_memory() -> Iterator[None]:
-    """Members of one engine talk by sockets only, with whatever is built in here.
+    """Members of an engine built in this context communicate through sockets only.
 
-    vLLM adds members' parts on a CPU in a file of /dev/shm that is named after their ranks alone: two runs on one
-    machine would share it, and the survivors of a killed member wait in it for ever. Its queue between members, which
-    an engine driven from outside does not use, is a file there that a killed member leaves behind.
+    On a CPU, vLLM adds the members' parts in a file in /dev/shm whose name depends on their ranks alone: two runs on
+    one machine would share it, and the survivors of a killed member would wait in it forever. Its queue between
+    members, which an externally driven engine does not use, is a file there that a killed member leaves behind.
     """
     from vllm.distributed import parallel_state
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator

@@ -1,1 +1,1 @@
-"""What is measured on held-out problems, and how sure one can be of it."""
+"""What is measured on held-out problems, and with what uncertainty."""

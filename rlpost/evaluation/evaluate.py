@@ -1,6 +1,6 @@
 """Evaluation: k responses to each held-out prompt, scored by the recipe's reward.
 
-Owns mean@k and pass@k with their intervals. Same seeds at every evaluation, so that differences pair.
+Owns mean@k and pass@k with their intervals. Every evaluation uses the same seeds, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EvalResult:
     truncated_share: float
     parts: dict[str, float]  # mean of each reward part
     samples: tuple[tuple[Prompt, Sample], ...]
-    work: EngineWork  # its tail, with few samples running, is what tells a step's fixed cost from a sample's
+    work: EngineWork  # its tail, with few samples running, separates a step's fixed cost from the cost per sample
 
     @property
     def num_failed(self) -> int:
@@ -74,12 +74,12 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EvalResult | None:
-    """Generate and score ``cfg.samples_per_prompt`` responses per prompt; None where ``should_stop`` ended it early.
+    """Generate and score ``cfg.samples_per_prompt`` responses per prompt; None if ``should_stop`` ended it early.
 
-    One synchronous rollout whose groups are the problems; nothing is carried over, rejected or written down. The first
+    One synchronous rollout whose groups are the problems; nothing is carried over, rejected or recorded. The first
     response to every problem is started first, then the second ones. ``on_progress(finished, wanted)``: responses.
     """
-    scorer.forget()  # of an evaluation whose workers were lost in the middle, which this one repeats
+    scorer.forget()  # results of an earlier evaluation that lost its workers, which this one repeats
     strategy = RolloutStrategy(
         groups_per_step=len(prompts), samples_per_group=cfg.samples_per_prompt, order=ROUND_ROBIN
     )
@@ -121,7 +121,7 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: E
     """Means over problems of means over their scored samples.
 
     Raises:
-        RunError: not one response could be scored.
+        RunError: no response could be scored.
     """
     by_problem: dict[str, list[bool]] = {}
     parts: dict[str, list[float]] = {}
@@ -137,7 +137,7 @@ def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: E
     outcomes = list(by_problem.values())
     correct = np.array([np.mean(o) for o in outcomes])
     ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < cfg.samples_per_prompt} | {cfg.samples_per_prompt})
-    whole = [o for o in outcomes if len(o) == cfg.samples_per_prompt] or outcomes  # without failed responses
+    whole = [o for o in outcomes if len(o) == cfg.samples_per_prompt] or outcomes  # problems without failed responses
     pass_at = {k: bootstrap_mean(np.array([pass_at_k(len(o), sum(o), min(k, len(o))) for o in whole])) for k in ks}
     lengths = [s.num_tokens for _, s in samples]
     return EvalResult(

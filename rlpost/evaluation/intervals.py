@@ -11,7 +11,7 @@ import numpy as np
 BOOTSTRAP_DRAWS = 2000
 
 # Student's t, 97.5 % quantile, by degrees of freedom from 1: what a two-sided 95 % interval takes. A table, since
-# nothing among the dependencies has the distribution; tests integrate its density.
+# nothing among the dependencies provides the distribution; tests integrate its density.
 T_975 = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
     *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
@@ -28,7 +28,7 @@ class Interval:
 
 
 def bootstrap_mean(per_problem: np.ndarray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Interval:
-    """Mean of f64[n] with a 95 % interval; problems are resampled, not samples: those of one problem go together."""
+    """Mean of f64[n] with a 95 % interval. Resamples problems, not samples: those of one problem stay together."""
     if len(per_problem) == 0:
         raise ValueError("no problems to average over")
     rng = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def paired_difference(before: np.ndarray, after: np.ndarray, *, seed: int = 0) -
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean of 2 to 21 independent values, such as one a seed, +- t(0.975, n - 1) x s / sqrt(n).
+    """Mean of 2 to 21 independent values, such as one per seed, +- t(0.975, n - 1) x s / sqrt(n).
 
     s is the sample standard deviation (n - 1 below the sum of squares).
     """
@@ -58,7 +58,7 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased chance that one of k samples is right at least, from n of which c are (arXiv 2107.03374, eq. 1)."""
+    """Unbiased estimate of P(at least one of k samples is correct), from c correct of n (arXiv 2107.03374, eq. 1)."""
     if not 0 < k <= num_samples:
         raise ValueError(f"k: got {k}; expected 1 to the number of samples, {num_samples}")
     return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)

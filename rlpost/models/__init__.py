@@ -1,1 +1,1 @@
-"""What can be known of a model without loading it: its files, its shape, its tokenizer."""
+"""What can be known about a model without loading it: its files, its shape, its tokenizer."""

@@ -1,7 +1,7 @@
-"""What a model folder holds, looked at without opening a tensor or reaching the network.
+"""What a model folder contains, inspected without opening a tensor or using the network.
 
-Owns the question where ``model.path`` points - a folder, the local hub cache, or a hub name that only a download can
-check - and whether what is there can be loaded. Never imports torch or transformers. Called by ``checks``.
+Owns the question what ``model.path`` points to - a folder, the local hub cache, or a hub name that only a download can
+check - and whether it can be loaded. Never imports torch or transformers. Called by ``preflight`` and ``session``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ NEEDED_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "inter
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
-    """``folder`` is None for a hub name that is not in the local cache; ``shape`` is None where nothing tells it."""
+    """``folder`` is None for a hub name that is not in the local cache; ``shape`` is None if it is unknown."""
 
     folder: Path | None
     shape: Mapping[str, Any] | None
 
 
 def find_model(model: ModelConfig) -> ModelFiles:
-    """The model's folder and shape. Raises ModelError, at once, for what can be seen to be missing or broken."""
+    """The model's folder and shape. Raises ModelError, early, for anything visibly missing or broken."""
     if not model.path:
         raise ModelError("model.path: not set; expected a folder, a hub name, or rlpost://NAME; set model.path")
     folder = _find_folder(model)
@@ -47,11 +47,11 @@ def check_shape(shape: Mapping[str, Any], origin: str) -> None:
         raise ModelError(explain(origin, f"no {', '.join(missing)}", "the keys of config.json", "add them"))
     for key in NEEDED_KEYS:
         if not isinstance(shape[key], int) or shape[key] < 1:
-            raise ModelError(explain(f"{origin}: {key}", shape[key], "a whole number above 0", "mend it"))
+            raise ModelError(explain(f"{origin}: {key}", shape[key], "a whole number above 0", "fix it"))
 
 
 def check_weights(folder: Path) -> None:
-    """Raises ModelError unless every weight file that the folder or its index names is there and whole."""
+    """Raises ModelError unless every weight file that the folder contains or its index names is there and complete."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         expected = "*.safetensors or pytorch_model*.bin"
@@ -68,7 +68,7 @@ def check_weights(folder: Path) -> None:
 
 
 def find_tokenizer_json(folder: Path) -> Path | None:
-    """tokenizer.json, else None where the folder has a tokenizer in an older form; ModelError where it has none."""
+    """tokenizer.json, None if the folder has a tokenizer in an older form; ModelError if it has none."""
     if (folder / "tokenizer.json").is_file():
         return folder / "tokenizer.json"
     others = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -106,7 +106,7 @@ def _find_folder(model: ModelConfig) -> Path | None:
 
 
 def _looks_like_a_hub_name(path: str) -> bool:
-    """ORG/NAME, and not a path below a folder that is here."""
+    """ORG/NAME, and not a path below an existing folder."""
     organisation, _, name = path.partition("/")
     if path.startswith((".", "~", "/", SCHEME)) or not organisation or not name or "/" in name:
         return False
@@ -120,27 +120,27 @@ def _find_in_cache(name: str, revision: str) -> Path | None:
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    # A cache may hold the config alone (a look at the model, a broken download): then a download decides.
+    # A cache may hold only the config (the model was inspected, or a download broke off): then a download decides.
     return folder if list(folder.glob("*.safetensors")) or list(folder.glob("*.bin")) else None
 
 
 def _check_safetensors(file: Path) -> None:
-    """The header's own sizes against the file's: a cut download or a git-lfs pointer shows here."""
+    """Compares the header's sizes with the file's: reveals a truncated download or a git-lfs pointer."""
     size = file.stat().st_size
-    problem = f"{size} bytes, which is no safetensors file (a cut download or a git-lfs pointer?)"
+    problem = f"{size} bytes, which is not a safetensors file (a truncated download or a git-lfs pointer?)"
     with file.open("rb") as opened:
         start = opened.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if 8 + length > size:
-            raise ModelError(explain(str(file), problem, "whole weights", "download it again"))
+            raise ModelError(explain(str(file), problem, "complete weights", "download it again"))
         try:
             header = json.loads(opened.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError(explain(str(file), problem, "whole weights", "download it again")) from None
+            raise ModelError(explain(str(file), problem, "complete weights", "download it again")) from None
     whole = 8 + length + max(ends, default=0)
     if whole != size:
-        raise ModelError(explain(str(file), f"{size} bytes", f"{whole}", "the file is cut; download it again"))
+        raise ModelError(explain(str(file), f"{size} bytes", f"{whole}", "the file is truncated; download it again"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -150,14 +150,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         message = explain("model.path", str(path.parent), path.name, "the folder lacks it; check the path")
         raise ModelError(message) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())}; mend the file") from None
+        raise ModelError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())}; fix the file") from None
     if not isinstance(loaded, dict):
-        raise ModelError(explain(str(path), type(loaded).__name__, "a JSON object", "mend the file"))
+        raise ModelError(explain(str(path), type(loaded).__name__, "a JSON object", "fix the file"))
     return loaded
 
 
 def find_model_folder(cfg: Config) -> str:
-    """A local folder with the model: as given, shipped with the package, or fetched from the hub into its cache."""
+    """A local folder with the model: as given, shipped with the package, or downloaded from the hub to its cache."""
     path = resolve_path(cfg.model.path)
     if Path(path).is_dir():
         return path

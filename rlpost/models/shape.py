@@ -1,4 +1,4 @@
-"""What a model's shape (the keys of its config.json) says about its size: parameters, heads, bytes of KV cache.
+"""What a model's shape (the keys of its config.json) implies: number of parameters, heads, bytes of KV cache.
 
 Pure arithmetic; opens no file.
 """
@@ -13,7 +13,7 @@ DENSE_TYPES = ("qwen2", "qwen3", "llama", "mistral")  # decoders that count_para
 
 
 def count_params(shape: Mapping[str, Any]) -> int:
-    """Parameters of a dense decoder from its config.json keys; exact for DENSE_TYPES, a guess for others."""
+    """Parameters of a dense decoder from its config.json keys; exact for DENSE_TYPES, an estimate for others."""
     model_type = str(shape.get("model_type", "qwen3"))
     hidden, heads = int(shape["hidden_size"]), int(shape["num_attention_heads"])
     query, key_value = heads * head_size(shape), kv_heads(shape) * head_size(shape)
@@ -38,7 +38,8 @@ def head_size(shape: Mapping[str, Any]) -> int:
 def kv_bytes(shape: Mapping[str, Any], *, num_tokens: int, dtype: str, tensor_parallel: int = 1) -> int:
     """KV cache of ``num_tokens`` tokens on each device: key and value x layers x its KV heads x head size.
 
-    An engine's ``tensor_parallel`` devices divide the KV heads; where these are fewer, each has a copy of one.
+    An engine's ``tensor_parallel`` devices divide the KV heads; if there are fewer heads, each device has a copy of
+    one.
     """
     heads = max(1, kv_heads(shape) // tensor_parallel)
     return 2 * int(shape["num_hidden_layers"]) * heads * head_size(shape) * BYTES[dtype] * num_tokens

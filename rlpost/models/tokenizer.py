@@ -14,7 +14,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(resolve_path(path), revision=revision)
-    except Exception as error:  # reads config.json too, whose validation raises the library's own errors
+    except Exception as error:  # also reads config.json, whose validation raises the library's own errors
         reason = " ".join(str(error).split())
-        do = "check the folder, the name, the network"
+        do = "check the folder, the name and the network"
         raise ModelError(f"model.path: no tokenizer at {path}: {reason}; {do}") from error

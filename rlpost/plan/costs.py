@@ -1,7 +1,7 @@
-"""What a step costs: a simulated engine's iterations, an update's tokens, and the rest; fitted to recorded steps.
+"""The cost of a step: a simulated engine's iterations, an update's tokens, and the rest; fitted to recorded steps.
 
-``Costs`` is what a simulated step is priced with. Iterations are fitted by least squares (``simulation.replay``);
-update, publication and the rest by medians over steps, so that one slow step does not count for the typical one. Pure.
+``Costs`` prices a simulated step. Iterations are fitted by least squares (``simulation.replay``); update, publication
+and the rest by medians over steps, so that one slow step does not count as typical. Pure functions.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from rlpost.plan.recording import RecordedStep
 from rlpost.simulation.engine import StepCost
 
-# Where the recorded steps' tokens differ by less, a fixed part of the update cannot be told from a token's share.
+# If the recorded steps' tokens differ by less, the update's fixed part cannot be separated from the cost per token.
 MIN_SPREAD = 0.25  # (most - fewest) / median
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """Seconds, but for ``prompt_tokens``; ``plan.request.COST_KEYS`` says what each is."""
+    """In seconds, except ``prompt_tokens``; ``plan.request.COST_KEYS`` explains each one."""
 
     iteration_s: float
     sample_s: float
@@ -37,8 +37,8 @@ class Costs:
         return StepCost(base_s=self.iteration_s, sample_s=self.sample_s, prefill_s=self.prefill_s)
 
     def update(self, tokens: float, *, ranks: int) -> float:
-        """Seconds of an update on ``tokens`` (prompts included), divided evenly; ``reduce_s`` comes on top of what the
-        fixed part holds already."""
+        """Seconds of an update on ``tokens`` (including prompts), divided evenly; ``reduce_s`` is added to what the
+        fixed part already contains."""
         return self.update_s + self.update_token_s * tokens / ranks + self.reduce_s
 
 
@@ -52,7 +52,7 @@ class UpdateFit:
 def fit_update(steps: Sequence[RecordedStep], *, ranks: int) -> UpdateFit:
     """Theil-Sen line of update time over tokens per rank, with neither part negative.
 
-    The slope is the median of those between all pairs of steps, the fixed part the median rest.
+    The slope is the median of the slopes between all pairs of steps, the fixed part is the median of the rest.
     """
     points = [(s.tokens / ranks, s.update_s) for s in steps]
     tokens = [x for x, _ in points]
@@ -75,7 +75,7 @@ def fit_costs(
     prompt_tokens: float,
     ranks: int,
 ) -> Costs:
-    """``engine``: already fitted; ``rollout_s``: what the simulated rollouts fell short of the recorded ones."""
+    """``engine``: already fitted; ``rollout_s``: by how much the simulated rollouts fell short of the recorded ones."""
     update = fit_update(steps, ranks=ranks)
     return Costs(
         iteration_s=engine.base_s,

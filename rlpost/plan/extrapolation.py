@@ -1,4 +1,4 @@
-"""Where a planned configuration leaves what the recorded run measured, in words: what is assumed there."""
+"""Where a planned configuration leaves the measured range, in words: the assumptions made there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlpost.durable.config_changes import changed_keys, is_among
 from rlpost.plan.costs import Costs, fit_update
 from rlpost.plan.recording import Recording
 
-# Keys that the simulation follows, and keys that cost a step nothing; ``*`` stands for all below.
+# Keys that the simulation follows, and keys that cost a step nothing; ``*`` covers everything below.
 MODELLED = (
     *("rollout.groups_per_step", "rollout.samples_per_group", "rollout.oversample", "rollout.adaptive_oversample"),
     *("rollout.max_staleness", "rollout.admission", "rollout.max_in_flight", "rollout.max_response_tokens"),
@@ -21,42 +21,42 @@ FREE = (
     *("name", "description", "runs_dir", "ledger_dir", "seed", "steps", "watchdog_s", "canary_threshold"),
     *("mismatch_stop", "eval.*", "checkpoint.*", "logging.*", "sft.*", "user.*"),
 )
-SAME_SIZE = 0.1  # tokens per rank within so much of the recorded ones are no extrapolation
+SAME_SIZE = 0.1  # tokens per rank within this share of the recorded ones do not count as extrapolation
 
 
 def find_extrapolated(
     cfg: Config, recording: Recording, costs: Costs, *, given: Collection[str], lengths: str | None
 ) -> list[str]:
-    """One line for each assumption; ``given``: costs that the user set, which need no word."""
+    """One line per assumption; ``given``: costs set by the user, which need no explanation."""
     run, notes = recording.cfg, []
     ranks, before = cfg.cluster.num_workers, run.cluster.num_workers
     if cfg.cluster.kind != run.cluster.kind and "rollout_s" not in given:
         notes.append(
-            f"the run had cluster={run.cluster.kind}: what a rollout takes beside its iterations is taken over from it"
+            f"the run had cluster={run.cluster.kind}: a rollout's time beyond its iterations is taken from that run"
         )
     if ranks != before:
         notes.append(
-            f"{ranks} workers where the run had {before}: each engine is taken to be as fast as the run's, which is so "
-            "where every worker has a device of its own"
+            f"{ranks} workers, but the run had {before}: each engine is assumed to be as fast as the run's, which "
+            "is true if every worker has its own device"
         )
         if ranks > before and "reduce_s" not in given:
-            known = "are those of the run" if before > 1 else "are left out, for the run had none"
+            known = "are those of the run" if before > 1 else "are not included, because the run had none"
             notes.append(f"the collectives of an update over {ranks} ranks {known}; cost.reduce_s adds to them")
     if recording.kv_slots is not None:
-        taken = "is taken as the limit again" if cfg.num_engines == 1 else "is not taken as a limit of several engines"
+        taken = "is used as the limit again" if cfg.num_engines == 1 else "is not used as a limit for several engines"
         notes.append(f"the run's KV cache held {recording.kv_slots} samples at once; that {taken}")
     notes += _about_samples(cfg, run)
     notes += _about_update(cfg, recording, costs, given)
     if not recording.evaluations and not {"iteration_s", "sample_s"} <= set(given):
         notes.append(
-            "the run has no evaluation after its warm-up: where its slots were always full, an iteration's fixed cost "
-            "and a sample's cannot be told apart"
+            "the run has no evaluation after its warm-up: if its slots were always full, an iteration's fixed cost "
+            "and the cost per sample cannot be separated"
         )
     if lengths is None:
         notes += _about_lengths(cfg, recording)
     other = [c for c in changed_keys(to_yaml(run), to_yaml(cfg)) if not is_among(c.key, (*MODELLED, *FREE))]
     if other:
-        notes.append("costs and lengths are the run's, though these differ: " + "; ".join(map(str, other)))
+        notes.append("costs and lengths are the run's, although these keys differ: " + "; ".join(map(str, other)))
     return notes
 
 
@@ -65,7 +65,7 @@ def _about_samples(cfg: Config, run: Config) -> list[str]:
     if cfg.engine.max_slots > run.engine.max_slots:
         notes.append(
             f"engine.max_slots={cfg.engine.max_slots}: iterations with more than {run.engine.max_slots} samples were "
-            "not measured; each sample is taken to add as much as those did"
+            "not measured; each additional sample is assumed to add the same time"
         )
     size, before = cfg.rollout.samples_per_group, run.rollout.samples_per_group
     if size > before:
@@ -73,8 +73,8 @@ def _about_samples(cfg: Config, run: Config) -> list[str]:
     samples = cfg.rollout.groups_per_step * size
     if samples != run.rollout.groups_per_step * before:
         notes.append(
-            f"{samples} samples in a step where the run had {run.rollout.groups_per_step * before}: the rest of a step "
-            "(ledger, logs) is taken to be the same"
+            f"{samples} samples in a step, but the run had {run.rollout.groups_per_step * before}: the rest of a step "
+            "(ledger, logs) is assumed to be the same"
         )
     return notes
 
@@ -85,10 +85,10 @@ def _about_update(cfg: Config, recording: Recording, costs: Costs, given: Collec
     scale /= run.rollout.groups_per_step * run.rollout.samples_per_group / run.cluster.num_workers
     if {"update_s", "update_token_s"} <= set(given) or abs(scale - 1) <= SAME_SIZE:
         return []
-    how = f"an update has about {scale:.2g} x the run's tokens on a rank: "
+    how = f"an update has about {scale:.2g} x the run's tokens per rank: "
     if fit_update(recording.steps, ranks=run.cluster.num_workers).is_proportional:
-        return [how + "its time is taken as proportional, for the run's steps do not show a fixed part"]
-    return [how + f"{costs.update_s:.3g} s are taken as fixed, the rest as proportional"]
+        return [how + "its time is assumed to be proportional, because the run's steps show no fixed part"]
+    return [how + f"{costs.update_s:.3g} s are assumed to be fixed, the rest proportional"]
 
 
 def _about_lengths(cfg: Config, recording: Recording) -> list[str]:
@@ -96,5 +96,5 @@ def _about_lengths(cfg: Config, recording: Recording) -> list[str]:
     lengths = [n for group in recording.typical_groups for n in group.lengths]
     cut = sum(n >= before for n in lengths) / len(lengths)
     if cap > before and cut:
-        return [f"{cut:.1%} of the run's responses were cut at {before} tokens, and are taken to end there"]
+        return [f"{cut:.1%} of the run's responses were cut at {before} tokens, and are assumed to end there"]
     return []

@@ -1,8 +1,8 @@
 """``rlpost plan``: what a step of a configuration will take, for each oversample ratio, and which ratio is best.
 
 Prices simulated rollouts with the costs of a recorded run (or given ones). The recorded run itself is replayed first:
-what its rollouts took beyond the replay is added to every predicted one, so the run's own configuration comes out as it
-was. Called by ``cli``; ``plan.show`` prints the result. Starts nothing.
+the time its rollouts took beyond the replay is added to every prediction, so the run's own configuration is predicted
+as it was. Called by ``cli``; ``plan.show`` prints the result. Starts nothing.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ADAPTIVE = "adaptive"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One ratio's prediction: means over simulated steps; seconds and shares of 1. ``*_error``: one standard deviation
-    over the repeats."""
+    """One ratio's prediction: means over simulated steps; seconds and shares. ``*_error``: one standard deviation over
+    the repeats."""
 
     oversample: float | str
     step_s: float
@@ -51,8 +51,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """The recorded run against its own replay: generation seconds of a step, means over the steps that count, and the
-    step as it was, in the median."""
+    """The recorded run versus its own replay: generation seconds per step, means over the counted steps, and the median
+    duration of a step."""
 
     steps: int
     measured_generate_s: float
@@ -68,20 +68,20 @@ class Plan:
     reason: str
     costs: Costs
     check: Check | None  # None without a recorded run
-    extrapolated: list[str]  # what the recorded run says nothing about, in words
+    extrapolated: list[str]  # what the recorded run cannot tell, in words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Priced:
-    """Costs, and what the simulator misses of idle slots."""
+    """Costs, and the simulator's error in idle slots."""
 
     costs: Costs
     idle_shift: float = 0.0  # added to a simulated idle share
-    kv_slots: int | None = None  # most samples in flight; None: no limit beside the slots
+    kv_slots: int | None = None  # maximum samples in flight; None: no limit besides the slots
 
 
 def make_plan(cfg: Config, request: Request) -> Plan:
-    """Raises ConfigError for a request that lacks something, RunError for a recording that cannot be used."""
+    """Raises ConfigError for an incomplete request, RunError for an unusable recording."""
     check_request(cfg, request)
     ratios: list[float | str] = list(choose_ratios(cfg, request))
     if cfg.rollout.adaptive_oversample:
@@ -122,8 +122,8 @@ def make_plan(cfg: Config, request: Request) -> Plan:
 def _calibrate(
     cfg: Config, recording: Recording, steps: Sequence[RecordedStep], request: Request
 ) -> tuple[Priced, Check]:
-    """Costs from ``steps`` (the recording's, or drawn from them with replacement), given ones in their place, and how
-    the recorded run's own replay compares with it."""
+    """Costs from ``steps`` (the recording's, or drawn from them with replacement), overridden by given ones, and the
+    recorded run compared with its own replay."""
     record = RunRecord()
     for sums in [*recording.evaluations, *(sums for step in steps for sums in step.iterations)]:
         record.add_sums(sums)
@@ -166,15 +166,15 @@ def _lengths(
     seed: int,
     groups: Sequence[RecordedGroup] | None = None,
 ) -> Lengths:
-    """``groups``: in place of the recording's."""
+    """``groups``: used instead of the recording's."""
     if request.lengths is not None:
         return Lengths(length_of=make_lengths(request.lengths, cap=cfg.rollout.max_response_tokens, seed=seed))
-    assert recording is not None, "check_request asks for one of both"
+    assert recording is not None, "check_request requires one of the two"
     return shuffled(groups or recording.typical_groups, seed=seed)
 
 
 def _drawn_from(values: Sequence[T], rng: np.random.Generator) -> list[T]:
-    """As many, with replacement."""
+    """The same number of values, drawn with replacement."""
     return [values[n] for n in rng.integers(0, len(values), len(values))]
 
 
@@ -187,7 +187,9 @@ def _predict_all(
     rows: list[Row] = []
     for ratio in ratios:
         if ratio != ADAPTIVE and len(rows) > 1 and replace(rows[-2], oversample=rows[-1].oversample) == rows[-1]:
-            rows.append(replace(rows[-1], oversample=ratio))  # more than slots can use: a higher limit is no other
+            rows.append(
+                replace(rows[-1], oversample=ratio)
+            )  # the slots cannot use more: a higher limit changes nothing
         else:
             rows.append(_predict(cfg, request, priced, lengths, ratio))
     return rows
@@ -195,7 +197,7 @@ def _predict_all(
 
 def _predict(cfg: Config, request: Request, priced: Priced, lengths: Lengths, ratio: float | str) -> Row:
     costs = priced.costs
-    warm_up = cfg.rollout.max_staleness + 2  # until what is carried over is as it will be
+    warm_up = cfg.rollout.max_staleness + 2  # until the carried-over tokens are stationary
     accounts = simulate(
         cfg,
         costs.engine(),
@@ -254,8 +256,8 @@ def _choose(rows: Sequence[Row], repeats: Sequence[Sequence[Row]]) -> tuple[floa
     )
     if best is not fastest:
         reason += (
-            f"; {fastest.oversample} is faster by {fastest.trained_tokens_per_s / best.trained_tokens_per_s - 1:.1%} "
-            f"only, and carries {fastest.carried_share:.0%} of its tokens over instead of {best.carried_share:.0%}"
+            f"; {fastest.oversample} is {fastest.trained_tokens_per_s / best.trained_tokens_per_s - 1:.1%} faster, but "
+            f"carries over {fastest.carried_share:.0%} of its tokens instead of {best.carried_share:.0%}"
         )
     first = rows[0]
     if best is not first and first.oversample == 1.0:

@@ -1,7 +1,7 @@
-"""What a recorded run tells a plan: response lengths, engine iterations, and how long each step's phases took.
+"""What a recorded run provides for a plan: response lengths, engine iterations, and the duration of each step's phases.
 
 Reads ``config.yaml``, ``metrics.jsonl`` and ``timeline.jsonl`` of a run directory and nothing else. Steps are those
-after the warm-up within the last :data:`WINDOW`; response lengths are those of all groups begun in them, finished or
+after the warm-up within the last :data:`WINDOW`; response lengths are those of all groups started in them, finished or
 not, so that a short run's lengths are not those of its short responses. Called by ``plan.predict``.
 """
 
@@ -23,13 +23,13 @@ from rlpost.reporting.metrics import read_steps
 from rlpost.reporting.timeline import StepTimeline, read_timeline
 
 WINDOW = 60  # the newest steps that are read: the simulator replays them all, and lengths drift
-MIN_STEPS = 3  # fewer say nothing about spread
+MIN_STEPS = 3  # fewer reveal nothing about the spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedStep:
-    """One trained step. ``tokens``: trained, prompts included; times in seconds; ``iterations``: sums over the engines'
-    (``durable.run_record.RunRecord.sums``)."""
+    """One trained step. ``tokens``: trained, including prompts; times in seconds; ``iterations``: sums over the
+    engines' iterations (``durable.run_record.RunRecord.sums``)."""
 
     step: int
     tokens: float
@@ -50,13 +50,13 @@ class RecordedStep:
 class RecordedGroup:
     lengths: tuple[int, ...]  # whole responses, tokens
     dropped: bool  # by a filter, or because rewards failed
-    first_step: int  # that generated for it
+    first_step: int  # the first step that generated for it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """``replayed`` steps are what the simulator must reproduce, from the window's first on; ``steps`` are those of them
-    that count."""
+    """``replayed`` steps are those the simulator must reproduce, from the window's first on; ``steps`` are the ones
+    among them that count."""
 
     run_dir: Path
     cfg: Config
@@ -65,16 +65,16 @@ class Recording:
     groups: list[RecordedGroup]  # in the order drawn, from ``first_step`` on
     evaluations: list[dict[str, Any]]  # sums over the engines' iterations in evaluations after the warm-up
     prompt_tokens: float  # mean
-    prefill_share: float  # of the prompt and replayed tokens handed to engines, those computed (not in a prefix cache)
+    prefill_share: float  # computed share of the prompt and replayed tokens given to engines (not in a prefix cache)
 
     @property
     def typical_groups(self) -> list[RecordedGroup]:
-        """Those begun in the steps that count: a policy that learns answers otherwise at the run's beginning."""
+        """Those started in the counted steps: a policy that learns responds differently at the run's beginning."""
         return [group for group in self.groups if group.first_step >= self.steps[0].step]
 
     @property
     def kv_slots(self) -> int | None:
-        """Samples that the KV cache held in the typical step; None where it held all that the slots could take."""
+        """Samples that the KV cache held in the typical step; None if it held as many as there are slots."""
         slots = int(statistics.median(step.slots for step in self.steps))
         return slots if slots < self.cfg.max_in_flight else None
 
@@ -91,16 +91,16 @@ class _Sample:
 
 @dataclass(slots=True)
 class _Draw:
-    """A group as the timeline shows it."""
+    """A group as it appears in the timeline."""
 
     first_step: int
     samples: dict[int, _Sample] = field(default_factory=dict)
 
 
 def read_recording(run_dir: Path, *, warm_up: int) -> Recording:
-    """``warm_up``: steps left out at the run's beginning.
+    """``warm_up``: steps skipped at the run's beginning.
 
-    Raises RunError where the directory holds no run, an older version's, or fewer than MIN_STEPS usable steps.
+    Raises RunError if the directory holds no run, an older version's, or fewer than MIN_STEPS usable steps.
     """
     if not (run_dir / CONFIG_FILE).is_file():
         raise RunError(explain("from", f"{run_dir} without {CONFIG_FILE}", "a run directory", "check the path"))
@@ -110,7 +110,7 @@ def read_recording(run_dir: Path, *, warm_up: int) -> Recording:
     window = [t for t in timeline if t.step in rows][-WINDOW:]
     _check(run_dir, cfg, window, warm_up)
     first = window[0].step
-    if first > 1:  # responses that were under way at its beginning are not known: groups fill up first
+    if first > 1:  # responses in progress at its beginning are unknown: groups fill up first
         warm_up = max(warm_up, cfg.rollout.max_staleness + 2)
     used = {t.step for t in window if t.step >= first + warm_up}
     trained = [t for t in timeline if t.step in rows]
@@ -148,10 +148,10 @@ def _check(run_dir: Path, cfg: Config, window: Sequence[StepTimeline], warm_up: 
 class _Stays:
     """Sums over one step's stays in the engine."""
 
-    num_begun: int = 0  # that generated something, their KV cache not kept from the step before
+    num_started: int = 0  # that generated something and did not keep their KV cache from the previous step
     num_fresh: int = 0  # of samples without tokens
     num_resumed: int = 0  # of samples with tokens, which were replayed
-    before: int = 0  # those tokens
+    before: int = 0  # the number of those tokens
     num_unknown: int = 0  # of samples whose earlier stays were not recorded
 
 
@@ -173,29 +173,29 @@ def _follow(steps: Sequence[StepTimeline]) -> tuple[dict[str, _Draw], dict[int, 
                 sums.num_resumed += 1
                 sums.before += sample.tokens
             sums.num_fresh += not sample.tokens
-            sums.num_begun += tokens > 0 and kind != "kept"
+            sums.num_started += tokens > 0 and kind != "kept"
             sample.tokens += tokens
             sample.finished = end in ("stop", "length")
     return draws, stays
 
 
 def _prompts(stays: Mapping[int, _Stays], rows: Mapping[int, Mapping[str, float]]) -> tuple[float, float]:
-    """(mean prompt, share of what was handed to engines that was computed), from the tokens the run counted.
+    """(mean prompt length, computed share of the tokens given to engines), from the tokens the run counted.
 
-    Replayed tokens are a prompt and the tokens before for each resumed stay. Where nothing was ever resumed, a prompt
-    is what was computed of it.
+    Replayed tokens are, for each resumed stay, a prompt and the tokens before it. If nothing was ever resumed, a
+    prompt's length is what was computed of it.
     """
     known = {step: sums for step, sums in stays.items() if not sums.num_unknown}
     computed = sum(rows[step]["rollout/prefill_tokens"] for step in known)
     replayed = sum(rows[step]["rollout/replayed_tokens"] for step in known)
-    fresh, resumed, before, begun = (
+    fresh, resumed, before, started = (
         sum(getattr(sums, name) for sums in known.values())
-        for name in ("num_fresh", "num_resumed", "before", "num_begun")
+        for name in ("num_fresh", "num_resumed", "before", "num_started")
     )
     if not resumed:
         return computed / max(1, fresh), 1.0
     prompt_tokens = max(0.0, replayed - before) / resumed
-    return prompt_tokens, min(1.0, computed / max(1.0, prompt_tokens * begun + before))
+    return prompt_tokens, min(1.0, computed / max(1.0, prompt_tokens * started + before))
 
 
 def _step(row: Mapping[str, float], prompt_tokens: float, iterations: list[dict[str, Any]]) -> RecordedStep:
@@ -214,8 +214,8 @@ def _step(row: Mapping[str, float], prompt_tokens: float, iterations: list[dict[
 
 
 def _complete(draws: Mapping[str, _Draw], window: Sequence[StepTimeline], cfg: Config) -> list[RecordedGroup]:
-    """The groups with whole lengths. A response that was never finished, c tokens long, gets the length of one of those
-    longer than c, drawn at random; the longest first, so that every drawn one stands for those it hid (the
+    """The groups with complete lengths. A response that was never finished, c tokens long, gets the length of one of
+    those longer than c, drawn at random; the longest first, so that every drawn one represents those it hid (the
     redistribute-to-the-right form of the Kaplan-Meier estimate)."""
     dropped = {uid for t in window for uid, _ in t.dropped}
     rng = np.random.default_rng(0)

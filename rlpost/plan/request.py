@@ -1,8 +1,7 @@
-"""What ``rlpost plan`` is asked: its own keys beside the configuration's, and their checks. No heavy imports.
+"""The input of ``rlpost plan``: its own keys in addition to the configuration's, and their checks. No heavy imports.
 
-``from=RUN_DIR`` names the recorded run, ``lengths=NAME`` a distribution in its place or on top of it, and
-``cost.KEY=X`` gives a cost or replaces one that the run measured. Everything else is the configuration of the run that
-is planned.
+``from=RUN_DIR`` names the recorded run, ``lengths=NAME`` a distribution that replaces its lengths, and ``cost.KEY=X``
+gives a cost or replaces one that the run measured. Everything else is the configuration of the planned run.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ from pathlib import Path
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
 
-# Keys below ``cost.``, with their meaning. All are seconds but ``prompt_tokens``.
+# Keys below ``cost.``, with their meaning. All are seconds except ``prompt_tokens``.
 COST_KEYS = {
     "iteration_s": "fixed cost of one decode iteration of an engine",
-    "sample_s": "added to it by each running sample",
-    "prefill_s": "for each prompt or replayed token",
-    "rollout_s": "beside the iterations, once a rollout (starting, stopping, exchanges)",
+    "sample_s": "added per running sample",
+    "prefill_s": "per prompt or replayed token",
+    "rollout_s": "in addition to the iterations, once per rollout (starting, stopping, exchanges)",
     "update_s": "fixed cost of an update",
-    "update_token_s": "added to it by each token (prompt and response) on the rank with its share of them",
+    "update_token_s": "added per token (prompt and response) on the rank with its share of them",
     "reduce_s": "collectives of an update over several ranks",
     "publish_s": "one publication of the weights",
     "other_s": "the rest of a step: ledger, scoring, logs",
-    "prompt_tokens": "tokens of a prompt, mean",
+    "prompt_tokens": "mean tokens per prompt",
 }
-OPTIONAL = ("rollout_s",)  # corrects the simulator; nothing to correct where nothing was measured
+OPTIONAL = ("rollout_s",)  # corrects the simulator; without a measurement there is nothing to correct
 RATIOS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 PLAN_KEYS = ("from", "lengths", *(f"cost.{name}" for name in COST_KEYS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """Steps are counted in the recorded run (``warm_up``, dropped) and in the simulation (``steps``, after its own)."""
+    """Steps are counted in the recorded run (``warm_up``, skipped) and in the simulation (``steps``, after its own)."""
 
     recording: Path | None = None
     lengths: str | None = None
@@ -47,7 +46,7 @@ class Request:
 
 
 def split_keys(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(the plan's own keys, the configuration's overrides). Raises ConfigError for a cost that does not exist."""
+    """(the plan's own keys, the configuration's overrides). Raises ConfigError for an unknown cost."""
     own: dict[str, str] = {}
     rest: list[str] = []
     for override in overrides:
@@ -58,13 +57,13 @@ def split_keys(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if key not in PLAN_KEYS:
             raise ConfigError(explain("cost", key, ", ".join(f"cost.{name}" for name in COST_KEYS), "name one of them"))
         if key in own:
-            raise ConfigError(explain(key, value, "one value", f"{key}={own[key]} was given before it"))
+            raise ConfigError(explain(key, value, "one value", f"{key}={own[key]} was already given"))
         own[key] = value
     return own, rest
 
 
 def make_request(own: dict[str, str], *, steps: int, warm_up: int, repeats: int, ratios: str | None) -> Request:
-    """The plan's own keys and options, as values. Raises ConfigError for one that cannot be."""
+    """The plan's own keys and options, as values. Raises ConfigError for an invalid one."""
     for option, value, least in (("--steps", steps, 1), ("--warm-up", warm_up, 0), ("--repeats", repeats, 2)):
         if value < least:
             raise ConfigError(explain(option, value, f">= {least}", "raise it"))
@@ -81,21 +80,22 @@ def make_request(own: dict[str, str], *, steps: int, warm_up: int, repeats: int,
 
 
 def check_request(cfg: Config, request: Request) -> None:
-    """Raises ConfigError where there is nothing to predict from, or a ratio that the staleness bound does not allow."""
+    """Raises ConfigError if there is nothing to predict from, or for a ratio that the staleness bound does not
+    allow."""
     if request.recording is None:
         _check_given(cfg, request)
     most = cfg.rollout.max_staleness + 1
     for ratio in request.ratios or ():
         if not 1.0 <= ratio <= most:
             expected = f"1.0 to max_staleness + 1 = {most}"
-            raise ConfigError(explain("--ratios", ratio, expected, "leave it out, or raise rollout.max_staleness"))
+            raise ConfigError(explain("--ratios", ratio, expected, "remove it, or raise rollout.max_staleness"))
     if cfg.rollout.on_stale != "schedule":
         do = "set rollout.on_stale=schedule: restarts are not simulated"
         raise ConfigError(explain("rollout.on_stale", cfg.rollout.on_stale, "schedule", do))
 
 
 def choose_ratios(cfg: Config, request: Request) -> list[float]:
-    """In ascending order; the configuration's own is among them."""
+    """In ascending order; includes the configuration's own ratio."""
     most = cfg.rollout.max_staleness + 1
     wanted = request.ratios if request.ratios is not None else [r for r in RATIOS if r <= most]
     return sorted({*wanted, cfg.rollout.oversample})

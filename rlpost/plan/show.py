@@ -1,4 +1,4 @@
-"""A plan in words and numbers: the table that ``rlpost plan`` prints, and the same as JSON. Pure."""
+"""A plan as text: the table that ``rlpost plan`` prints, and the same as JSON. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rlpost.plan.predict import Plan, Row
 from rlpost.plan.request import COST_KEYS
 
-BAD_REPLAY = 0.15  # a replay further off than this has missed something that the correction only hides
+BAD_REPLAY = 0.15  # a replay with a larger error has missed something that the correction only hides
 
 
 def as_json(plan: Plan) -> str:
@@ -49,14 +49,14 @@ def _check(plan: Plan) -> list[str]:
     assert check is not None
     off = check.simulated_generate_s / check.measured_generate_s - 1
     lines = [
-        f"the recorded run, replayed over {check.steps} steps: generation {check.simulated_generate_s:.3f} s a step, "
-        f"measured {check.measured_generate_s:.3f} s ({off:+.1%}; cost.rollout_s corrects for it); its steps took "
-        f"{check.measured_step_s:.3f} s in the median"
+        f"the recorded run, replayed over {check.steps} steps: generation {check.simulated_generate_s:.3f} s per step, "
+        f"measured {check.measured_generate_s:.3f} s ({off:+.1%}; cost.rollout_s corrects for it); its median step "
+        f"took {check.measured_step_s:.3f} s"
     ]
     if abs(off) > BAD_REPLAY:
         lines.append(
             f"warning: the replay is off by more than {BAD_REPLAY:.0%}: rewards that rollouts wait for, lost workers, "
-            "or a machine that was busy with something else; predictions are as far off"
+            "or a machine that was busy with something else; predictions are off by as much"
         )
     return lines
 

@@ -1,7 +1,7 @@
 """Rollouts of a planned configuration on a virtual clock: the real ``collect`` and buffer, engines that only cost time.
 
-One worker of ``cluster=local`` is the simulated engine, workers of ``cluster=ray`` are simulated replicas behind the
-real ``ReplicaEngine``. Lengths are a recorded run's groups or a named distribution's. Called by ``plan.predict``.
+The one worker of ``cluster=local`` is the simulated engine; workers of ``cluster=ray`` are simulated replicas behind
+the real ``ReplicaEngine``. Lengths are a recorded run's groups or a named distribution's. Called by ``plan.predict``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlpost.simulation.replicas import SimulatedReplicas
 from rlpost.simulation.strategies import Workload, run_collect
 from rlpost.types import Group, Prompt
 
-NUM_DRAWS = 1 << 16  # after so many the same groups come again
+NUM_DRAWS = 1 << 16  # after this many, the same groups repeat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +36,8 @@ class Lengths:
 
 
 def shuffled(groups: Sequence[RecordedGroup], *, seed: int, first: Sequence[RecordedGroup] = ()) -> Lengths:
-    """Whole groups of a run, so that what siblings have in common stays: all of them in a random order, then again in
-    another, so that long simulations meet the run's mean exactly. ``first`` come before them, as they are."""
+    """Whole groups of a run, so that correlations between siblings are kept: all of them in a random order, then again
+    in another, so that long simulations match the run's mean exactly. ``first`` come before them, unchanged."""
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(groups)) for _ in range(-(-NUM_DRAWS // len(groups)))])
 
@@ -62,8 +62,8 @@ def simulate(
     oversample: float | None = None,
     kv_slots: int | None = None,
 ) -> list[StepAccount]:
-    """``num_steps`` rollouts from an empty buffer on; ``oversample`` None: as configured, adaptive where that is on;
-    ``kv_slots``: the most samples that the KV cache holds, None for no limit."""
+    """``num_steps`` rollouts, starting from an empty buffer; ``oversample`` None: as configured, adaptive if that is
+    on; ``kv_slots``: the maximum number of samples in the KV cache, None for no limit."""
     rollout = cfg.rollout
     settings = CollectSettings(
         max_in_flight=min(cfg.max_in_flight, kv_slots or cfg.max_in_flight),
@@ -84,7 +84,7 @@ def simulate(
     strategy = RolloutStrategy.of(rollout)
     if oversample is not None:
         strategy = replace(strategy, oversample=oversample, adaptive=False)
-    strategy = replace(strategy, restart_stale=False)  # lengths are given: none grows too old by being long
+    strategy = replace(strategy, restart_stale=False)  # lengths are given: no group becomes too old because it is long
     return list(run_collect(_engine(cfg, cost, lengths), load, strategy, num_steps=num_steps))
 
 

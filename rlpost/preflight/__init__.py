@@ -1,1 +1,1 @@
-"""Everything that can be known of a run before a device is touched; imports neither torch nor an engine."""
+"""Everything that can be known about a run before a device is touched; imports neither torch nor an engine."""

@@ -1,8 +1,8 @@
-"""Holds each value to the rule of its key, and refuses combinations of keys. Pure functions of the configuration.
+"""Checks each value against the rule of its key, and refuses combinations of keys. Pure functions of the configuration.
 
-The bounds and options of one key stand beside its field in ``rlpost.config.schema``; what relates several keys stands
-here. Looks at no file and no device; ``rlpost.preflight.checks`` calls it before it does, ``rlpost.session`` again with
-the shape of a model that had to be fetched. Every message is one line in the house form.
+The bounds and options of one key are beside its field in ``rlpost.config.schema``; relations between several keys are
+here. Looks at no file and no device; ``rlpost.preflight.checks`` calls it before it does, and ``rlpost.session`` again
+with the shape of a model that had to be downloaded. Every message is one line in the house form.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlpost.models.shape import head_size, kv_bytes, kv_heads
 from rlpost.rewards.selection import list_functions
 from rlpost.train.table import check_train
 
-CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM's attention on a CPU has no others
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # those of vLLM's attention on a CPU
 
 VOCABULARY_PADDING = 64  # rows, vLLM's
 
@@ -47,7 +47,7 @@ def check_values(cfg: Config, command: str) -> None:
 
 
 def _is_checked(key: Key, command: str) -> bool:
-    """Options always, bounds where the command uses the number: without a warm start ``sft.steps`` is 0."""
+    """Options always, bounds only if the command uses the number: without a warm start ``sft.steps`` is 0."""
     if key.rule is not None and key.rule.choices:
         return True
     if command == "sft":
@@ -65,12 +65,12 @@ def check_oversample(rollout: RolloutConfig) -> None:
         do = "raise it, or set rollout.adaptive_oversample=false: nothing may outlive its step"
         raise ConfigError(explain("rollout.max_staleness", 0, ">= 1 with rollout.adaptive_oversample", do))
     if rollout.admission == "first_begun" and rollout.on_stale == "restart":
-        do = "set rollout.on_stale=schedule: restarting what is late selects by length"
+        do = "set rollout.on_stale=schedule: restarting late groups selects by length"
         raise ConfigError(explain("rollout.on_stale", "restart", "schedule with admission=first_begun", do))
 
 
 def check_keep_kv(cfg: Config) -> None:
-    """Raises ConfigError where nothing could be kept, or where it would break another promise."""
+    """Raises ConfigError if nothing could be kept, or if keeping would break another promise."""
     rollout = cfg.rollout
     if not rollout.keep_kv:
         return
@@ -83,7 +83,7 @@ def check_keep_kv(cfg: Config) -> None:
         (rollout.max_staleness == 0, "rollout.max_staleness=0", "nothing is carried over"),
         (rollout.on_stale == "restart", "rollout.on_stale=restart", "a restarted sample has no use for its KV cache"),
         (cfg.deterministic, "deterministic=true", "a run that was killed has lost its KV cache and replays"),
-        (cfg.cluster.kind != "local", f"cluster={cfg.cluster.kind}", "a sample may go on at another engine"),
+        (cfg.cluster.kind != "local", f"cluster={cfg.cluster.kind}", "a sample may resume on another engine"),
     ]
     for applies, setting, why in refused:
         if applies:
@@ -91,11 +91,11 @@ def check_keep_kv(cfg: Config) -> None:
 
 
 def check_deterministic(cfg: Config) -> None:
-    """Raises ConfigError for what reads a clock or a device whose results vary."""
+    """Raises ConfigError for settings that read a clock, and for devices whose results vary."""
     if not cfg.deterministic:
         return
     if cfg.device == "cuda":
-        do = "kernels on a GPU add in varying orders; use device=cpu, or deterministic=false"
+        do = "GPU kernels add in varying orders; use device=cpu, or deterministic=false"
         raise ConfigError(explain("device", cfg.device, "cpu with deterministic=true", do))
     if cfg.checkpoint.every_minutes > 0:
         got, expected = cfg.checkpoint.every_minutes, "0 with deterministic=true"
@@ -103,22 +103,22 @@ def check_deterministic(cfg: Config) -> None:
 
 
 def check_cluster(cfg: Config) -> None:
-    """Raises ConfigError for workers that cannot be, and for settings of Ray without it."""
+    """Raises ConfigError for impossible numbers of workers, and for Ray's settings without Ray."""
     cluster = cfg.cluster
     if cluster.kind == "local" and cluster.num_workers > 1:
         do = "use cluster=ray, or cluster.num_workers=1"
         raise ConfigError(explain("cluster.num_workers", cluster.num_workers, "1 with cluster=local", do))
     if cluster.kind == "ray" and cfg.deterministic:
-        do = "which worker answers first is not the same twice; use cluster=local, or deterministic=false"
+        do = "which worker replies first varies; use cluster=local, or deterministic=false"
         raise ConfigError(explain("deterministic", True, "false with cluster=ray", do))
     if cluster.hang_s <= 2 * cluster.heartbeat_s:
         expected = f"> 2 x cluster.heartbeat_s = {2 * cluster.heartbeat_s:g}"
-        do = "a worker must be asked more than once before it counts as hanging"
+        do = "a worker must be pinged more than once before it counts as hanging"
         raise ConfigError(explain("cluster.hang_s", cluster.hang_s, expected, do))
 
 
 def check_tensor_parallel(cfg: Config) -> None:
-    """Raises ConfigError for engines that the workers cannot make up."""
+    """Raises ConfigError for engines that the workers cannot form."""
     members, workers = cfg.engine.tensor_parallel, cfg.cluster.num_workers
     if members > 1 and cfg.cluster.kind == "local":
         do = f"use cluster=ray cluster.num_workers={members}: every device of an engine is a worker"
@@ -133,7 +133,7 @@ def check_tensor_parallel(cfg: Config) -> None:
 
 
 def check_divisible(cfg: Config, shape: Mapping[str, Any], *, origin: str) -> None:
-    """Raises ConfigError where a model's heads or MLP cannot be divided over the devices of an engine."""
+    """Raises ConfigError if a model's heads or MLP cannot be divided over the devices of an engine."""
     members, heads = cfg.engine.tensor_parallel, kv_heads(shape)
     do = f"lower it, or use another model than {origin}"
     for key in ("num_attention_heads", "intermediate_size"):
@@ -164,7 +164,7 @@ def check_groups(cfg: Config) -> None:
 
 
 def check_sampling(cfg: Config) -> None:
-    """The engine's logprobs are renormalised over what top-p and top-k leave; the trainer's are over everything."""
+    """The engine's logprobs are renormalized over the tokens that top-p and top-k keep, the trainer's over all."""
     if cfg.algo.correction == "none":
         return
     for key, got, off in (("top_p", cfg.rollout.top_p, 1.0), ("top_k", cfg.rollout.top_k, 0)):
@@ -192,17 +192,17 @@ def check_update(train: TrainConfig, rollout: RolloutConfig) -> None:
 
 
 def check_shape_fits(cfg: Config, shape: Mapping[str, Any], *, origin: str, device: str, dtype: str) -> None:
-    """What the engine would refuse after its start-up: head size, stop tokens, too small a KV cache."""
+    """What the engine would refuse only after startup: head size, stop tokens, a KV cache that is too small."""
     if device == "cpu" and head_size(shape) not in CPU_HEAD_SIZES:
         do = "use another model, or a GPU"
-        expected = f"one that vLLM's CPU attention has: {', '.join(map(str, CPU_HEAD_SIZES))}"
+        expected = f"one that vLLM's CPU attention supports: {', '.join(map(str, CPU_HEAD_SIZES))}"
         raise ModelError(explain(f"{origin}: attention head size", head_size(shape), expected, do))
     check_divisible(cfg, shape, origin=origin)
     vocabulary = int(shape["vocab_size"])
     foreign = [token for token in cfg.rollout.stop_token_ids if not 0 <= token < vocabulary]
     if foreign:
         expected = f"token ids from 0 to {vocabulary - 1}, the model's vocabulary"
-        raise ConfigError(explain("rollout.stop_token_ids", foreign, expected, "leave them out"))
+        raise ConfigError(explain("rollout.stop_token_ids", foreign, expected, "remove them"))
     given = cfg.engine.kv_cache_bytes
     tokens, members = cfg.rollout.max_response_tokens + 1, cfg.engine.tensor_parallel
     needed = kv_bytes(shape, num_tokens=tokens, dtype=dtype, tensor_parallel=members)

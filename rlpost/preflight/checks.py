@@ -1,8 +1,8 @@
-"""Everything about a run that can be checked without a device, in seconds and before one is touched.
+"""Everything about a run that can be checked in seconds, without touching a device.
 
 ``check(cfg, command)`` raises the first UserError it finds, or returns a report: batch arithmetic, model, data, a
 memory plan per device, and what could not be checked offline. ``cli`` calls it before every command. Never imports
-torch, transformers, vllm, deepspeed or datasets (a user's own generator may), never reaches the network, and leaves
+torch, transformers, vllm, deepspeed or datasets (a user's own generator may), never uses the network, and leaves
 nothing on disk.
 """
 
@@ -33,12 +33,12 @@ from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
 from rlpost.workers.runtime import choose_device, has_gpu
 
 ASSUMED_GPU_BYTES = 80 << 30  # an A100's or H100's, for a plan on a machine without a GPU
-NUM_MEASURED = 256  # the longest prompts by bytes are tokenised; the rest cannot be longer than they have bytes
+NUM_MEASURED = 256  # the longest prompts by bytes are tokenized; the others have at most as many tokens as bytes
 
 
 @dataclass
 class CheckReport:
-    """What was found. Warnings stop nothing; what is not checked here ``train`` checks before any engine starts."""
+    """What was found. Warnings stop nothing; ``train`` checks what is not checked here before any engine starts."""
 
     sections: list[tuple[str, list[str]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -78,18 +78,18 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
 
 
 def check_device(cfg: Config, report: CheckReport) -> tuple[str, str]:
-    """The device and dtype that a run would use. Raises ConfigError where a GPU is asked for and there is none."""
+    """The device and dtype that a run would use. Raises ConfigError if a GPU is requested and there is none."""
     device = choose_device(cfg)
     dtype = resolve(cfg, device=device, threads=1).model.dtype
     if device == "cpu" and dtype == "bfloat16":
         report.warnings.append("model.dtype is bfloat16 on a CPU: several times slower there than float32")
     if device == "cpu" and (cfg.train.offload_optimizer or cfg.train.offload_params):
-        report.warnings.append("train.offload_* on a CPU: everything is in host memory already")
+        report.warnings.append("train.offload_* on a CPU: everything is already in host memory")
     return device, dtype
 
 
 def check_run_directory(cfg: Config) -> None:
-    """A file is created and removed again below the nearest folder that exists. Raises RunError or ConfigError."""
+    """Creates and removes a file below the nearest existing folder. Raises RunError or ConfigError."""
     name = str(cfg.name)
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         raise ConfigError(explain("name", name, "a plain folder name", "set name=NAME and runs_dir=FOLDER"))
@@ -133,7 +133,7 @@ def _check_model(cfg: Config, report: CheckReport, device: str, dtype: str) -> M
 
 
 def _check_context(cfg: Config, files: ModelFiles) -> int | None:
-    """Prompt + response, tokens; None where nothing tells it."""
+    """Prompt + response, tokens; None if unknown."""
     own = files.shape.get("max_position_embeddings") if files.shape else None
     asked = cfg.model.max_context_tokens
     if asked is not None and own is not None and asked > own:
@@ -142,7 +142,7 @@ def _check_context(cfg: Config, files: ModelFiles) -> int | None:
 
 
 def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
-    """The longest prompt that leaves room for a whole response, tokens."""
+    """The longest prompt that leaves room for a full response, tokens."""
     key, response = "rollout.max_response_tokens", cfg.rollout.max_response_tokens
     if split == "eval" and cfg.eval.max_response_tokens is not None:
         key, response = "eval.max_response_tokens", cfg.eval.max_response_tokens
@@ -162,7 +162,7 @@ def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
 
 
 def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
-    """Loads the reward as the run would: a worker does, so that its imports stay out of this process."""
+    """Loads the reward as the run would: in a worker, so that its imports stay out of this process."""
     if runs_in_process(cfg.reward):
         facts = tuple(function.facts for function in load_functions(cfg.reward, cfg.data.reference_key))
         where = "in the run's own process"
@@ -178,9 +178,9 @@ def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
     for spec, one in zip(list_functions(cfg.reward), facts, strict=True):
         name = spec.function.get("_target_") if isinstance(spec.function, Mapping) else spec.function
         weight = f"{one.name}: {one.weight:g} x " if one.name else ""
-        judges = "a group" if one.per_group else "an answer"
-        deadline = "" if where.startswith("in the run") else f", at most {one.timeout_s:g} s a call"
-        lines.append(f"{weight}{name}, {judges} at a time, {where}{deadline}")
+        unit = "a group" if one.per_group else "a response"
+        deadline = "" if where.startswith("in the run") else f", at most {one.timeout_s:g} s per call"
+        lines.append(f"{weight}{name}, {unit} at a time, {where}{deadline}")
     report.sections.append(("Reward", lines))
     return facts
 
@@ -233,7 +233,7 @@ def _measure(
     limit: int | None,
     report: CheckReport,
 ) -> list[str]:
-    """Prompt lengths in tokens, as far as they can be known here. Raises DataError for one that is too long."""
+    """Prompt lengths in tokens, as far as they can be known here. Raises DataError for a prompt that is too long."""
     what = f"prompt lengths of data.{split}"
     tokenizer_json = None if files.folder is None else find_tokenizer_json(files.folder)
     if tokenizer_json is None:
@@ -247,7 +247,7 @@ def _measure(
     lengths = _count_tokens(tokenizer_json, texts, limit)
     empty = [index for index, length in lengths.items() if not length]
     if empty and (not chat or cfg.data.chat == "never"):
-        raise DataError(f"{rows[empty[0]].origin}: the prompt has no tokens; expected at least one; mend the row")
+        raise DataError(f"{rows[empty[0]].origin}: the prompt has no tokens; expected at least one; fix the row")
     too_long = [index for index, length in lengths.items() if limit is not None and length > limit]
     if too_long and cfg.data.long_prompts == "error":
         first = min(too_long)
@@ -265,7 +265,7 @@ def _count_tokens(tokenizer_json: Path, texts: Sequence[str], limit: int | None)
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_json))
     except Exception as error:  # the Rust side raises plain Exception
-        raise ModelError(f"{tokenizer_json}: cannot be read: {' '.join(str(error).split())}; mend the file") from None
+        raise ModelError(f"{tokenizer_json}: cannot be read: {' '.join(str(error).split())}; fix the file") from None
     num_bytes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
     by_size = sorted(range(len(texts)), key=num_bytes.__getitem__, reverse=True)
     chosen = by_size[:NUM_MEASURED]
@@ -328,7 +328,7 @@ def _describe_batch(cfg: Config) -> list[str]:
 
 
 def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtype: str, report: CheckReport) -> None:
-    """The plan for this machine and, where it is too small a CPU, for the GPU that the recipe was written for."""
+    """The plan for this machine and, if that is a CPU that is too small, for the GPU the recipe was written for."""
     if files.shape is None:
         return
     total = _device_bytes(device)
@@ -357,7 +357,7 @@ def _plan_device(
     cfg: Config, shape: Mapping[str, Any], context: int | None, device: str, dtype: str, total: int | None
 ) -> MemoryPlan | None:
     sequence = _longest_sequence(cfg, context)
-    # As the engine does: room for max_slots sequences of full length, but at most half of the memory.
+    # Like the engine: room for max_slots sequences of full length, but at most half of the memory.
     members, sequences = cfg.engine.tensor_parallel, cfg.engine.max_slots + cfg.rollout.keep_kv
     wanted = kv_bytes(shape, num_tokens=sequences * sequence, dtype=dtype, tensor_parallel=members)
     bounded = wanted if total is None else min(wanted, total // 2)
@@ -397,8 +397,8 @@ def _describe_kv(cfg: Config, shape: Mapping[str, Any], context: int | None, dty
     if fit >= wanted:
         return f"{line}: all {wanted} in flight"
     if cfg.rollout.max_in_flight is not None or cfg.num_engines > 1:
-        return f"{line}; of {wanted} in flight vLLM interrupts some when it is full"
-    return f"{line}: so many are in flight at first, then as many as hold with the lengths seen, up to {wanted}"
+        return f"{line}; with {wanted} in flight, vLLM preempts some when it is full"
+    return f"{line}: this many are in flight at first, then as many as fit with the lengths seen, up to {wanted}"
 
 
 def _describe_plan(plan: MemoryPlan) -> list[str]:
@@ -428,17 +428,17 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def _device_bytes(device: str) -> int | None:
-    """Memory of the device, or of the machine on a CPU; None where it cannot be told without a device."""
+    """Memory of the device, or of the machine on a CPU; None if it cannot be known without a device."""
     if device == "cpu":
         return _first_number(Path("/proc/meminfo").read_text(), 1024) if Path("/proc/meminfo").is_file() else None
     if not has_gpu() or shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None  # the plan is printed without a comparison
-    return _first_number(answer, 1 << 20)
+    return _first_number(output, 1 << 20)
 
 
 def _first_number(text: str, unit: int) -> int | None:

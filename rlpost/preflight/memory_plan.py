@@ -1,12 +1,12 @@
 """How much memory a run needs on each device, before one is touched.
 
 Owns the arithmetic only: pure functions from a model's shape and the settings to bytes. Never looks at a device or a
-file; ``checks`` calls it and prints the plan. An estimate: allocator slack, CUDA graphs and temporary buffers are
-left out, so leave a margin.
+file; ``checks`` calls it and prints the plan. An estimate: allocator overhead, CUDA graphs and temporary buffers are
+not counted, so leave a margin.
 
 Trainer states follow ZeRO (arXiv 1910.02054, section 3.1): with bf16, 2 bytes of parameters, 2 of gradients and 12 of
-optimizer states (float32 master copy, Adam's two moments) a parameter. Stage 1 divides the 12 by the number of ranks,
-stage 2 the gradients too, stage 3 also the parameters. DeepSpeed keeps a separate master copy in float32 runs as well,
+optimizer states (float32 master copy, Adam's two moments) per parameter. Stage 1 divides the 12 by the number of ranks,
+stage 2 also the gradients, stage 3 also the parameters. DeepSpeed keeps a separate master copy in float32 runs as well,
 so there it is 4 + 4 + 12.
 """
 
@@ -46,7 +46,7 @@ class MemoryPlan:
 
     @property
     def publishing_bytes(self) -> int:
-        """Weights go straight from one to the other: both copies and, in between, nothing else of a GPU's."""
+        """Weights are copied directly from trainer to engine: on a GPU, both copies and nothing else in between."""
         names = ("parameters", "engine weights")
         return sum(i.num_bytes for i in self.items if i.on_device and i.name in names)
 
@@ -56,7 +56,7 @@ class MemoryPlan:
 
     @property
     def host_bytes(self) -> int:
-        """Host memory beside a GPU, at its largest."""
+        """Host memory beside a GPU, at its maximum."""
         host = [i for i in self.items if not i.on_device]
         generating = sum(i.num_bytes for i in host if i.while_generating)
         return max(generating, sum(i.num_bytes for i in host if i.while_training))
@@ -65,10 +65,10 @@ class MemoryPlan:
 def activation_bytes(shape: Mapping[str, Any], *, row_tokens: int, dtype: str, checkpointing: bool) -> int:
     """What the forward pass of one packed row keeps for the backward pass.
 
-    Counted as in arXiv 2205.05198, section 4, for a block with SwiGLU and an attention kernel that keeps no scores: a
-    token and layer keep two residuals and two norm outputs, query, key and value before and after rotation, the
-    attention's output, and four vectors of the MLP. With checkpointing (its section 5) each layer keeps its input
-    only, and one layer at a time is recomputed.
+    Counted as in arXiv 2205.05198, section 4, for a block with SwiGLU and an attention kernel that keeps no scores: per
+    token and layer, two residuals and two norm outputs, query, key and value before and after rotation, the attention's
+    output, and four vectors of the MLP are kept. With checkpointing (its section 5) each layer keeps only its input,
+    and one layer at a time is recomputed.
     """
     hidden, layers = int(shape["hidden_size"]), int(shape["num_hidden_layers"])
     query, key_value = int(shape["num_attention_heads"]) * head_size(shape), kv_heads(shape) * head_size(shape)
@@ -100,12 +100,12 @@ def plan_memory(
     chunk_tokens: int,
     tensor_parallel: int = 1,
 ) -> MemoryPlan | None:
-    """The plan of one device; None for a model_type outside DENSE_TYPES.
+    """The plan for one device; None for a model_type outside DENSE_TYPES.
 
     Args:
         dtype, device: resolved, "float32" or "bfloat16", "cpu" or "cuda".
         reference: whether a frozen reference is held (KL coefficient above 0).
-        keep_kv: whether the engine keeps its memory while the trainer works, on a GPU too.
+        keep_kv: whether the engine keeps its memory while the trainer works, also on a GPU.
         row_tokens: the longest packed row.
         tensor_parallel: devices of one engine, which divide its weights.
     """
@@ -114,8 +114,8 @@ def plan_memory(
     parameters = count_params(shape)
     width, gpu = BYTES[dtype], device == "cuda"
     share = {stage: world_size if zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    # On a CPU sleeping moves nothing. On a GPU the engine's memory is given back while the trainer works, and the
-    # trainer's, when sleep_offload is on, while the engine does.
+    # On a CPU, sleeping moves nothing. On a GPU, the engine's memory is released while the trainer works, and, with
+    # sleep_offload, the trainer's while the engine works.
     stays = not (gpu and sleep_offload)
     engine_stays = not gpu or keep_kv
 

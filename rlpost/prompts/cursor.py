@@ -1,6 +1,7 @@
-"""The order in which prompts are drawn: a cursor over shuffled epochs, whose position a checkpoint holds.
+"""The order in which prompts are drawn, as a cursor over epochs.
 
-Never keeps a prompt after it is drawn: that is the buffer's. Called by ``run``.
+Owns the draws: their order, their uids and the state that a resume needs. Never keeps a prompt after it is drawn: that
+is the buffer's job. ``run`` is the caller. Reading rows is ``prompts.rows``, encoding them ``prompts.encoding``.
 """
 
 from __future__ import annotations
@@ -14,17 +15,9 @@ import numpy as np
 from rlpost.errors import DataError, explain
 from rlpost.types import Prompt
 
-# -- rows ----------------------------------------------------------------------------------------------------------
-
-
-# -- prompts -------------------------------------------------------------------------------------------------------
-
-
-# -- drawing -------------------------------------------------------------------------------------------------------
-
 
 def digest_prompts(prompts: Sequence[Prompt]) -> str:
-    """A short name for the prompts' tokens, references and order."""
+    """A short digest of the prompts' tokens, references and order."""
     digest = hashlib.blake2b(digest_size=8)
     for prompt in prompts:
         digest.update(prompt.token_ids.tobytes() + repr(prompt.reference).encode("utf-8", "surrogatepass") + b"\0")
@@ -39,7 +32,7 @@ def draw_prompts(cursor: PromptCursor, prompts: Sequence[Prompt]) -> Iterator[Pr
 
 
 class PromptCursor:
-    """Draws rows epoch after epoch; every row once an epoch, in an order of the seed and the epoch only.
+    """Draws rows epoch after epoch; every row once per epoch, in an order that depends only on seed and epoch.
 
     A uid names the draw, ``epoch:position``; :meth:`find_row` gives its row at any time, without drawing.
 
@@ -69,7 +62,7 @@ class PromptCursor:
         return uid, row
 
     def find_row(self, uid: str) -> int:
-        """The row index that a uid names, whether it was drawn yet or not."""
+        """The row index that a uid names, whether or not it has been drawn yet."""
         epoch, position = (int(part) for part in uid.split(":"))
         return self._row(epoch, position)
 
@@ -84,12 +77,12 @@ class PromptCursor:
         }
 
     def load_state_dict(self, state: Mapping[str, int | bool | str]) -> None:
-        """Goes on where ``state`` was taken. Raises DataError when data, seed or shuffling differ from then."""
+        """Resume from ``state``. Raises DataError if data, seed or shuffling differ from then."""
         for name, do in (
             ("num_rows", "use the data the run was started with, or another name"),
             ("seed", "use the seed the run was started with, or another name"),
-            ("shuffle", "set data.shuffle as it was, or use another name"),
-            ("content", "the prompts differ: use the data, template and tokenizer of the start, or another name"),
+            ("shuffle", "restore the old data.shuffle, or use another name"),
+            ("content", "the prompts differ: use the original data, template and tokenizer, or another name"),
         ):
             if state[name] != getattr(self, name):
                 raise DataError(explain(f"resuming: {name}", getattr(self, name), repr(state[name]), do))

@@ -19,21 +19,21 @@ from rlpost.types import Prompt
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptSet:
-    """Every prompt of a source, in the source's order; ``uid`` is empty until a draw gives one."""
+    """Every prompt of a source, in the source's order; ``uid`` is empty until the prompt is drawn."""
 
     prompts: tuple[Prompt, ...]
     num_dropped: int  # longer than the limit, with data.long_prompts=drop
 
 
 def build_prompts(rows: Sequence[Row], data: DataConfig, tokenizer: Any, *, max_prompt_tokens: int | None) -> PromptSet:
-    """Encodes every row, with the chat template where ``data.chat`` says so and the tokenizer has one.
+    """Encodes every row, with the chat template if ``data.chat`` allows it and the tokenizer has one.
 
     Args:
         tokenizer: anything with ``encode(text)`` and, for chat, ``chat_template`` and ``apply_chat_template``.
         max_prompt_tokens: the longest prompt allowed, tokens; None: any.
 
-    Raises DataError for a missing column, a question that is no text, an empty prompt, a prompt that is too long
-    (unless ``data.long_prompts`` is drop), and when nothing is left.
+    Raises DataError for a missing column, a question that is not text, an empty prompt, a prompt that is too long
+    (unless ``data.long_prompts`` is drop), and if nothing is left.
     """
     chat = uses_chat(data, tokenizer)
     prompts: list[Prompt] = []
@@ -62,9 +62,9 @@ def uses_chat(data: DataConfig, tokenizer: Any) -> bool:
 
 
 def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[dict[str, str]]:
-    """Chat messages of a row: the system prompt, if any, then the question with ``data.template`` round it.
+    """Chat messages of a row: the system prompt, if any, then the question with ``data.template`` around it.
 
-    A column that already holds messages (``[{role, content}, ...]``) is kept; the template goes round its last one.
+    A column that already holds messages (``[{role, content}, ...]``) is kept; the template is applied to the last one.
     """
     question = look_up(row, data.prompt_key)
     if isinstance(question, str):
@@ -81,7 +81,7 @@ def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[dict[str, st
 
 
 def join_messages(messages: Sequence[Mapping[str, str]]) -> str:
-    """The text of a prompt where no chat template is used: the contents, one after the other."""
+    """The text of a prompt if no chat template is used: the contents, one after the other."""
     return "\n\n".join(message["content"] for message in messages)
 
 
@@ -113,7 +113,7 @@ def _fill_template(template: str, row: Mapping[str, Any], question: str) -> str:
         return template.format_map({**row, "prompt": question})
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         columns = ", ".join(["prompt", *(str(name) for name in row if name != "prompt")])
-        do = "write other braces twice, as in \\boxed{{}}"
+        do = "double other braces, as in \\boxed{{}}"
         message = f"data.template: {error!r} in {template!r}; expected columns ({columns}) in braces; {do}"
         raise ConfigError(message) from None
 

@@ -1,6 +1,6 @@
-"""Data rows: JSONL files, datasets of the hub, and a user's generator, each row with where it came from.
+"""Data rows: JSONL files, datasets from the hub, and a user's generator, each row with its origin.
 
-``datasets`` is imported inside the one function that needs it. Called by ``session``, ``preflight`` and benchmarks.
+``datasets`` is imported only in the function that needs it. Called by ``session``, ``preflight`` and benchmarks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlpost.errors import ConfigError, DataError, explain
 
 
 class Row(dict[str, Any]):
-    """One data row: its columns, and where it came from, for messages (``train.jsonl line 3``)."""
+    """One data row: its columns, and its origin for messages (``train.jsonl line 3``)."""
 
     def __init__(self, columns: Mapping[str, Any], origin: str) -> None:
         super().__init__(columns)
@@ -51,7 +51,7 @@ def load_rows(source: SourceConfig, *, prompt_key: str = "prompt", key: str = "d
 
 
 def read_jsonl(path: Path, key: str = "data") -> list[Row]:
-    """One JSON object a line; blank lines are skipped. Raises DataError naming file and line."""
+    """One JSON object per line; blank lines are skipped. Raises DataError naming file and line."""
     if not path.is_file():
         what = "a folder" if path.is_dir() else "nothing there"
         raise DataError(f"{key}: {what} at {path}; expected a JSONL file; check the path")
@@ -64,28 +64,28 @@ def read_jsonl(path: Path, key: str = "data") -> list[Row]:
     except OSError as error:
         raise DataError(f"{key}: cannot read {path}: {error.strerror}; check its permissions") from None
     if not rows:
-        raise DataError(f"{key}: {path} is empty; expected one JSON object a line; check the path")
+        raise DataError(f"{key}: {path} is empty; expected one JSON object per line; check the path")
     return rows
 
 
 def _parse_line(line: bytes, origin: str) -> Row:
     try:
-        value = json.loads(line.decode("utf-8-sig"))  # Windows editors put a mark before the first line
+        value = json.loads(line.decode("utf-8-sig"))  # Windows editors put a byte order mark before the first line
         if b"\\ud" in line.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{origin}: not UTF-8 (byte {error.start}); expected JSONL in UTF-8; convert it") from None
     except UnicodeEncodeError:
-        got = "half a surrogate pair (\\ud800 to \\udfff)"
-        raise DataError(f"{origin}: {got}; expected Unicode text; mend the line") from None
+        got = "a lone surrogate (\\ud800 to \\udfff)"
+        raise DataError(f"{origin}: {got}; expected Unicode text; fix the line") from None
     except RecursionError:
-        raise DataError(f"{origin}: nested too deeply; expected a JSON object with named columns; mend it") from None
+        raise DataError(f"{origin}: nested too deeply; expected a JSON object with named columns; fix it") from None
     except json.JSONDecodeError as error:
         got = f"not JSON ({error.msg} at column {error.colno})"
-        raise DataError(f"{origin}: {got}; expected one JSON object a line; mend the line") from None
+        raise DataError(f"{origin}: {got}; expected one JSON object per line; fix the line") from None
     if not isinstance(value, dict):
         got = type(value).__name__
-        raise DataError(f"{origin}: got {got}; expected a JSON object with named columns; mend the line")
+        raise DataError(f"{origin}: got {got}; expected a JSON object with named columns; fix the line")
     return Row(value, origin)
 
 
@@ -95,7 +95,7 @@ def _load_hub(source: SourceConfig, key: str) -> list[Row]:
     name = f"{source.hub}" + (f" ({source.subset})" if source.subset else "")
     try:
         dataset = load_dataset(source.hub, source.subset, split=source.split)
-    except Exception as error:  # the library raises its own, the hub's, and the network's errors
+    except Exception as error:  # the library raises its own errors, the hub's, and the network's
         reason = " ".join(str(error).split())
         do = f"check name, subset, split and network, or set {key}.path to a local file"
         raise DataError(f"{key}.hub: cannot load {name}, split {source.split}: {reason}; {do}") from error
@@ -105,14 +105,16 @@ def _load_hub(source: SourceConfig, key: str) -> list[Row]:
 def _generate(generator: Any, key: str) -> list[Row]:
     made = plugins.resolve_target(generator, {}, key)()
     if not isinstance(made, Sequence) or not all(isinstance(columns, Mapping) for columns in made):
-        raise DataError(explain(key, type(made).__name__, "a list of mappings", "return one mapping of columns a row"))
+        raise DataError(
+            explain(key, type(made).__name__, "a list of mappings", "return one mapping of columns per row")
+        )
     return [_plain_row(columns, f"{key} row {index}") for index, columns in enumerate(made)]
 
 
 def _plain_row(columns: Mapping[str, Any], origin: str) -> Row:
-    """The row as JSON would give it back, so that a reward sees the same values before and after a resume.
+    """The row as it would be read from JSON, so that a reward sees the same values before and after a resume.
 
-    NumPy's numbers and arrays become plain ones; what JSON has no form for (dates, bytes, images) becomes its text.
+    NumPy numbers and arrays become plain ones; what JSON cannot represent (dates, bytes, images) becomes its text.
     """
 
     def plain(value: Any) -> Any:
@@ -120,8 +122,8 @@ def _plain_row(columns: Mapping[str, Any], origin: str) -> Row:
 
     try:
         return Row(json.loads(json.dumps(columns, default=plain)), origin)
-    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, values that hold themselves
-        raise DataError(f"{origin}: {error}; expected columns of JSON values; mend the source") from None
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are not text, values that contain themselves
+        raise DataError(f"{origin}: {error}; expected columns of JSON values; fix the source") from None
 
 
 def _leave_out_repeats(rows: Iterable[Row], prompt_key: str) -> list[Row]:
@@ -136,7 +138,7 @@ def _leave_out_repeats(rows: Iterable[Row], prompt_key: str) -> list[Row]:
 
 
 def look_up(row: Mapping[str, Any], key: str) -> Any:
-    """The column ``key``; dots reach into it (``reward_model.ground_truth``). Raises DataError with the columns."""
+    """The column ``key``; dots reach into it (``reward_model.ground_truth``). Raises DataError listing the columns."""
     value: Any = row
     if key in row:
         return row[key]

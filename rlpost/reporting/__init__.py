@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics, trackers, rollout files, the live display, the closing table."""
+"""What a run reports about itself: metrics, trackers, rollout files, the live display, the closing table."""

@@ -1,8 +1,9 @@
-"""Warnings that teach: what is typically wrong with a run, in one sentence each, said once. Metrics in, words out.
+"""Warnings that teach: what typically goes wrong in a run, one sentence each, given once. Metrics in, words out.
 
-Every rule of :data:`RULES` looks at the steps so far and at a few facts of the configuration, and says what it sees,
-what that means and what to try, or nothing. ``loop`` asks after each step, shows what is new and appends it to
-``warnings.jsonl``, which ``rlpost watch`` and the report read. Nothing here stops a run or changes a number.
+Every rule in :data:`RULES` looks at the steps so far and at a few facts from the configuration, and returns what it
+sees, what that means and what to try, or nothing. ``reporting.reporter`` asks after each step, shows what is new and
+appends it to ``warnings.jsonl``, which ``rlpost watch`` and the report read. Nothing here stops a run or changes a
+number.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ Row = Mapping[str, Any]
 class Advice:
     name: str
     text: str
-    is_urgent: bool = False  # worth an alert: left alone, the run is lost
+    is_urgent: bool = False  # worth an alert: if ignored, the run is lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What the rules need of the configuration and the data."""
+    """What the rules need to know about the configuration and the data."""
 
     april: bool
     has_filter: bool
@@ -56,22 +57,22 @@ def facts_of(cfg: Config, train: Sequence[Prompt], evaluation: Sequence[Prompt])
 
 
 class Adviser:
-    """Remembers the steps so far and what was said."""
+    """Remembers the steps so far and the warnings given."""
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self._first: list[Row] = []  # what later steps are compared with
+        self._first: list[Row] = []  # the steps that later ones are compared with
         self._last: list[Row] = []
         self._said: set[str] = set()
 
     def recall(self, steps: Sequence[Row], said: Collection[str]) -> None:
-        """A run goes on: its steps so far, oldest first, and the names of the warnings it has given."""
+        """A run resumes: its steps so far, oldest first, and the names of the warnings it has given."""
         for row in steps:
             self._remember(row)
         self._said = set(said)
 
     def look(self, metrics: Row | None = None) -> list[Advice]:
-        """What is to be said after a step with these metrics, or before the first one (None)."""
+        """The new warnings after a step with these metrics, or before the first one (None)."""
         if metrics is not None:
             self._remember(metrics)
         found = []
@@ -91,7 +92,7 @@ class Adviser:
 
 
 class WarningsFile:
-    """``warnings.jsonl``: {"step", "name", "text", "wakes"}, a line for each warning given."""
+    """``warnings.jsonl``: {"step", "name", "text", "wakes"}, one line per warning given."""
 
     def __init__(self, run_dir: Path) -> None:
         self._log = JsonLines(run_dir / FILE)
@@ -101,8 +102,8 @@ class WarningsFile:
         self._log.append({"step": step, "name": advice.name, "text": advice.text, "wakes": advice.is_urgent})
 
     def rewind(self, step: int | None) -> list[str]:
-        """Forget what came after ``step``; None: a run without a checkpoint starts over, nothing is kept. Returns the
-        names that stay."""
+        """Drop what came after ``step``; None: a run without a checkpoint starts over, nothing is kept. Returns the
+        names that remain."""
         self._log.cut(lambda row: step is not None and row["step"] <= step)
         return [row["name"] for row in read_rows(self._path)]
 
@@ -117,7 +118,7 @@ def read_warnings(run_dir: Path) -> list[dict[str, Any]]:
 
 
 # ---- the rules -------------------------------------------------------------------------------------------------------
-# Each: (first steps, last steps, facts) -> the sentence, or None; ``_middle`` is None until WINDOW steps have a number.
+# Each: (first steps, last steps, facts) -> the sentence, or None; ``_median`` is None until WINDOW steps have a number.
 
 
 def shared_prompts(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
@@ -126,7 +127,7 @@ def shared_prompts(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> s
         return None
     return (
         f"{shared} of {all_} evaluation prompts are also trained on: accuracy will look better than it is; "
-        "take them out of data.train or out of data.eval"
+        "remove them from data.train or from data.eval"
     )
 
 
@@ -136,90 +137,90 @@ def constant_reward(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
     value = last[-1]["reward/max"]
     if value <= 0:
         do = (
-            "look at answers in rollouts/ and call the reward on one that is right: is the answer cut, is the format "
-            "another than the reward expects? If the task is too hard, start from easier prompts or a warm start"
+            "look at responses in rollouts/ and call the reward on a correct one: is the response cut off, or is its "
+            "format not what the reward expects? If the task is too hard, start from easier prompts or a warm start"
         )
     else:
-        do = "the task is solved or the reward accepts everything: look at answers in rollouts/, use harder prompts"
-    return f"every reward of the last {WINDOW} steps was {value:g}, so nothing can be learnt: {do}"
+        do = "the task is solved or the reward accepts everything: look at responses in rollouts/, use harder prompts"
+    return f"every reward of the last {WINDOW} steps was {value:g}, so nothing can be learned: {do}"
 
 
 def filtered_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    accepted = _middle(last, "rollout/accepted_share")
+    accepted = _median(last, "rollout/accepted_share")
     if not facts.has_filter or accepted is None or accepted > thresholds.ACCEPTED_SHARE:
         return None
     return (
         f"the filter rejected {1 - accepted:.0%} of the groups of the last {WINDOW} steps: most of what is generated "
-        "is thrown away; use prompts neither too easy nor too hard, more samples_per_group, or algo.filter=none"
+        "is discarded; use prompts neither too easy nor too hard, more samples_per_group, or algo.filter=none"
     )
 
 
 def equal_groups(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    equal = _middle(last, "reward/equal_groups_share")
+    equal = _median(last, "reward/equal_groups_share")
     constant = constant_reward(first, last, facts) is not None
     if constant or equal is None or equal <= thresholds.EQUAL_GROUPS_SHARE:
         return None
     return (
-        f"in {equal:.0%} of the groups of the last {WINDOW} steps all answers had the same reward: these groups have "
-        "no gradient; use prompts of middling difficulty, more samples_per_group, or algo.filter=dynamic_sampling"
+        f"in {equal:.0%} of the groups of the last {WINDOW} steps all responses had the same reward: these groups have "
+        "no gradient; use prompts of medium difficulty, more samples_per_group, or algo.filter=dynamic_sampling"
     )
 
 
 def truncated(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    share = _middle(last, "rollout/truncated_share")
+    share = _median(last, "rollout/truncated_share")
     if share is None or share <= thresholds.TRUNCATED_SHARE:
         return None
     return (
-        f"{share:.0%} of the answers of the last {WINDOW} steps were cut at {facts.max_response_tokens} tokens, and "
-        "a cut answer is rarely right: raise rollout.max_response_tokens, see that answers end with a stop token, or "
-        "punish length softly with algo.overlong.buffer_share"
+        f"{share:.0%} of the responses of the last {WINDOW} steps were cut at {facts.max_response_tokens} tokens, and "
+        "a cut response is rarely correct: raise rollout.max_response_tokens, check that responses end with a stop "
+        "token, or penalize length softly with algo.overlong.buffer_share"
     )
 
 
 def entropy_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    before, now = _middle(first, "loss/entropy"), _middle(last, "loss/entropy")
-    reward, best = _middle(last, "reward/mean"), _middle(last, "reward/max")
+    before, now = _median(first, "loss/entropy"), _median(last, "loss/entropy")
+    reward, best = _median(last, "reward/mean"), _median(last, "reward/max")
     if before is None or now is None or now > before / thresholds.ENTROPY_FALL or reward is None or best is None:
         return None
-    if best - reward < thresholds.MANY_WRONG:  # nearly every answer is right: certainty is what was wanted
+    if best - reward < thresholds.MANY_WRONG:  # nearly every response is correct: low entropy is the goal
         return None
     return (
-        f"entropy fell from {before:.3g} to {now:.3g} nats while many answers are still wrong: the policy answers "
-        "nearly the same each time and explores no more; lower train.lr, raise algo.clip_high (0.28 in DAPO), or set "
-        "algo.entropy_coef or algo.kl_coef"
+        f"entropy fell from {before:.3g} to {now:.3g} nats while many responses are still incorrect: the policy gives "
+        "nearly the same response each time and no longer explores; lower train.lr, raise algo.clip_high (0.28 in "
+        "DAPO), or set algo.entropy_coef or algo.kl_coef"
     )
 
 
 def length_collapse(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    before, now = (_middle(rows, "rollout/length/admitted_mean") for rows in (first, last))
+    before, now = (_median(rows, "rollout/length/admitted_mean") for rows in (first, last))
     if before is None or now is None or now > before / thresholds.LENGTH_FALL:
         return None
     return (
-        f"answers shrank from {before:.0f} to {now:.0f} tokens: the policy may have found that short answers are "
-        "cheap; read a few in rollouts/, look at rewards that count length, lower train.lr"
+        f"responses shrank from {before:.0f} to {now:.0f} tokens: the policy may have found that short responses pay "
+        "off; read a few in rollouts/, check rewards that depend on length, lower train.lr"
     )
 
 
 def growing_mismatch(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
     name = "mismatch/lag_0/abs_log_ratio"
-    before, now = _middle(first, name), _middle(last, name)
+    before, now = _median(first, name), _median(last, name)
     if before is None or now is None or now < thresholds.MISMATCH_RISE * before:
         return None
     if now < thresholds.MISMATCH_PART_OF_STOP * facts.mismatch_stop:
         return None
     return (
-        f"engine and trainer drift apart: their logprobs of the same tokens differ by {now:.2g} nats, {before:.2g} at "
-        f"first, and the run stops at {facts.mismatch_stop:g}; a lower train.lr keeps weights in the range that "
-        "model.dtype resolves, model.dtype=float32 removes most of it"
+        f"engine and trainer are drifting apart: their logprobs of the same tokens differ by {now:.2g} nats, up from "
+        f"{before:.2g}, and the run stops at {facts.mismatch_stop:g}; lower train.lr to keep the weights in the range "
+        "that model.dtype resolves, or set model.dtype=float32, which removes most of it"
     )
 
 
 def idle_tail(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    idle = _middle(last, "rollout/idle_share")
+    idle = _median(last, "rollout/idle_share")
     if not facts.april or idle is None or idle <= thresholds.IDLE_SHARE:
         return None
     return (
-        f"{idle:.0%} of the engine's places stood empty although partial rollouts are on: too few answers are open to "
+        f"{idle:.0%} of the engine's slots were empty although partial rollouts are on: too few responses are open to "
         "fill them; raise rollout.oversample (and rollout.max_staleness), or lower engine.max_slots"
     )
 
@@ -230,18 +231,18 @@ def full_kv_cache(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> st
     if len(last) < WINDOW or preempted <= thresholds.PREEMPTED_SHARE * sum(started):
         return None
     return (
-        f"vLLM interrupted {preempted:.0f} answers in the last {WINDOW} steps: the KV cache was full, and their tokens "
-        "were computed again; lower rollout.max_in_flight (or leave it unset), or raise engine.kv_cache_bytes"
+        f"vLLM preempted {preempted:.0f} responses in the last {WINDOW} steps: the KV cache was full, and their tokens "
+        "were recomputed; lower rollout.max_in_flight (or leave it unset), or raise engine.kv_cache_bytes"
     )
 
 
 def failing_rewards(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> str | None:
-    failed, judged = (sum(row.get(name, 0) for row in last) for name in ("reward/failed", "loss/sequences"))
-    if len(last) < WINDOW or failed <= thresholds.FAILED_REWARDS_SHARE * (failed + judged):
+    failed, scored = (sum(row.get(name, 0) for row in last) for name in ("reward/failed", "loss/sequences"))
+    if len(last) < WINDOW or failed <= thresholds.FAILED_REWARDS_SHARE * (failed + scored):
         return None
     return (
-        f"{failed:.0f} rewards of the last {WINDOW} steps failed, {failed / (failed + judged):.0%} of all, and their "
-        "answers train nothing: the reason stands in the run's output and in the column failure of rollouts/; mend the "
+        f"{failed:.0f} rewards of the last {WINDOW} steps failed, {failed / (failed + scored):.0%} of all, and their "
+        "responses train nothing: see the reason in the run's output and in the column failure of rollouts/; fix the "
         "function, or raise reward.timeout_s"
     )
 
@@ -256,7 +257,7 @@ def skipped_updates(first: Sequence[Row], last: Sequence[Row], facts: Facts) -> 
 
 
 Rule = Callable[[Sequence[Row], Sequence[Row], Facts], str | None]
-RULES: dict[str, tuple[Rule, bool]] = {  # name -> (rule, whether it wakes a person)
+RULES: dict[str, tuple[Rule, bool]] = {  # name -> (rule, whether its warning is urgent)
     "shared_prompts": (shared_prompts, False),
     "constant_reward": (constant_reward, False),
     "filtered_groups": (filtered_groups, False),
@@ -272,7 +273,7 @@ RULES: dict[str, tuple[Rule, bool]] = {  # name -> (rule, whether it wakes a per
 }
 
 
-def _middle(rows: Sequence[Row], name: str) -> float | None:
-    """The median, so that one odd step says nothing."""
+def _median(rows: Sequence[Row], name: str) -> float | None:
+    """The median, so that a single unusual step does not count."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return float(median(values)) if len(values) == WINDOW else None

@@ -1,7 +1,7 @@
-"""The short table a finished run closes with, in words a newcomer understands. Pure: facts in, text out.
+"""The short table at the end of a finished run, in words a newcomer understands. Pure functions: facts in, text out.
 
-Measures nothing. ``loop`` fills :class:`ClosingFacts` and prints the table; what was not measured is None and its row
-is left out.
+Measures nothing. ``run`` fills :class:`ClosingFacts` and prints the table; what was not measured is None and its row is
+omitted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlpost.reporting.progress import duration, percent
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.simulation.replay import Comparison
 
-MAX_SIMULATOR_ERROR = 0.10  # above it the simulated row would say more about the simulator than about APRIL
+MAX_SIMULATOR_ERROR = 0.10  # above it, the simulated row would reflect the simulator's error more than APRIL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +36,14 @@ class ClosingFacts:
     rollout_tokens_per_s: float | None = None  # trained tokens over generation time
     idle_share: float | None = None
     carried_share: float | None = None
-    rollout_s: float | None = None  # generation time of the run, as it happened
-    simulated_april_s: float | None = None  # the same rollouts in the simulator, as they were scheduled
-    simulated_sync_s: float | None = None  # and with every step waiting for its slowest response
+    rollout_s: float | None = None  # measured generation time of the run
+    simulated_april_s: float | None = None  # the same rollouts in the simulator, as scheduled
+    simulated_sync_s: float | None = None  # the same, with every step waiting for its slowest response
     model_dir: Path | None = None
 
     @property
     def simulator_error(self) -> float | None:
-        """How far the simulator is off on the rollouts that did happen: a share of their real time."""
+        """The simulator's error on the rollouts that did happen, as a share of their measured time."""
         if not self.rollout_s or self.simulated_april_s is None:
             return None
         return abs(self.simulated_april_s - self.rollout_s) / self.rollout_s
@@ -52,7 +52,7 @@ class ClosingFacts:
 def gather_facts(
     history: History, *, path: Path, step: int, cfg: Config, comparison: Comparison | None
 ) -> ClosingFacts:
-    """What the run's memory says of it. ``comparison``: its rollouts simulated without APRIL, where that was done."""
+    """The facts in the run's history. ``comparison``: its rollouts simulated without APRIL, if that was done."""
     totals, rollout_s = history.totals, history.record.generate_s
     first, last = (history.evaluations[0], history.evaluations[-1]) if len(history.evaluations) > 1 else ({}, {})
     return ClosingFacts(
@@ -77,7 +77,7 @@ def gather_facts(
 
 
 def make_summary(facts: ClosingFacts, history: History, buffer: RolloutBuffer) -> dict[str, Any]:
-    """What ``finished.json`` holds and ``rlpost train`` returns."""
+    """The contents of ``finished.json``, which ``rlpost train`` returns."""
     evaluations = [{k: v for k, v in e.items() if k not in ("correct", "problems")} for e in history.evaluations]
     return {
         "steps": facts.steps,
@@ -92,7 +92,7 @@ def make_summary(facts: ClosingFacts, history: History, buffer: RolloutBuffer) -
 
 
 def closing_table(facts: ClosingFacts) -> str:
-    """Lines of ``label  value``, aligned; no colours, so it reads the same in a terminal, a log and an issue."""
+    """Lines of ``label  value``, aligned; no colors, so it reads the same in a terminal, a log and an issue."""
     rows = [
         *_accuracy_rows(facts),
         *_length_rows(facts),
@@ -116,11 +116,11 @@ def _accuracy_rows(facts: ClosingFacts) -> list[Row]:
         rows.append(("Accuracy after", _with_interval(after)))
     if gain is not None:
         ends = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-        rows.append(("  difference", f"{100 * gain.mean:+.1f} points ({ends}, the same problems compared)"))
+        rows.append(("  difference", f"{100 * gain.mean:+.1f} points ({ends}, on the same problems)"))
     if rows and facts.num_problems:
-        times = f", {facts.samples_per_problem} answers each" if facts.samples_per_problem > 1 else ""
+        times = f", {facts.samples_per_problem} responses each" if facts.samples_per_problem > 1 else ""
         problems = f"{facts.num_problems} problems not trained on{times}"
-        rows.append(("  measured on", f"{problems}; in brackets: 95 % interval"))
+        rows.append(("  measured on", f"{problems}; in parentheses: 95 % interval"))
     return rows
 
 
@@ -128,7 +128,7 @@ def _length_rows(facts: ClosingFacts) -> list[Row]:
     before, after = facts.response_tokens_before, facts.response_tokens_after
     if before is None or after is None:
         return []
-    return [("Answer length", f"{before:.0f} tokens before, {after:.0f} after")]
+    return [("Response length", f"{before:.0f} tokens before, {after:.0f} after")]
 
 
 def _rollout_rows(facts: ClosingFacts) -> list[Row]:
@@ -136,9 +136,9 @@ def _rollout_rows(facts: ClosingFacts) -> list[Row]:
     if facts.rollout_tokens_per_s is not None:
         rows.append(("Generation speed", f"{facts.rollout_tokens_per_s:,.0f} tokens/s that were trained on"))
     if facts.idle_share is not None:
-        rows.append(("Idle share", f"{percent(facts.idle_share)} of the engine's places stood empty while it ran"))
+        rows.append(("Idle share", f"{percent(facts.idle_share)} of the engine's slots were empty while it ran"))
     if facts.carried_share is not None:
-        rows.append(("Carried over", f"{percent(facts.carried_share)} of trained tokens were begun in an earlier step"))
+        rows.append(("Carried over", f"{percent(facts.carried_share)} of trained tokens came from earlier steps"))
     return rows + _simulated_rows(facts)
 
 
@@ -154,12 +154,12 @@ def _simulated_rows(facts: ClosingFacts) -> list[Row]:
 
 
 def _place_rows(facts: ClosingFacts) -> list[Row]:
-    look = f"{facts.run_dir}/metrics.jsonl (numbers), {facts.run_dir}/rollouts (every answer trained on)"
-    rows = [("Everything is in", str(facts.run_dir)), ("Look at next", look)]
+    look = f"{facts.run_dir}/metrics.jsonl (numbers), {facts.run_dir}/rollouts (every response trained on)"
+    rows = [("Everything is in", str(facts.run_dir)), ("Where to look", look)]
     rows.append(("As a page", f"rlpost report {facts.run_dir}"))
     if facts.model_dir is not None:
         rows.append(("The model", str(facts.model_dir)))
-    rows.append(("", "docs/metrics.md says what each number means"))
+    rows.append(("", "docs/metrics.md explains each number"))
     return rows
 
 

@@ -1,9 +1,9 @@
-# ruff: noqa: E501 (a table keeps one row a line)
-"""What every metric means: one plain table of names, units, meanings and healthy ranges. Pure; no imports of rlpost.
+# ruff: noqa: E501 (a table keeps one row per line)
+"""What every metric means: one plain table of names, units, meanings and healthy ranges. Imports nothing of rlpost.
 
-Names are ``area/name``. A ``*`` stands for one part between slashes (a lag, a reason, a reward's part). Whoever logs a
-new number adds its line here; ``tests/reporting/test_metric_names.py`` holds the program's names and ``docs/metrics.md`` to it
-(``python -m rlpost.reporting.metric_names > docs/metrics.md`` writes that page again).
+Names are ``area/name``. A ``*`` stands for one part between slashes (a lag, a reason, a reward's part). New metrics
+need a line here; ``tests/reporting/test_metric_names.py`` checks the program's names and ``docs/metrics.md`` against it
+(``python -m rlpost.reporting.metric_names > docs/metrics.md`` rewrites that page).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from functools import cache
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    name: str  # may hold *
+    name: str  # may contain *
     unit: str
     meaning: str
-    healthy: str = ""  # what a run that goes well shows, and what the opposite means
+    healthy: str = ""  # what a healthy run shows, and what the opposite means
 
     @property
     def varies(self) -> bool:
-        """Whether it may differ between two runs that do the same: a clock measured it, or a worker or cache made it."""
+        """Whether it may differ between two identical runs: because of a clock, a worker or a cache."""
         return self.unit in ("s", "tokens/s", "GB/s") or self.name in _VARYING
 
 
 _VARYING = (
-    *("rollout/idle_share", "rollout/running_mean", "rollout/own_share", "replay/error"),  # made of times
+    *("rollout/idle_share", "rollout/running_mean", "rollout/own_share", "replay/error"),  # computed from times
     *("reward/retried", "reward/replaced_workers", "reward/cache_hit_share", "eval/cache_hit_share"),
 )
 
@@ -35,13 +35,13 @@ AREAS = {
     "reward": "Rewards of the groups trained in the step, before shaping.",
     "rollout": "How the step's rollout was generated, and what was carried between steps (APRIL).",
     "loss": "The update: means over the step's trainable tokens unless said otherwise.",
-    "mismatch": "The behaviour ratio r = exp(old_logprobs - rollout_logprobs), by version lag: how many policy versions "
-    "lie between a token's sampling and its training. Lag 0 is pure engine mismatch, later lags mismatch and staleness "
+    "mismatch": "The behavior ratio r = exp(old_logprobs - rollout_logprobs), by version lag: the number of policy versions "
+    "between a token's sampling and its training. Lag 0 is pure engine mismatch, later lags mismatch and staleness "
     "together.",
     "publish": "Copying the trained weights into the engine.",
     "eval": "Evaluation on held-out problems.",
     "time": "Wall time of the phases of one step.",
-    "waterfall": "Where `time/step` went: parts that add up to it, in their order. Those that took no time are absent.",
+    "waterfall": "Where `time/step` went: parts that add up to it, in order. Parts that took no time are absent.",
     "total": "Sums over the run so far.",
     "replay": "Once, at the end: the run's rollouts replayed in the simulator, as they were and without APRIL.",
     "histogram": "Distributions over one step, in W&B and TensorBoard only.",
@@ -50,40 +50,40 @@ AREAS = {
 
 REGISTRY = (
     Metric("step", "steps", "Rollouts trained so far; also the published policy version."),
-    Metric("time_s", "s", "Since the run began, pauses between resumed parts left out."),
+    Metric("time_s", "s", "Since the run began, without pauses between resumed parts."),
     # reward
     Metric(
-        "reward/mean", "reward", "Mean over judged samples.", "rises; a jump without eval/accuracy is reward hacking"
+        "reward/mean", "reward", "Mean over scored samples.", "rises; a jump without eval/accuracy is reward hacking"
     ),
-    Metric("reward/std", "reward", "Standard deviation over judged samples.", "above 0; at 0 nothing can be learnt"),
+    Metric("reward/std", "reward", "Standard deviation over scored samples.", "above 0; at 0 nothing can be learned"),
     Metric("reward/min", "reward", "Smallest."),
     Metric("reward/max", "reward", "Largest."),
-    Metric("reward/failed", "samples", "Samples whose reward raised, was late or was no number.", "0"),
+    Metric("reward/failed", "samples", "Samples whose reward raised an error, was late or was not a number.", "0"),
     Metric(
         "reward/failed/*",
         "samples",
-        "The same, by kind: timeout, crash, reward_error, none, or a kind that the reward names.",
+        "The same, by kind: timeout, crash, reward_error, none, or a kind named by the reward.",
         "0",
     ),
     Metric(
         "reward/pending",
         "samples",
-        "Samples that still waited for their verdict when the step had its groups.",
-        "small; rewards are slower than generation otherwise",
+        "Samples that were still waiting for their reward result when the step had its groups.",
+        "small; otherwise rewards are slower than generation",
     ),
-    Metric("reward/retried", "calls", "Calls that failed and were made again (`reward.on_failure=retry`).", "0"),
+    Metric("reward/retried", "calls", "Calls that failed and were retried (`reward.on_failure=retry`).", "0"),
     Metric(
         "reward/replaced_workers",
         "workers",
-        "Reward processes killed at a deadline, or lost, since the step before.",
+        "Reward processes killed at a deadline, or lost, since the previous step.",
         "0",
     ),
-    Metric("reward/call_s", "s", "Mean time of one call of a reward function, verdicts from the cache left out."),
+    Metric("reward/call_s", "s", "Mean time of one call of a reward function, without results from the cache."),
     Metric("reward/call_s/max", "s", "Longest such time.", "well below `reward.timeout_s`"),
     Metric(
         "reward/cache_hit_share",
         "share",
-        "Calls answered from the verdict cache; absent without one.",
+        "Calls answered by the reward cache; absent without one.",
         "near 0, except after a resume",
     ),
     Metric("reward/part/*", "reward", "Mean of one part of the reward."),
@@ -91,22 +91,20 @@ REGISTRY = (
         "reward/equal_groups_share", "share", "Groups whose rewards are all equal: no gradient from them.", "below 0.7"
     ),
     # rollout
-    Metric(
-        "rollout/consumed_tokens_per_s", "tokens/s", "Tokens that were trained, over generation time: the useful rate."
-    ),
+    Metric("rollout/consumed_tokens_per_s", "tokens/s", "Tokens trained on, over generation time: the useful rate."),
     Metric(
         "rollout/generated_tokens_per_s", "tokens/s", "Tokens newly sampled, over generation time.", "near consumed"
     ),
     Metric(
         "rollout/discarded_tokens_per_s",
         "tokens/s",
-        "Tokens thrown away (filters, failed rewards).",
+        "Tokens discarded (filters, failed rewards).",
         "0 without a filter",
     ),
     Metric(
         "rollout/replayed_tokens_per_s",
         "tokens/s",
-        "Tokens of carried samples the engine read again.",
+        "Tokens of carried-over samples that the engine read again.",
         "small: a prefill",
     ),
     Metric("rollout/consumed_tokens", "tokens", "Response tokens of the groups trained."),
@@ -114,8 +112,10 @@ REGISTRY = (
     Metric(
         "rollout/discarded_tokens", "tokens", "Response tokens of rejected groups, and of samples without a reward."
     ),
-    Metric("rollout/replayed_tokens", "tokens", "Prompt and response tokens of carried samples read again."),
-    Metric("rollout/prefill_tokens", "tokens", "Prompt and replayed tokens computed (prefix-cache hits left out)."),
+    Metric(
+        "rollout/replayed_tokens", "tokens", "Prompt and response tokens of carried-over samples that were read again."
+    ),
+    Metric("rollout/prefill_tokens", "tokens", "Prompt and replayed tokens computed (without prefix-cache hits)."),
     Metric(
         "rollout/idle_share",
         "share",
@@ -125,61 +125,63 @@ REGISTRY = (
     Metric(
         "rollout/carried_share",
         "share",
-        "Of the tokens trained, those sampled by an older policy version.",
+        "Share of trained tokens that were sampled by an older policy version.",
         "0.2 to 0.5 (the paper: 0.4); 0 is synchronous",
     ),
     Metric(
         "rollout/version_span/*",
         "share",
-        "Samples trained whose tokens come from so many policy versions.",
+        "Trained samples whose tokens come from this many policy versions.",
         "falls fast; nothing above max_staleness + 1",
     ),
     Metric(
         "rollout/buffer_age",
         "steps",
-        "Mean age of the groups trained: steps since they were drawn.",
+        "Mean age of the trained groups: steps since they were drawn.",
         "below max_staleness",
     ),
-    Metric("rollout/buffer_age_max", "steps", "Largest such age."),
+    Metric("rollout/buffer_age_max", "steps", "The largest such age."),
     Metric("rollout/buffer_groups", "groups", "Groups waiting after the step (partial, scoring or ready)."),
     Metric("rollout/ready_groups", "groups", "Complete groups waiting for a later step."),
-    Metric("rollout/buffer_tokens", "tokens", "Tokens generated and not yet trained."),
+    Metric("rollout/buffer_tokens", "tokens", "Tokens generated but not yet trained."),
     Metric(
         "rollout/length/admitted_mean",
         "tokens",
         "Mean response length of samples trained in this step.",
-        "near launched_mean over a few steps; lower means short answers train first",
+        "near launched_mean over a few steps; lower means that short responses train first",
     ),
     Metric("rollout/length/deferred_mean", "tokens", "Mean length so far of samples carried over."),
     Metric("rollout/length/launched_mean", "tokens", "Mean length so far of samples first started in this step."),
     Metric("rollout/length/admitted_max", "tokens", "Longest response trained."),
-    Metric("rollout/truncated_share", "share", "Samples trained that were cut at max_response_tokens.", "below 0.1"),
-    Metric("rollout/empty_share", "share", "Samples trained with an empty response.", "0"),
+    Metric("rollout/truncated_share", "share", "Trained samples that were cut at max_response_tokens.", "below 0.1"),
+    Metric("rollout/empty_share", "share", "Trained samples with an empty response.", "0"),
     Metric(
-        "rollout/accepted_share", "share", "Groups admitted, of those judged (the rest were rejected by the filter)."
+        "rollout/accepted_share", "share", "Share of complete groups that were admitted (the filter rejected the rest)."
     ),
     Metric(
         "rollout/open_limit",
         "groups",
-        "Most groups open or admitted in the step: `rollout.oversample` x N, or what `rollout.adaptive_oversample` chose.",
+        "Maximum number of groups open or admitted in the step: `rollout.oversample` x N, or the choice of `rollout.adaptive_oversample`.",
     ),
     Metric("rollout/rejected_groups", "groups", "Groups the filter rejected."),
     Metric("rollout/rejected_groups/*", "groups", "The same, by reason."),
     Metric("rollout/launched_samples", "samples", "Samples started for the first time."),
-    Metric("rollout/resumed_samples", "samples", "Carried samples taken up again."),
-    Metric("rollout/kept_samples", "samples", "Carried samples that went on with their KV cache (`rollout.keep_kv`)."),
+    Metric("rollout/resumed_samples", "samples", "Carried-over samples that were resumed."),
+    Metric(
+        "rollout/kept_samples", "samples", "Carried-over samples that resumed with their KV cache (`rollout.keep_kv`)."
+    ),
     Metric("rollout/engine_steps", "steps", "Engine steps of the rollout."),
     Metric("rollout/running_mean", "samples", "Samples in the engine, mean over time.", "near slots"),
     Metric(
         "rollout/slots",
         "samples",
-        "Samples that may be in the engine at once: `rollout.max_in_flight`, or what its KV cache holds, at most `engine.max_slots`.",
+        "Samples that may be in the engine at once: `rollout.max_in_flight`, or as many as its KV cache holds, at most `engine.max_slots`.",
     ),
-    Metric("rollout/kv_usage_max", "share", "Largest share of the KV cache that was taken.", "below 1"),
+    Metric("rollout/kv_usage_max", "share", "Largest share of the KV cache in use.", "below 1"),
     Metric(
         "rollout/preemptions",
         "samples",
-        "Samples that vLLM interrupted as the KV cache was full; their tokens are computed again.",
+        "Samples that vLLM preempted because the KV cache was full; their tokens are recomputed.",
         "near 0",
     ),
     Metric(
@@ -189,17 +191,17 @@ REGISTRY = (
         "below 0.1",
     ),
     # loss
-    Metric("loss/policy", "", "The policy loss as reduced; its size means little, its sign less.", "finite"),
+    Metric("loss/policy", "", "The policy loss as reduced; its magnitude means little, its sign less.", "finite"),
     Metric("loss/total", "", "Policy loss plus KL and entropy terms.", "finite"),
     Metric("loss/nll", "nats", "Negative log-likelihood per token (supervised fine-tuning).", "falls"),
     Metric("loss/kl", "nats", "KL to the frozen reference (estimator kl_estimator).", "grows slowly"),
     Metric("loss/entropy", "nats", "Entropy of the next-token distribution.", "falls slowly; a fall to 0 is collapse"),
     Metric("loss/approx_kl", "nats", "KL from old_logprobs to logprobs, k3.", "below 0.05 per rollout"),
     Metric("loss/ratio", "", "Mean of exp(logprobs - old_logprobs) (GSPO: of the sequence ratio).", "near 1"),
-    Metric("loss/ratio/max", "", "Largest such ratio."),
+    Metric("loss/ratio/max", "", "The largest such ratio."),
     Metric("loss/clip_low_share", "share", "Tokens (GSPO: sequences) clipped below.", "below 0.1"),
     Metric("loss/clip_high_share", "share", "Tokens (GSPO: sequences) clipped above.", "below 0.1"),
-    Metric("loss/dual_clip_share", "share", "Tokens held by the dual clip.", "near 0"),
+    Metric("loss/dual_clip_share", "share", "Tokens limited by the dual clip.", "near 0"),
     Metric(
         "loss/grad_norm",
         "",
@@ -207,20 +209,20 @@ REGISTRY = (
         "steady; spikes are clipped",
     ),
     Metric("loss/lr", "", "Learning rate of the last optimizer step."),
-    Metric("loss/skipped_updates", "updates", "Updates skipped for NaN or infinite values; never applied.", "0"),
+    Metric("loss/skipped_updates", "updates", "Updates skipped because of NaN or infinite values; never applied.", "0"),
     Metric("loss/tokens", "tokens", "Trainable tokens of the step."),
     Metric("loss/sequences", "sequences", "Sequences with at least one trainable token."),
     # mismatch
     Metric(
         "mismatch/*/ratio",
         "",
-        "Mean r at this lag (lag_0, lag_1, ..., the last with _plus); mixed_kv: of tokens that attended to keys and values of older weights, which are in no lag.",
+        "Mean r at this lag (lag_0, lag_1, ..., the last with _plus); mixed_kv: of tokens that attended to keys and values of older weights, which are counted in no lag.",
         "near 1",
     ),
     Metric(
         "mismatch/*/abs_log_ratio", "nats", "Mean abs(log r) at this lag.", "lag_0: below 1e-4 in fp32, 0.05 in bf16"
     ),
-    Metric("mismatch/*/changed_share", "share", "Tokens the correction truncated or masked.", "below 0.05"),
+    Metric("mismatch/*/changed_share", "share", "Tokens that the correction truncated or masked.", "below 0.05"),
     Metric("mismatch/*/token_share", "share", "Trainable tokens of this lag."),
     Metric("mismatch/abs_log_ratio/max", "nats", "Largest abs(log r) over all lags."),
     Metric(
@@ -238,7 +240,7 @@ REGISTRY = (
     # eval
     Metric("eval/accuracy", "share", "mean@k: mean over problems of the share of correct samples.", "rises"),
     Metric("eval/accuracy_low", "share", "Lower end of its 95 % interval, bootstrap over problems."),
-    Metric("eval/accuracy_high", "share", "Upper end of the same."),
+    Metric("eval/accuracy_high", "share", "Upper end of the same interval."),
     Metric(
         "eval/pass_at_k",
         "share",
@@ -246,72 +248,72 @@ REGISTRY = (
         "falls while accuracy rises: the policy narrows",
     ),
     Metric("eval/pass_at_k_low", "share", "Lower end of its 95 % interval."),
-    Metric("eval/pass_at_k_high", "share", "Upper end of the same."),
+    Metric("eval/pass_at_k_high", "share", "Upper end of the same interval."),
     Metric("eval/response_tokens", "tokens", "Mean response length."),
     Metric("eval/truncated_share", "share", "Responses cut at the limit.", "below 0.05"),
-    Metric("eval/num_samples", "samples", "Responses judged."),
-    Metric("eval/failed/*", "samples", "Responses without a verdict, by kind of failure.", "0"),
-    Metric("eval/cache_hit_share", "share", "Calls answered from the verdict cache; absent without one."),
-    Metric("eval/num_failed", "samples", "Responses without a verdict, left out of the means.", "0"),
+    Metric("eval/num_samples", "samples", "Responses scored."),
+    Metric("eval/failed/*", "samples", "Responses without a reward result, by kind of failure.", "0"),
+    Metric("eval/cache_hit_share", "share", "Calls answered by the reward cache; absent without one."),
+    Metric("eval/num_failed", "samples", "Responses without a reward result, excluded from the means.", "0"),
     Metric("eval/part/*", "reward", "Mean of one part of the reward."),
     # time
-    Metric("time/step", "s", "The whole step: publication, generation, update; evaluation and saving left out."),
+    Metric("time/step", "s", "The whole step: publication, generation, update; without evaluation and saving."),
     Metric(
         "time/cpu",
         "s",
-        "CPU time of the run's own process in the step, over all its threads; the publication left out.",
-        "near time/step with one thread; far below it, other programs have the cores",
+        "CPU time of the run's own process in the step, over all its threads; without the publication.",
+        "near time/step with one thread; far below it, other programs are using the cores",
     ),
-    Metric("time/generate", "s", "Generation, scoring beside it included."),
+    Metric("time/generate", "s", "Generation, including concurrent scoring."),
     Metric("time/update", "s", "Forward, backward and optimizer."),
     Metric(
         "time/ledger",
         "s",
-        "Writing the rollout and its end into the ledger, and reading tokens back.",
+        "Writing the rollout and its end to the ledger, and reading tokens back.",
         "below 0.02 of time/step",
     ),
     Metric(
         "time/publish",
         "s",
-        "Copying the weights this step generates with into the engine, fingerprint and canary included.",
+        "Copying this step's weights into the engine, including fingerprint and canary.",
     ),
     Metric("time/eval", "s", "Evaluation; not part of time/step."),
     Metric("time/save", "s", "Saving a checkpoint; not part of time/step."),
     # waterfall
-    Metric("waterfall/canary", "s", "Scoring the canary, trainer and engine."),
+    Metric("waterfall/canary", "s", "Scoring the canary with trainer and engine."),
     Metric("waterfall/copy", "s", "Copying the weights into the engine."),
     Metric("waterfall/fingerprint", "s", "Reading every tensor back and comparing it."),
     Metric(
         "waterfall/hand_over",
         "s",
-        "The device changing hands: sleeping and waking of engine and trainer.",
-        "small on a GPU, nothing on a CPU",
+        "Handing over the device: sleeping and waking engine and trainer.",
+        "small on a GPU, zero on a CPU",
     ),
-    Metric("waterfall/engine", "s", "The engine at work, places that stood empty left out.", "most of the step"),
-    Metric("waterfall/idle", "s", "The engine's time x the share of its places that stood empty (rollout/idle_share)."),
+    Metric("waterfall/engine", "s", "The engine at work, without its empty slots.", "most of the step"),
+    Metric("waterfall/idle", "s", "The engine's time x the share of its slots that were empty (rollout/idle_share)."),
     Metric(
         "waterfall/collect",
         "s",
-        "rlpost's own code beside the engine: scheduling, buffer, handing samples to the reward.",
+        "rlpost's own code beside the engine: scheduling, buffer, submitting samples for scoring.",
         "below a tenth of waterfall/engine",
     ),
-    Metric("waterfall/wait_for_rewards", "s", "Nothing left to generate, verdicts outstanding.", "0"),
+    Metric("waterfall/wait_for_rewards", "s", "Nothing left to generate, rewards pending.", "0"),
     Metric("waterfall/abort", "s", "Ending what was in flight (one engine; with replicas it is part of engine)."),
     Metric(
         "waterfall/build_batch",
         "s",
-        "Advantages, packing and batches, once the step has its groups (records of answers are made while others are generated).",
+        "Advantages, packing and batches, once the step has its groups (records of responses are made while others are generated).",
         "below 0.02 of time/step",
     ),
     Metric(
         "waterfall/old_logprobs",
         "s",
-        "The pass for old_logprobs, where the algorithm or logging.trainer_logprobs needs it.",
+        "The pass for old_logprobs, if the algorithm or logging.trainer_logprobs needs it.",
     ),
-    Metric("waterfall/ref_logprobs", "s", "The pass of the frozen reference, where there is a KL term."),
+    Metric("waterfall/ref_logprobs", "s", "The pass of the frozen reference, if there is a KL term."),
     Metric("waterfall/train", "s", "Forward, backward, optimizer."),
-    Metric("waterfall/keep_state", "s", "Leaving the trainer's state outside the workers (cluster.keep_shards)."),
-    Metric("waterfall/recover", "s", "Starting workers anew after one was lost."),
+    Metric("waterfall/keep_state", "s", "Keeping the trainer's state outside the workers (cluster.keep_shards)."),
+    Metric("waterfall/recover", "s", "Restarting workers after one was lost."),
     Metric("waterfall/ledger", "s", "As time/ledger."),
     Metric("waterfall/record", "s", "Metrics, rollout files, tables."),
     Metric("waterfall/other", "s", "The rest."),
@@ -323,30 +325,30 @@ REGISTRY = (
     Metric(
         "replay/synchronous_s", "s", "The simulator's time for the same rollouts, every step waiting for its slowest."
     ),
-    Metric("replay/error", "share", "How far the simulator is off on the run as it was.", "below 0.1"),
+    Metric("replay/error", "share", "The simulator's error on the run as it was.", "below 0.1"),
     # histogram
-    Metric("histogram/length", "tokens", "Response lengths of the samples trained.", "no pile at max_response_tokens"),
+    Metric("histogram/length", "tokens", "Response lengths of the trained samples.", "no pile at max_response_tokens"),
     Metric(
         "histogram/staleness",
         "versions",
-        "Of the tokens trained: how many policy versions before the trained one they were sampled.",
+        "Trained tokens, by how many policy versions before the trained one they were sampled.",
         "nothing above max_staleness",
     ),
-    Metric("histogram/advantage", "", "Advantages of the samples trained.", "both signs; a spike at 0 teaches nothing"),
-    Metric("histogram/reward", "reward", "Rewards of the samples trained.", "more than one bar"),
+    Metric("histogram/advantage", "", "Advantages of the trained samples.", "both signs; a spike at 0 teaches nothing"),
+    Metric("histogram/reward", "reward", "Rewards of the trained samples.", "more than one bar"),
     # log
     Metric("log/not_finite", "numbers", "Numbers of this line that were NaN or infinite (written as null).", "absent"),
 )
 
 
 def find(name: str) -> Metric | None:
-    """The registry's line for a logged name; an exact name wins over a family."""
+    """The registry's entry for a logged name; an exact name takes precedence over a family."""
     exact, families = _compiled()
     return exact.get(name) or next((metric for pattern, metric in families if pattern.fullmatch(name)), None)
 
 
 def varies(name: str) -> bool:
-    """:attr:`Metric.varies` of a logged name; one that is not known is not relied on."""
+    """:attr:`Metric.varies` of a logged name; True for an unknown one."""
     metric = find(name)
     return metric is None or metric.varies
 
@@ -356,12 +358,12 @@ def render() -> str:
     lines = [
         "# Metrics",
         "",
-        "Every run writes `runs/NAME/metrics.jsonl`, one flat JSON object a line, always with `step` and `time_s`; W&B and",
+        "Every run writes `runs/NAME/metrics.jsonl`, one flat JSON object per line, always with `step` and `time_s`; W&B and",
         "TensorBoard show the same names. A number that was NaN or infinite is `null` there and counted in",
         "`log/not_finite`. `*` stands for one part of a name. Written by `python -m rlpost.reporting.metric_names`.",
         "",
-        "A run that goes well: `eval/accuracy` and `reward/mean` rise, `rollout/idle_share` is small, `mismatch/lag_0/ratio`",
-        "is 1, `loss/skipped_updates` and `reward/failed` are 0.",
+        "In a healthy run, `eval/accuracy` and `reward/mean` rise, `rollout/idle_share` is small, `mismatch/lag_0/ratio`",
+        "is 1, and `loss/skipped_updates` and `reward/failed` are 0.",
         "",
         *_table([metric for metric in REGISTRY if "/" not in metric.name]),
     ]

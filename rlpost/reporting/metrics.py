@@ -1,7 +1,7 @@
-"""The run's log: ``metrics.jsonl`` always, W&B and TensorBoard beside it, the rollouts as Parquet.
+"""The run's log: ``metrics.jsonl`` always, W&B and TensorBoard in addition, the rollouts as Parquet.
 
-Owns these files. Computes no metric: the loop hands it numbers by the names of ``rlpost.reporting.metric_names``. Only
-the loop (and the commands that run without one) calls it, from one thread; nothing here waits for a network.
+Owns these files. Computes no metric: it receives numbers under the names in ``rlpost.reporting.metric_names``. Only
+``reporting.reporter`` calls it, from one thread; nothing here waits for a network.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ TIME_DIGITS = 3  # of time_s
 
 
 class MetricsWriter:
-    """Appends to the run directory's log. On resume call :meth:`rewind` before the first :meth:`log`.
+    """Appends to the run directory's log. On resume, call :meth:`rewind` before the first :meth:`log`.
 
     Args:
         run_dir: exists and is writable.
         resolved_config: plain containers, shown by W&B.
         decode: token ids to text, for the rollout files.
-        say: takes one line for the user (the progress display's ``message``).
-        split_times: what reads a clock, or varies for other reasons, goes to ``timings.jsonl``, so that
-            ``metrics.jsonl`` is the same, byte for byte, for two runs that do the same. Trackers get both.
+        say: receives one line for the user (the progress display's ``message``).
+        split_times: values that depend on a clock, or vary for other reasons, go to ``timings.jsonl``, so that
+            ``metrics.jsonl`` is identical, byte for byte, for two identical runs. Trackers get both.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class MetricsWriter:
         self._decode = decode
         self._say = say
         self._warned: set[str] = set()
-        self._trackers: list[tracking.Tracker] | None = None  # started by the first line: a rewind comes before
+        self._trackers: list[tracking.Tracker] | None = None  # started by the first line: a rewind comes before it
         names = [FILE, TIMES_FILE] if split_times else [FILE]
         self._logs = [JsonLines(self.run_dir / name) for name in names]
         self._start_clock(lambda row: True)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line: ``step``, ``time_s`` and the values, which are real numbers (NumPy's and 0-d tensors included).
+        """One line: ``step``, ``time_s`` and the values, which are real numbers (including NumPy's and 0-d tensors).
 
-        NaN and infinity have no JSON: they are written as null, counted in ``log/not_finite`` and reported once a name.
+        JSON has no NaN or infinity: they are written as null, counted in ``log/not_finite`` and reported once per name.
         """
         row: dict[str, float | int | None] = {"step": step, "time_s": round(self.now_s(), TIME_DIGITS)}
         numbers = {name: _to_number(name, value) for name, value in values.items()}
@@ -88,7 +88,7 @@ class MetricsWriter:
         old_logprobs: Sequence[Sequence[np.ndarray | None]] | None = None,
     ) -> None:
         """Every sample trained in the step as ``rollouts/step-N.parquet``, the first few as a tracker's table."""
-        if not self._logging.keep_rollouts:  # then only the table's answers are made text
+        if not self._logging.keep_rollouts:  # then only the table's responses are decoded
             groups = groups[: self._logging.table_rows]
         rows = rollout_files.to_rows(groups, advantages, self._decode, old_logprobs)
         if self._logging.keep_rollouts:
@@ -99,12 +99,12 @@ class MetricsWriter:
                 tracker.log_table(step, "rollouts", table)
 
     def log_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """The values whose distribution the trackers show, by name."""
+        """The values whose distributions the trackers show, by name."""
         for tracker in self._start_trackers():
             tracker.log_histograms(step, values)
 
     def log_evaluation(self, step: int, samples: Sequence[tuple[Prompt, Sample]]) -> None:
-        """The first few answers of an evaluation as a tracker's table, the same problems each time."""
+        """The first few responses of an evaluation as a tracker's table, the same problems each time."""
         if not self._logging.table_rows:
             return
         first = sorted(samples, key=lambda pair: (len(pair[1].uid), pair[1].uid, pair[1].index))
@@ -117,12 +117,12 @@ class MetricsWriter:
             tracker.log_table(step, "eval_rollouts", table)
 
     def alert(self, title: str, text: str) -> None:
-        """To the trackers that run: something that should wake a person."""
+        """Send an urgent message to the running trackers."""
         for tracker in self._trackers or []:
             tracker.alert(title, text)
 
     def keep_files(self, name: str, files: Sequence[Path]) -> None:
-        """Files of the run, where they are there, for the trackers that keep such."""
+        """Pass files of the run, if they exist, to the trackers that store files."""
         files = [file for file in files if file.exists()]
         for tracker in self._trackers or [] if files else []:
             tracker.keep_files(name, files)
@@ -132,10 +132,10 @@ class MetricsWriter:
         return time.monotonic() - self._started
 
     def rewind(self, step: int | None, *, evaluated_step: int | None = None) -> float:
-        """Forget everything logged for later steps: a run resumed at ``step`` goes through them again.
+        """Drop everything logged for later steps: a run resumed at ``step`` repeats them.
 
-        None: a run without a checkpoint starts over, nothing is kept. An evaluation later than ``evaluated_step``, the
-        last one that the checkpoint knows, is forgotten too (None: all stay), and so is what only a run's end logs.
+        None: a run without a checkpoint starts over, nothing is kept. Also drops an evaluation later than
+        ``evaluated_step``, the last one in the checkpoint (None: all stay), and everything logged only at a run's end.
         """
 
         def is_kept(row: Mapping[str, Any]) -> bool:
@@ -149,7 +149,7 @@ class MetricsWriter:
         return time_s
 
     def close(self, *, failed: bool = False) -> None:
-        """Flush and end the trackers. Safe to call twice."""
+        """Flush and close the trackers. Safe to call twice."""
         for log in self._logs:
             log.close()
         for tracker in self._trackers or []:
@@ -157,7 +157,7 @@ class MetricsWriter:
         self._trackers = []
 
     def _start_clock(self, keep: Callable[[Mapping[str, Any]], bool]) -> float:
-        """Cut the logs to the lines kept; ``time_s`` goes on from the last of them, which is returned."""
+        """Cut the logs to the kept lines; ``time_s`` continues from the last of them, which is returned."""
         last = [log.cut(keep, self._say) for log in self._logs][-1]
         time_s = float((last or {}).get("time_s", 0.0))
         self._started = time.monotonic() - time_s
@@ -166,7 +166,7 @@ class MetricsWriter:
     def _append_split(self, row: Mapping[str, Any]) -> None:
         varying = {name for name in row if name != "step" and metric_names.varies(name)}
         rest = {name: value for name, value in row.items() if name not in varying}
-        if len(rest) > 1:  # more than the step
+        if len(rest) > 1:  # more than the step alone
             self._logs[0].append(rest)
         self._logs[1].append({"step": row["step"], **{name: row[name] for name in row if name in varying}})
 
@@ -200,14 +200,14 @@ class MetricsWriter:
         return self._trackers
 
     def _read_axes(self) -> dict[str, float]:
-        """Where the steps logged so far end, on each axis of a curve."""
+        """The last logged value on each axis of a curve."""
         steps = read_steps(self.run_dir)
         return {name: step[name] for step in steps for name in tracking.AXES if name in step}
 
 
 class JsonLines:
-    """A log of one JSON object a line with its ``step``. What is none, a line torn by a kill or the zeros that a power
-    cut leaves, goes with the next cut."""
+    """A log of one JSON object per line with its ``step``. The next cut removes invalid lines, such as one torn by a
+    kill or the zeros left by a power failure."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -217,10 +217,10 @@ class JsonLines:
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()  # a killed process loses nothing; only a power cut could
+        self._file.flush()  # a killed process loses nothing; only a power failure could
 
     def cut(self, keep: Callable[[Mapping[str, Any]], bool], say: tracking.Say = print) -> Mapping[str, Any] | None:
-        """Keep the lines for which ``keep(row)``; returns the last of them, None where there is none."""
+        """Keep the lines for which ``keep(row)``; returns the last of them, None if there are none."""
         self.close()
         if not self._path.exists():
             self._path.touch()
@@ -229,7 +229,7 @@ class JsonLines:
         rows = [(line, row) for line in lines if (row := _read_row(line)) is not None]
         unreadable = sum(line.endswith(b"\n") for line in lines) - len(rows)
         if unreadable:
-            say(f"warning: {unreadable} lines of {self._path} cannot be read and were dropped")
+            say(f"warning: dropped {unreadable} unreadable lines of {self._path}")
         kept = [(line, row) for line, row in rows if keep(row)]
         if len(kept) < len(lines):
             shorter = self._path.with_suffix(".unfinished")
@@ -247,25 +247,25 @@ class JsonLines:
 
 
 def _read_row(line: bytes) -> Mapping[str, Any] | None:
-    """A whole line's object; None for a torn one, and for what is no object with a step."""
+    """A complete line's object; None for a torn one, and for anything that is not an object with a step."""
     if not line.endswith(b"\n"):
         return None
     try:
         row = json.loads(line)
-    except ValueError:  # not UTF-8 included
+    except ValueError:  # including text that is not UTF-8
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """All whole lines of a run's log, oldest first."""
+    """All complete lines of a run's log, oldest first."""
     return read_rows(Path(run_dir) / FILE)
 
 
 def read_steps(run_dir: Path) -> list[dict[str, float]]:
-    """Everything logged of each step as one mapping with ``step``, in order; step 0 is what came before the first.
+    """Everything logged for each step as one mapping with ``step``, in order; step 0 is what came before the first.
 
-    ``timings.jsonl`` is part of it, null values are left out; empty where nothing was logged. The run may be going on.
+    Includes ``timings.jsonl``, without null values; empty if nothing was logged. The run may be active.
     """
     steps: dict[int, dict[str, float]] = {}
     for name in (FILE, TIMES_FILE):
@@ -278,7 +278,7 @@ def read_steps(run_dir: Path) -> list[dict[str, float]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log, oldest first."""
+    """The complete lines of a log, oldest first."""
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 

@@ -1,6 +1,6 @@
-"""The model card (README.md) of a trained model: what it is, how it came about, how good it is. Facts in, text out.
+"""The model card (README.md) of a trained model: what it is, how it was trained, how good it is. Facts in, text out.
 
-``loop`` writes one beside the finished model, ``rlpost export`` beside an exported one.
+``run`` writes one beside the finished model, ``rlpost export`` beside an exported one.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str
         "## Evaluation",
         "",
         f"Held-out problems, {k} response(s) each, temperature {config['eval']['temperature']:g}; "
-        "in brackets the 95 % interval over problems.",
+        "the 95 % interval over problems in parentheses.",
         "",
-        f"| After step | mean@{k} | Tokens a response |",
+        f"| After step | mean@{k} | Tokens per response |",
         "|---|---|---|",
     ]
     chosen = evaluations if len(evaluations) < 3 else [evaluations[0], evaluations[-1]]
@@ -77,7 +77,7 @@ def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str
 
 
 def _is_hub_name(path: str) -> bool:
-    """``owner/name`` and nothing that looks like a folder."""
+    """``owner/name``, and not something that looks like a folder."""
     parts = path.split("/")
     return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and "://" not in path
 

@@ -1,8 +1,8 @@
 """What a person watching a run sees: the phase, the step's groups, accuracy so far, time left.
 
-Owns the terminal while a run lasts; knows nothing of the loop. ``loop`` and ``evaluate`` call it. On a
-terminal one live block is redrawn by rich's own thread four times a second, so a call costs a few
-assignments; elsewhere there is one plain line per step; ``quiet`` prints only what :meth:`Progress.message` is told.
+Owns the terminal while a run lasts; knows nothing about the loop. ``reporting.reporter`` and ``evaluate`` call it. On a
+terminal, one live block is redrawn by rich's own thread four times a second, so a call costs only a few assignments;
+elsewhere there is one plain line per step; ``quiet`` prints only the texts given to :meth:`Progress.message`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REDRAWS_PER_S = 4
 BAR_WIDTH = 24
-RECENT_STEPS = 20  # steps the time left is judged by: lengths change while a policy learns
+RECENT_STEPS = 20  # steps used to estimate the time left: lengths change while a policy learns
 
 PHASES = {
     "start": "starting",
@@ -27,7 +27,7 @@ PHASES = {
     "update": "updating the policy",
     "publish": "copying weights into the engine",
     "save": "saving a checkpoint",
-    "recover": "starting workers anew",
+    "recover": "restarting workers",
     "eval": "evaluating",
 }
 
@@ -37,7 +37,7 @@ class Progress:
 
     Args:
         kind: ``logging.progress``: auto, live, lines or quiet.
-        out: where to; standard output when None.
+        out: where to print; None: standard output.
         clock: seconds, monotonic; tests pass their own.
     """
 
@@ -64,18 +64,18 @@ class Progress:
             self._live.start()
 
     def start(self, total_steps: int, *, first_step: int = 0, evals_left: int = 0) -> None:
-        """The run goes from ``first_step`` to ``total_steps``; ``evals_left`` counts those still to come."""
+        """The run goes from ``first_step`` to ``total_steps``; ``evals_left`` counts the evaluations still to come."""
         self._total_steps, self._step = total_steps, first_step
         self._pace.start(total_steps - first_step, evals_left)
 
     def phase(self, name: str) -> None:
-        """A new phase begins; a name of :data:`PHASES` or any other words."""
+        """A new phase begins; a name in :data:`PHASES` or any other text."""
         self._phase, self._phase_started = name, self._clock()
         self._admitted = self._wanted = 0
         self._pace.phase(name)
 
     def rollout(self, admitted: int, wanted: int, running: int, open_groups: int = 0) -> None:
-        """Of the step's ``wanted`` groups so many are admitted; samples in the engine; groups open."""
+        """``admitted`` of the step's ``wanted`` groups, samples in the engine, open groups."""
         self._admitted, self._wanted, self._running, self._open = admitted, wanted, running, open_groups
 
     def evaluating(self, finished: int, wanted: int) -> None:
@@ -96,18 +96,18 @@ class Progress:
             self.message(f"evaluation after step {self._step}: accuracy {percent(accuracy)} ({interval(low, high)})")
 
     def left_s(self) -> float | None:
-        """Seconds the run still takes; None before its first step."""
+        """Estimated seconds until the run ends; None before its first step."""
         return self._pace.left_s()
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             self._print(text)
 
     def close(self) -> None:
-        """Take the live block away; nothing is drawn afterwards. Safe to call twice."""
+        """Remove the live block; nothing is drawn afterwards. Safe to call twice."""
         if self._live is not None:
             self._live.transient = True
             self._live.stop()
@@ -120,7 +120,7 @@ class Progress:
         self.close()
 
     def stopping(self, text: str) -> None:
-        """A stop request: from here on a reader that went away (Ctrl-C ends a whole pipe) ends nothing any more."""
+        """A stop request: from now on, a closed output (Ctrl-C ends a whole pipe) no longer ends anything."""
         self._reader_may_leave = True
         self.message(text)
 
@@ -135,7 +135,7 @@ class Progress:
         parts = [f"step {self._step}/{self._total_steps}"]
         shown = (
             ("reward/mean", "reward {:.3f}"),
-            ("rollout/length/admitted_mean", "{:.0f} tokens a response"),
+            ("rollout/length/admitted_mean", "{:.0f} tokens per response"),
             ("rollout/consumed_tokens_per_s", "{:,.0f} tokens/s"),
             ("rollout/carried_share", "{:.0%} carried over"),
             ("rollout/idle_share", "{:.0%} idle"),
@@ -177,8 +177,8 @@ class Progress:
 class Pace:
     """How long the rest takes: the median of recent steps, and of evaluations, times how many are left.
 
-    Medians, since the first step warms up and a rare slow one says nothing about the next. An evaluation may fall
-    inside a step or between two: what its phase took is taken off the step's time.
+    Medians, because the first step warms up and a rare slow one says nothing about the next. An evaluation may fall
+    within a step or between two: the time of its phase is subtracted from the step's.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -205,7 +205,7 @@ class Pace:
         self._steps_left = max(0, self._steps_left - 1)
 
     def left_s(self) -> float | None:
-        """Seconds left, what the current step or evaluation has already taken off; None before the first step."""
+        """Seconds left, minus what the current step or evaluation has already taken; None before the first step."""
         if not self._steps:
             return None
         evals = median(self._evals) * self._evals_left if self._evals else 0.0

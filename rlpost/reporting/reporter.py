@@ -1,8 +1,8 @@
-"""What a run says of itself while it runs, behind one object: the loop names what happens, and never who is told.
+"""Everything a run reports while it runs, behind one object: the loop names what happens, not who is told.
 
 :class:`Reporter` owns metrics and trackers, the timeline, ``status.json``, the display, the advice, the watchdog, and
-the stopwatch that divides a step's time into parts. It decides nothing and changes nothing of a run. ``run`` makes and
-closes it; ``loop``, ``run`` and the workers' recovery call it, from one thread.
+the stopwatch that divides a step's time into parts. It decides nothing and changes nothing in a run. ``run`` creates
+and closes it; ``loop``, ``run`` and the workers' recovery call it, from one thread.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ EMPTY_RESPONSE_TOKENS = 1  # an empty text still has its end token
 
 
 class Reporter:
-    """One run's; ``step`` counts the steps that are finished.
+    """The reporter of one run; ``step`` counts finished steps.
 
     Args:
         run_dir: exists and is writable.
         progress: the display, which outlives a run that restarts.
-        facts: what the advice needs of configuration and data.
+        facts: what the advice needs to know about configuration and data.
         decode: token ids to text, for rollout files.
     """
 
@@ -75,7 +75,7 @@ class Reporter:
         self._explained_open_limit = 0
         self._account = _StepAccount()
 
-    # ---- what happens ---------------------------------------------------------------------------------------
+    # ---- events ---------------------------------------------------------------------------------------------
 
     def message(self, text: str) -> None:
         """A line for the user."""
@@ -86,18 +86,18 @@ class Reporter:
         self._watchdog.beat(name)
         self._progress.phase(name)
         self._status.phase(name, self.step)
-        done = self.step == self._cfg.steps or name in ("eval", "save")  # else it is part of the next step
+        done = self.step == self._cfg.steps or name in ("eval", "save")  # otherwise it is part of the next step
         self._timeline.phase(name, self.step if done else self.step + 1)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time spent inside belongs to this part of the step (``waterfall.PARTS``); beginning it is progress."""
+        """Time inside the context counts for this part of the step (``waterfall.PARTS``); entering it is progress."""
         self._watchdog.beat()
         with self._stopwatch.part(name):
             yield
 
     def waiting(self) -> None:
-        """Workers are waited for."""
+        """The run is waiting for workers."""
         self._watchdog.beat()
         self._status.tick()
 
@@ -110,7 +110,7 @@ class Reporter:
         self._status.progress(admitted, wanted, running=running, open_groups=open_groups, left_s=left_s)
 
     def evaluation_progress(self, finished: int, wanted: int) -> None:
-        """Responses of an evaluation."""
+        """Responses finished in an evaluation."""
         self._watchdog.beat()
         self._progress.evaluating(finished, wanted)
         self._status.progress(finished, wanted, left_s=self._progress.left_s())
@@ -118,12 +118,12 @@ class Reporter:
     # ---- start and end --------------------------------------------------------------------------------------
 
     def follow(self, *, workers: Callable[[], list[dict[str, Any]]], engine_clock: Callable[[], float]) -> None:
-        """From here on the status shows the workers, and a rollout's times are on this clock."""
+        """From now on the status shows the workers, and rollout times are on this clock."""
         self._status.workers = workers
         self._engine_clock = engine_clock
 
     def resume(self, step: int | None, *, evaluated_step: int) -> None:
-        """Forget what was logged after ``step``, which the run repeats; None: a new run, nothing is kept."""
+        """Drop what was logged after ``step``, which the run repeats; None: a new run, nothing is kept."""
         self.step = step or 0
         self._timeline.rewind(self._metrics.rewind(step, evaluated_step=evaluated_step))
         self._adviser.recall(read_steps(self._run_dir), self._warnings.rewind(step))
@@ -153,8 +153,8 @@ class Reporter:
     # ---- a step ---------------------------------------------------------------------------------------------
 
     def begin_step(self, publication: Publication) -> None:
-        """The publication that has just been made is the step's first part."""
-        self._stopwatch.take()  # what lies before belongs to no step
+        """The publication that was just made is the step's first part."""
+        self._stopwatch.take()  # earlier time belongs to no step
         self._account = _StepAccount(publication)
 
     def rollout(self, stats: RolloutStats, *, ledger_s: float) -> None:
@@ -168,16 +168,16 @@ class Reporter:
         self._account.lap("store")
 
     def updated(self) -> None:
-        """The update is done, and with it the step; its account follows."""
+        """The update is done, and with it the step; its bookkeeping follows."""
         self._account.lap("update")
         self.step += 1
 
     def partial_rollout(self, stats: RolloutStats) -> None:
-        """A rollout ended before its step did: on a stop request, or with the last replica."""
+        """A rollout ended before its step did: on a stop request, or because the last replica was lost."""
         self._log_rollout_timeline(stats)
 
     def open_limit(self, buffer: RolloutBuffer) -> None:
-        """Explains the limit on open groups where it was chosen anew."""
+        """Explain the limit on open groups if it was chosen again."""
         limit, reason = buffer.schedule.max_open, buffer.schedule.open_limit_reason
         if limit != self._explained_open_limit and reason:
             self._explained_open_limit = limit
@@ -193,7 +193,7 @@ class Reporter:
         drawn_steps: Sequence[int],
         scorer: RewardScorer,
     ) -> dict[str, float]:
-        """The numbers of the step just settled; its rollouts are written, and what went wrong in it is said.
+        """The metrics of the step just settled; writes its rollouts and reports what went wrong in it.
 
         drawn_steps: when each of ``groups`` was drawn.
         """
@@ -223,7 +223,7 @@ class Reporter:
         return metrics
 
     def step_done(self, metrics: Mapping[str, float], *, ledger_s: float) -> None:
-        """The step's last word. ``ledger_s``: seconds spent on the ledger since :meth:`rollout`."""
+        """The step is complete. ``ledger_s``: seconds spent on the ledger since :meth:`rollout`."""
         account, publication = self._account, self._account.known_publication
         times = account.times(ledger_s)
         parts = waterfall(times["step"], of_publication(publication), account.parts, self._stopwatch.take())
@@ -232,7 +232,7 @@ class Reporter:
         self._progress.step_done(self.step, metrics)
         self._advise(metrics)
 
-    # ---- beside the steps -----------------------------------------------------------------------------------
+    # ---- between steps --------------------------------------------------------------------------------------
 
     def evaluation(self, result: EvalResult, counts: ScoringCounts, *, seconds: float) -> None:
         self._progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
@@ -246,13 +246,13 @@ class Reporter:
         self._metrics.log(self.step, {"time/save": seconds})
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Numbers that belong to no move of the loop."""
+        """Numbers that belong to no part of the loop."""
         self._metrics.log(self.step, metrics)
 
     # ---- private --------------------------------------------------------------------------------------------
 
     def _advise(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Once for each thing that is typically wrong: in the display, in ``warnings.jsonl``, to the trackers."""
+        """Give each warning once: in the display, in ``warnings.jsonl``, to the trackers."""
         for advice in self._adviser.look(metrics):
             self.message(f"warning: {advice.text}")
             self._warnings.append(self.step, advice)
@@ -273,7 +273,7 @@ class Reporter:
 
 
 class _StepAccount:
-    """Where the time of the step under way went, in seconds; ``parts`` are those of its generation."""
+    """Where the current step's time went, in seconds; ``parts`` are those of its generation."""
 
     def __init__(self, publication: Publication | None = None) -> None:
         self.publication = publication
@@ -289,12 +289,12 @@ class _StepAccount:
         return self.publication
 
     def lap(self, name: str) -> None:
-        """What happened since the last lap was ``name``."""
+        """Everything since the last lap counts as ``name``."""
         now = time.perf_counter()
         self._laps[name], self._lap_began = now - self._lap_began, now
 
     def times(self, ledger_s: float) -> dict[str, float]:
-        """The metrics ``time/``; ``ledger_s`` comes on top of generation's."""
+        """The ``time/`` metrics; ``ledger_s`` is added to generation's own."""
         published = self.known_publication.duration_s
         return {
             "publish": published,

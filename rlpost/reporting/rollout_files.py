@@ -1,6 +1,7 @@
-"""Trained rollouts as files: one Parquet file per step, and a short table of them for a tracker.
+"""Trained rollouts as files: one Parquet file per step, and a short table of them for trackers.
 
-Owns the columns. Never trains on them (the ledger does). ``rlpost.reporting.metrics`` calls it after each step.
+Owns the columns. Training never reads them (it reads the ledger). ``rlpost.reporting.metrics`` calls it after each
+step.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def to_rows(
     decode: Decode | None,
     old_logprobs: Sequence[Sequence[np.ndarray | None]] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per sample, failed ones included.
+    """One row per sample, including failed ones.
 
     ``advantages`` are the algorithm's: f64[scored samples] per group, or one f64[R] per scored sample, whose mean over
-    trainable tokens then stands beside ``token_advantages``. A sample without a reward has None.
-    ``old_logprobs`` are f32[R] per scored sample, where the trainer computed them at the start of the update.
-    Tokens are the truth, ``response`` is what ``decode`` makes of them (empty without a tokenizer).
+    trainable tokens is then stored beside ``token_advantages``. A sample without a reward has None.
+    ``old_logprobs`` are f32[R] per scored sample, if the trainer computed them at the start of the update.
+    Tokens are authoritative; ``response`` is their decoded text (empty without a tokenizer).
     """
     rows = []
     for number, group in enumerate(groups):
@@ -75,7 +76,7 @@ def _advantage_columns(value: Any, sample: Sample) -> dict[str, Any]:
 
 
 def write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all rows; the file appears whole or not at all."""
+    """Write all rows; the file appears complete or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

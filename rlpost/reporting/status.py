@@ -1,7 +1,7 @@
-"""What a run is at right now: ``status.json``, written a few times a second at most, for whoever looks from outside.
+"""What a run is doing right now: ``status.json``, written at most a few times a second, for outside observers.
 
-Owns the file and its reading. It is replaced by one rename, so a reader always sees a whole one; nothing of a run
-depends on it. ``loop`` writes, ``rlpost watch`` and ``rlpost runs`` read.
+Owns the file and its reading. It is replaced by a single rename, so a reader always sees a complete file; nothing in a
+run depends on it. ``reporting.reporter`` writes it, ``rlpost watch`` and ``rlpost runs`` read it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 FILE = "status.json"
-INTERVAL_S = 0.5  # between two writes of progress; a new phase is written at once
+INTERVAL_S = 0.5  # between two writes of progress; a new phase is written immediately
 
 Say = Callable[[str], None]
 
 
 class StatusFile:
-    """Created when a run starts. After a write that failed (a full disk) it says so once and goes quiet."""
+    """Created when a run starts. If a write fails (a full disk), it reports that once and stops writing."""
 
     def __init__(self, run_dir: Path, *, steps: int, say: Say) -> None:
         self._path = run_dir / FILE
@@ -34,13 +34,13 @@ class StatusFile:
         self._facts |= {"started_at": time.time(), "state": "running"}
 
     def phase(self, name: str, step: int) -> None:
-        """A phase begins, ``step`` steps being finished."""
+        """A phase begins after ``step`` finished steps."""
         self._facts |= {"phase": name, "phase_started_at": time.time(), "step": step}
         self._facts |= {"done": 0, "wanted": 0, "running": 0, "open_groups": 0}
         self._write()
 
     def progress(self, done: int, wanted: int, *, running: int = 0, open_groups: int = 0, left_s: float | None) -> None:
-        """How far the phase is; ``left_s``: what the whole run still takes, as far as known."""
+        """How far the phase is; ``left_s``: estimated time until the whole run ends, if known."""
         now = time.monotonic()
         if now - self._progress_s < INTERVAL_S:
             return
@@ -50,15 +50,15 @@ class StatusFile:
         self._write()
 
     def tick(self) -> None:
-        """Nothing new but the time, and what the workers are at."""
+        """Nothing new except the time and the workers' state."""
         now = time.monotonic()
         if "phase" in self._facts and now - self._progress_s >= INTERVAL_S:
             self._progress_s = now
             self._write()
 
     def end(self, state: str, reason: str = "") -> None:
-        """The run ends by itself: finished, stopped (saved, on request) or failed. One that was refused before its
-        first phase leaves what the life before it said."""
+        """The run ends by itself: finished, stopped (saved, on request) or failed. A run that was refused before its
+        first phase keeps the status of its previous attempt."""
         if "phase" not in self._facts:
             return
         self._facts |= {"state": state, "reason": reason}
@@ -77,7 +77,7 @@ class StatusFile:
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """The newest status, empty where there is none."""
+    """The newest status, empty if there is none."""
     try:
         status = json.loads((run_dir / FILE).read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One step's numbers from its groups, its account and its updates. Pure; ``metric_names`` says what each means."""
+"""One step's metrics from its groups, statistics and updates. Pure functions; ``metric_names`` explains each metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlpost.workers.publication import Publication
 
 
 def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, float]:
-    """reward/ of the groups trained; failures are those of every verdict that arrived in the step."""
+    """reward/ of the trained groups; failures are those of all results that arrived in the step."""
     scored = [s for g in groups for s in g.scored]
     rewards = np.array([s.reward for s in scored], np.float64)
     equal = [len({s.reward for s in g.scored}) == 1 for g in groups if g.scored]
@@ -36,7 +36,7 @@ def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, fl
 
 
 def scoring_metrics(counts: ScoringCounts, num_pending: int) -> dict[str, float]:
-    """reward/ of how the step's verdicts were come by; ``num_pending`` samples still wait for theirs."""
+    """reward/: what the step's scoring took; ``num_pending`` samples are still waiting for their results."""
     metrics: dict[str, float] = {
         "reward/pending": num_pending,
         "reward/retried": counts.retried,
@@ -52,7 +52,7 @@ def scoring_metrics(counts: ScoringCounts, num_pending: int) -> dict[str, float]
 def rollout_metrics(
     groups: Sequence[Group], stats: RolloutStats, buffer: RolloutBuffer, drawn_steps: Sequence[int], empty_ids: int
 ) -> dict[str, float]:
-    """rollout/ of the step that trained ``groups``; rates are per second of generation, abort included.
+    """rollout/ of the step that trained ``groups``; rates are per second of generation, including the abort.
 
     A sample without a reward trains nothing and is left out; its tokens were discarded.
 
@@ -110,7 +110,7 @@ def rollout_metrics(
 def step_histograms(
     groups: Sequence[Group], advantages: Sequence[Any] | None, *, policy_version: int
 ) -> dict[str, np.ndarray]:
-    """histogram/ of the samples trained; ``policy_version`` is the one that was trained. Empty ones are left out."""
+    """histogram/ of the trained samples; ``policy_version`` is the one that was trained. Empty ones are left out."""
     samples = [s for g in groups for s in g.scored]
     versions = [s.policy_versions for s in samples]
     values = {
@@ -125,7 +125,7 @@ def step_histograms(
 def update_metrics(
     results: Sequence[UpdateResult], batches: Sequence[TrainBatch], publication: Publication
 ) -> dict[str, Any]:
-    """loss/ and mismatch/ averaged over the optimizer steps that were applied, and the publication's guards."""
+    """loss/ and mismatch/ averaged over the optimizer steps that were applied, and the publication's checks."""
     applied = [r for r in results if r.applied]
     metrics: dict[str, Any] = {
         "loss/skipped_updates": len(results) - len(applied),

@@ -1,8 +1,8 @@
-"""Where a number begins to be worth a look: one home for these borders.
+"""The values beyond which a metric deserves attention: the only home of these thresholds.
 
-``advice`` warns beyond those of the first part, the report draws those of the second (``borders``), and the column
-*Healthy* of ``metric_names`` tells the second in words; a test compares the two. All of them are
-judgement, not measurement.
+``advice`` warns beyond those in the first part, the report draws those in the second (``borders``), and the column
+*Healthy* of ``metric_names`` states the second in words; a test compares the two. All of them are judgment calls, not
+measurements.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ ACCEPTED_SHARE = 0.2  # of the groups; the filter rejected the rest
 EQUAL_GROUPS_SHARE = 0.8
 TRUNCATED_SHARE = 0.3
 IDLE_SHARE = 0.3
-PREEMPTED_SHARE = 0.1  # of the answers started in a step
+PREEMPTED_SHARE = 0.1  # of the responses started in a step
 FAILED_REWARDS_SHARE = 0.1
-ENTROPY_FALL = 10.0  # times as low as at first
-MANY_WRONG = 0.1  # the best reward minus the mean: with less, certainty is what was wanted
-LENGTH_FALL = 4.0  # times as short as at first
-MISMATCH_RISE = 5.0  # times as large as at first
-MISMATCH_PART_OF_STOP = 1 / 50  # and above this part of mismatch_stop
+ENTROPY_FALL = 10.0  # factor below its initial value
+MANY_WRONG = 0.1  # best reward minus mean reward: below this, low entropy is the goal
+LENGTH_FALL = 4.0  # factor below its initial value
+MISMATCH_RISE = 5.0  # factor above its initial value
+MISMATCH_PART_OF_STOP = 1 / 50  # and above this fraction of mismatch_stop
 
 # ---- borders in the report -------------------------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ MISMATCH_FLOAT32, MISMATCH_BFLOAT16 = 1e-4, 0.05  # nats, tokens of the current 
 
 
 def borders(config: Mapping[str, Any]) -> dict[str, float]:
-    """Metric -> border, for a run of this configuration; a metric that is not there has none."""
+    """Metric -> threshold, for a run with this configuration; other metrics have none."""
     exact = config.get("model", {}).get("dtype") == "float32"
     known: dict[str, float] = {
         "loss/approx_kl": APPROX_KL,

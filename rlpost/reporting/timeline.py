@@ -1,16 +1,16 @@
 """Where a run's time went: ``timeline.jsonl``, the phases of every step and every stay of a sample in the engine.
 
-Owns that file, its reading, and the trace that Perfetto and ``chrome://tracing`` open. ``loop`` feeds
-:class:`TimelineWriter`; whoever shows a run calls :func:`read_timeline`. A line is
+Owns that file, its reading, and the trace that Perfetto and ``chrome://tracing`` open. ``reporting.reporter`` feeds
+:class:`TimelineWriter`; code that shows a run calls :func:`read_timeline`. A line is
 
     {"step": 3, "time_s": 12.5, "phases": [["generate", 8.1, 11.9], ...], "spans": {"uid": [...], "start_s": [...]},
      "admitted": [uid, ...], "dropped": [[uid, "rejected[filter]"], ...],
      "iterations": {"phase": "generate", "moments": [[...], ...], "targets": [...]}}
 
-with times in seconds since the run began (``time_s`` of ``metrics.jsonl``; pauses between a run's lives left out) and
-``step`` counted as there. What lies between two phases went into the log and the display. A step's first line comes
-when it is trained; saving and evaluating after it add lines of their own, as does the half of a step that a stop
-request ended. The reader puts a step's lines together.
+with times in seconds since the run began (``time_s`` of ``metrics.jsonl``; pauses between a run's attempts excluded)
+and ``step`` counted as there. Time between two phases was spent on the log and the display. A step's first line is
+written when it is trained; saving and evaluating after it add lines of their own, as does an interrupted step. The
+reader merges a step's lines.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Phase = tuple[str, float, float]  # name, start and end in seconds since the run
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTimeline:
-    """One step. ``spans`` has the columns :data:`COLUMNS`, one entry for each stay of a sample in the engine."""
+    """One step. ``spans`` has the columns :data:`COLUMNS`, one entry per stay of a sample in the engine."""
 
     step: int
     phases: list[Phase]
     spans: dict[str, list[Any]]
     admitted: list[str]  # uids of the groups trained
     dropped: list[tuple[str, str]]  # (uid, how the group ended)
-    iterations: list[dict[str, Any]] = field(default_factory=list)  # sums of the engines' iterations, with their phase
+    iterations: list[dict[str, Any]] = field(default_factory=list)  # sums over the engines' iterations, by phase
 
 
 class TimelineWriter:
@@ -61,12 +61,12 @@ class TimelineWriter:
         self._ended: list[tuple[int, Phase]] = []
 
     def rewind(self, time_s: float) -> None:
-        """Forget what came later: the run goes on from there."""
+        """Drop what came later: the run resumes from there."""
         self._log.cut(lambda row: row["time_s"] <= time_s)
         self._current, self._ended = None, []
 
     def phase(self, name: str, step: int) -> None:
-        """A phase of ``step`` begins, and the one before it ends."""
+        """A phase of ``step`` begins, and the previous one ends."""
         now = self._end_phase()
         self._current = (name, step, now)
 
@@ -80,7 +80,7 @@ class TimelineWriter:
         dropped: Sequence[tuple[str, str]] = (),
         iterations: Mapping[str, Any] | None = None,
     ) -> None:
-        """One line: the phases of ``step`` ended by now (the present one ends here), and what else is known of it.
+        """One line: the phases of ``step`` that have ended (the current one ends here), and what else is known of it.
 
         ``spans``: columns of equal length; ``offset_s`` is added to their times.
         """
@@ -113,9 +113,9 @@ class TimelineWriter:
 
 
 def read_timeline(run_dir: Path) -> list[StepTimeline]:
-    """All steps with a whole line, in order; the run may be going on.
+    """All steps with a complete line, in order; the run may be active.
 
-    Step 0 is what came before the first step. Raises RunError where there is no timeline.
+    Step 0 is what came before the first step. Raises RunError if there is no timeline.
     """
     path = Path(run_dir) / FILE
     if not path.is_file():
@@ -144,7 +144,7 @@ def read_timeline(run_dir: Path) -> list[StepTimeline]:
 
 
 def concurrency(start_s: Sequence[float], end_s: Sequence[float]) -> list[tuple[float, int]]:
-    """(time, samples in the engine from then on), at every change; starts and ends of one moment are one change."""
+    """(time, samples in the engine from then on), at every change; simultaneous starts and ends are one change."""
     changes: dict[float, int] = defaultdict(int)
     for start, end in zip(start_s, end_s, strict=True):
         changes[start] += 1
@@ -158,7 +158,7 @@ def concurrency(start_s: Sequence[float], end_s: Sequence[float]) -> list[tuple[
 
 
 def assign_slots(start_s: Sequence[float], end_s: Sequence[float]) -> list[int]:
-    """A row for each span so that no two on a row overlap, with as few rows as possible: the lowest that is free."""
+    """A row for each span so that no two in a row overlap, with as few rows as possible: the lowest free one."""
     slots = [0] * len(start_s)
     free: list[int] = []
     busy: list[tuple[float, int]] = []
@@ -176,10 +176,10 @@ LOOP = 0  # the process id of the loop's phases; replica r of the engine is r + 
 
 
 def write_trace(run_dir: Path, out: Path) -> int:
-    """The run's timeline as a trace in Chrome's JSON format, compressed where ``out`` ends in ``.gz``.
+    """The run's timeline as a trace in Chrome's JSON format, compressed if ``out`` ends in ``.gz``.
 
-    Returns the number of events. Processes are the loop and each engine replica, an engine's threads its slots; arrows
-    lead from where a sample was interrupted to where it went on; a counter shows the samples in the engine.
+    Returns the number of events. Processes are the loop and each engine replica; an engine's threads are its slots;
+    arrows lead from where a sample was interrupted to where it resumed; a counter shows the samples in the engine.
     """
     trace = {"displayTimeUnit": "ms", "traceEvents": list(_events(read_timeline(run_dir)))}
     text = json.dumps(trace, separators=(",", ":"))
@@ -189,14 +189,14 @@ def write_trace(run_dir: Path, out: Path) -> int:
         else:
             out.write_text(text, encoding="utf-8")
     except OSError as error:
-        do = "give another place for the trace"
-        raise RunError(explain("trace", str(out), "a file that can be written", f"{error.strerror}; {do}")) from None
+        do = "choose another path for the trace"
+        raise RunError(explain("trace", str(out), "a writable file", f"{error.strerror}; {do}")) from None
     return len(trace["traceEvents"])
 
 
 @dataclass(slots=True)
 class _ReplicaSpans:
-    """Columns over all steps, of one replica."""
+    """Columns over all steps, for one replica."""
 
     start_s: list[float] = field(default_factory=list)
     end_s: list[float] = field(default_factory=list)
@@ -226,7 +226,7 @@ def _replica_events(pid: int, spans: _ReplicaSpans) -> Iterator[dict[str, Any]]:
     slots = assign_slots(spans.start_s, spans.end_s)
     for slot in range(max(slots, default=-1) + 1):
         yield _named("thread_name", f"slot {slot}", pid, slot)
-    last: dict[str, tuple[int, dict[str, Any]]] = {}  # sample -> slot and row of its stay before
+    last: dict[str, tuple[int, dict[str, Any]]] = {}  # sample -> slot and row of its previous stay
     for number, (slot, row) in enumerate(zip(slots, spans.rows, strict=True)):
         sample = f"{row['uid']}/{row['index']}"
         shown = {name: row[name] for name in ("step", "policy_version", "tokens", "kind", "end", "group")}
@@ -234,7 +234,7 @@ def _replica_events(pid: int, spans: _ReplicaSpans) -> Iterator[dict[str, Any]]:
         if sample in last and last[sample][1]["end"] in ("paused", "lost"):
             before_slot, before = last[sample]
             leaves = max(_micro(before["start_s"]), _micro(before["end_s"]) - 1)  # an arrow starts inside a slice
-            arrow = {"name": "goes on", "cat": "sample", "id": number, "pid": pid}
+            arrow = {"name": "resumes", "cat": "sample", "id": number, "pid": pid}
             yield arrow | {"ph": "s", "tid": before_slot, "ts": leaves}
             yield arrow | {"ph": "f", "bp": "e", "tid": slot, "ts": _micro(row["start_s"])}
         last[sample] = (slot, row)

@@ -1,8 +1,8 @@
-"""Trackers that show a run's metrics elsewhere: W&B and TensorBoard. The only file that imports either, but for
+"""Trackers that show a run's metrics elsewhere: W&B and TensorBoard. The only file that imports either, except for
 ``viewing.dashboard``, which arranges W&B's panels.
 
-A tracker never ends or delays a run: what goes wrong is said in one line, once, and the tracker goes quiet
-(``metrics.jsonl`` always has everything). Nothing here ever asks a question. ``reporting.metrics`` is the only caller.
+A tracker never ends or delays a run: an error is reported once, in one line, and the tracker then stays silent
+(``metrics.jsonl`` always has everything). Nothing here ever prompts the user. Only ``reporting.metrics`` calls it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rlpost.durable.run_dir import TRACKER_ID
 Say = Callable[[str], None]
 Table = tuple[list[str], list[list[Any]]]  # column names, rows
 
-AXES = ("step", "total/samples", "total/tokens", "time_s")  # what a curve may be drawn over; in every row
-SUMMARIES = {  # what W&B's table of runs shows of a metric; the last value of all others
+AXES = ("step", "total/samples", "total/tokens", "time_s")  # possible x axes of a curve; in every row
+SUMMARIES = {  # what W&B's table of runs shows for a metric; the last value for all others
     "eval/accuracy": "max,last",
     "eval/pass_at_k": "max,last",
     "reward/mean": "max,last",
@@ -35,7 +35,7 @@ SUMMARIES = {  # what W&B's table of runs shows of a metric; the last value of a
 NUM_BINS = 32
 TITLE_CHARACTERS = 63  # of a W&B alert
 
-INIT_TIMEOUT_S = 30.0  # an unreachable server may cost this much once, then the run is tracked offline
+INIT_TIMEOUT_S = 30.0  # an unreachable server may cost this much once; then the run is tracked offline
 
 
 class Tracker(Protocol):
@@ -45,26 +45,26 @@ class Tracker(Protocol):
     def log_table(self, step: int, name: str, table: Table) -> None: ...
 
     def log_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """The values whose distribution is shown, by name; none of them empty."""
+        """The values whose distributions are shown, by name; none of them empty."""
 
     def alert(self, title: str, text: str) -> None:
-        """Something that should wake a person."""
+        """An urgent message."""
 
     def keep_files(self, name: str, files: Sequence[Path]) -> None:
-        """Files of the run to be kept with it."""
+        """Store files of the run with it."""
 
     def close(self, *, failed: bool = False) -> None: ...
 
 
 class WandbTracker:
-    """One W&B run; the same id when the run directory is resumed. ``step`` is the axis of every metric.
+    """One W&B run, with the same id when the run directory is resumed. ``step`` is the axis of every metric.
 
-    A resumed run logs the steps after its checkpoint again under the same id: W&B shows them as more points at those
-    steps. Offline parts have the same id; joining them is the business of ``wandb sync``.
+    A resumed run logs the steps after its checkpoint again under the same id: W&B shows them as additional points at
+    those steps. Offline parts have the same id; ``wandb sync`` joins them.
     """
 
     def __init__(self, run: Any, say: Say, axes: Mapping[str, float] | None = None) -> None:
-        """``axes``: where a resumed run stands, so that its first rows lie where they belong."""
+        """``axes``: the resumed run's position, so that its first rows are placed correctly."""
         self._run: Any = run
         self._say = say
         self._axes = dict.fromkeys(AXES, 0.0) | dict(axes or {})
@@ -83,7 +83,7 @@ class WandbTracker:
         axes: Mapping[str, float],
         say: Say,
     ) -> WandbTracker | None:
-        """``mode`` is online or offline. None when W&B cannot start, after saying why."""
+        """``mode`` is online or offline. None if W&B cannot start, after reporting why."""
         options = {"project": project, "name": name, "group": group, "tags": list(tags), "config": dict(config)}
         try:
             import wandb
@@ -94,7 +94,7 @@ class WandbTracker:
             run.define_metric("*", step_metric="step")
             for metric, summary in SUMMARIES.items():
                 run.define_metric(metric, step_metric="step", summary=summary)
-        except Exception as error:  # any failure of a tracker is a message, not the end of the run
+        except Exception as error:  # a tracker's failure is a message, never the end of the run
             say(f"W&B is off: {_one_line(error)}; metrics.jsonl has everything")
             return None
         return cls(run, say, axes)
@@ -165,7 +165,7 @@ class TensorboardTracker:
         self._add(step, summary)
 
     def log_table(self, step: int, name: str, table: Table) -> None:
-        """Tables are left to W&B and to the Parquet files."""
+        """Tables are left to W&B and the Parquet files."""
 
     def log_histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -186,10 +186,10 @@ class TensorboardTracker:
         self._add(step, Summary(value=shown))
 
     def alert(self, title: str, text: str) -> None:
-        """Left to W&B; the run's output and ``warnings.jsonl`` say it too."""
+        """Left to W&B; the run's output and ``warnings.jsonl`` also have it."""
 
     def keep_files(self, name: str, files: Sequence[Path]) -> None:
-        """Left to W&B: the files lie in the run directory, beside the event files."""
+        """Left to W&B: the files are in the run directory, beside the event files."""
 
     def close(self, *, failed: bool = False) -> None:
         self._writer.close()
@@ -210,7 +210,7 @@ def choose_wandb_mode(wanted: str, environment: Mapping[str, str], say: Say) -> 
     if wanted == "auto":
         wanted = environment.get("WANDB_MODE", "") or ("online" if has_wandb_key(environment) else "offline")
     if wanted == "online" and not has_wandb_key(environment):
-        say("W&B: got logging.wandb=online; expected a key; logging offline, `wandb login` or WANDB_API_KEY mends it")
+        say("W&B: got logging.wandb=online; expected a key; logging offline, run `wandb login` or set WANDB_API_KEY")
         return "offline"
     return {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
 
@@ -232,18 +232,18 @@ def has_wandb_key(environment: Mapping[str, str]) -> bool:
 
 
 def name_group(name: str) -> str:
-    """The experiment of a run: its name without what tells seeds apart (``gsm8k-seed1``, ``gsm8k_s1``: ``gsm8k``)."""
+    """The experiment of a run: its name without the seed (``gsm8k-seed1``, ``gsm8k_s1``: ``gsm8k``)."""
     return re.sub(r"[-_. ](seed|s)[-_=]?\d+$", "", name) or name
 
 
 def choose_tags(tags: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """The user's tags, then the algorithm and the seed; each once."""
+    """The user's tags, then the algorithm and the seed, without duplicates."""
     own = [str(config["algo"]["name"]), f"seed {config['seed']}"] if "algo" in config else []
     return list(dict.fromkeys([*tags, *own]))
 
 
 def _bin(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(counts, edges): one bin a value for a few whole numbers, else NUM_BINS of equal width."""
+    """(counts, edges): one bin per value for a few whole numbers, else NUM_BINS of equal width."""
     if np.issubdtype(values.dtype, np.integer) and values.max() - values.min() < NUM_BINS:
         edges = np.arange(int(values.min()), int(values.max()) + 2) - 0.5
         return np.histogram(values, bins=edges)
@@ -251,23 +251,23 @@ def _bin(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _start_wandb(wandb: Any, run_dir: Path, mode: str, options: dict[str, Any], say: Say) -> Any:
-    """An initialised run; a server that does not answer in time turns online into offline."""
+    """An initialized run; if the server does not respond in time, online becomes offline."""
     options = options | {"dir": str(run_dir), "id": _run_id(run_dir), "resume": "allow", "save_code": False}
-    # console capture would fight the progress display; the banner would break its lines
+    # console capture would interfere with the progress display; the banner would break its lines
     settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S, console="off", silent=True, disable_git=True)
-    wandb.setup(settings=settings)  # before init, or logging in prints a line of its own
+    wandb.setup(settings=settings)  # before init, otherwise logging in prints a line of its own
     try:
         return wandb.init(**options, mode=mode, settings=settings)
     except Exception as error:
         if mode != "online":
             raise
         say(f"W&B: {_one_line(error)}; logging offline, `wandb sync` sends it later")
-        wandb.teardown(exit_code=1)  # the half-started run still holds the id
+        wandb.teardown(exit_code=1)  # the partially started run still holds the id
         return wandb.init(**options, mode="offline", settings=settings)
 
 
 def _run_id(run_dir: Path) -> str:
-    """The id kept in the run directory, so that a resumed run goes on under the same one."""
+    """The id stored in the run directory, so that a resumed run continues under the same one."""
     file = run_dir / TRACKER_ID
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:12] + "\n")

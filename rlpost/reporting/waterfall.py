@@ -1,7 +1,7 @@
 """Where a step's time went: parts that add up to it, in the order in which they happen.
 
-Pure, but for :class:`Stopwatch`, which ``loop`` holds. Parts of a publication and of generation come from their own
-accounts, parts of the update from the stopwatch; what is left is ``other``.
+Pure functions, except for :class:`Stopwatch`, which the reporter holds. Parts of a publication and of generation come
+from their own measurements, parts of the update from the stopwatch; the rest is ``other``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARTS = (
 
 
 class Stopwatch:
-    """Seconds by part since the last :meth:`take`. A part inside another counts for itself only."""
+    """Seconds by part since the last :meth:`take`. Time in a nested part counts for that part only."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -54,15 +54,15 @@ class Stopwatch:
 
 
 def of_publication(publication: Publication) -> dict[str, float]:
-    """Handing the device over is what is neither canary, copy nor fingerprint."""
+    """The time that is neither canary, copy nor fingerprint went to handing over the device."""
     known = {"canary": publication.canary_s, "copy": publication.load_s, "fingerprint": publication.fingerprint_s}
     return known | {"hand_over": max(0.0, publication.duration_s - sum(known.values()))}
 
 
 def of_rollout(stats: RolloutStats, ledger_s: float) -> dict[str, float]:
-    """``idle``: engine time x the share of places that stood empty in it. ``ledger_s`` lies in ``collect``'s own time.
+    """``idle``: engine time x the share of empty slots. ``ledger_s`` is part of ``collect``'s own time.
 
-    With several replicas the loop's wall time is divided, not the sum of theirs.
+    With several replicas, the loop's wall time is divided, not the sum of theirs.
     """
     in_engine = max(0.0, stats.work.wall_s - stats.work.own_s)
     idle = in_engine * stats.idle_share
@@ -77,7 +77,7 @@ def of_rollout(stats: RolloutStats, ledger_s: float) -> dict[str, float]:
 
 
 def waterfall(step_s: float, *parts: dict[str, float]) -> dict[str, float]:
-    """waterfall/ metrics of :data:`PARTS`; parts that took no time are left out, but for ``other``."""
+    """waterfall/ metrics of :data:`PARTS`; parts that took no time are left out, except for ``other``."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for given in parts:
         for name, spent in given.items():

@@ -1,9 +1,9 @@
 """Rewards: functions from a response to a number or to named parts. No heavy imports.
 
 A reward function is called as ``fn(response, *, prompt, reference, finish_reason, columns)`` and returns a float, or
-a dict of parts whose ``reward`` key (else the sum) is the total; it is given the keywords that it takes.
-``REWARDS`` names the ones that ship, a new one is a function and a line there; a user's own is given by dotted path or
-``_target_``. ``rewards.functions`` has the other signatures, and what becomes of what a function returns or raises.
+a dict of parts whose ``reward`` key (else the sum) is the total; it is passed only the keywords it accepts. ``REWARDS``
+names the ones that ship; a new one is a function and a line there. Users give their own by dotted path or ``_target_``.
+``rewards.functions`` describes the other signatures, and how a function's return value or exception is handled.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rlpost.config import plugins
 
 @dataclass(frozen=True, slots=True)
 class Shipped(plugins.Part):
-    """A reward that ships, and what the program must know of it beside where it lies."""
+    """A reward that ships, and what the program must know about it besides where it is."""
 
-    in_process: bool = False  # takes microseconds and cannot hang, so that it needs no worker
+    in_process: bool = False  # takes microseconds and cannot hang, so it needs no worker
 
 
 REWARDS = {

@@ -1,13 +1,13 @@
-"""The one exception by which a reward says that it cannot judge. Raised by rewards, read where they are called."""
+"""The exception with which a reward reports that it cannot score. Raised by rewards, handled by their callers."""
 
 from __future__ import annotations
 
 
 class RewardFailure(Exception):
-    """No verdict is possible: counted under ``kind``, never a reward of 0.
+    """No reward result is possible: counted under ``kind``, never a reward of 0.
 
-    ``kind`` is a short snake_case word that becomes part of a metric's name (``reward/failed/KIND``); ``detail`` is for
-    a person.
+    ``kind`` is a short snake_case word that becomes part of a metric name (``reward/failed/KIND``); ``detail`` is for
+    people.
     """
 
     def __init__(self, kind: str, detail: str = "") -> None:

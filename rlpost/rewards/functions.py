@@ -1,8 +1,9 @@
-"""Reward functions ready to be called.
+"""Reward functions, loaded and ready to be called.
 
-A function has our signature or TRL's, is sync or async, and judges one response or a whole group at a time;
+A function has our signature or TRL's, is sync or async, and scores one response or a whole group at a time;
 :class:`LoadedFunction` makes them all alike. Called in reward workers (``rewards.worker_main``) and, for rewards that
-run in the process, by ``rewards.scoring``. No heavy imports; only :func:`load_functions` imports a user's module.
+run in the main process, by ``rewards.worker_pool``. No heavy imports; only :func:`load_functions` imports a user's
+module.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TRL_KEYWORDS = frozenset({"prompts", "completions", "completion_ids"})
 
 
 class Response(NamedTuple):
-    """One answer to be judged."""
+    """One response to be scored."""
 
     text: str
     finish_reason: str
@@ -37,7 +38,7 @@ class Response(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What all responses of a call answer."""
+    """What all responses of a call respond to."""
 
     prompt: str
     reference: Any
@@ -46,7 +47,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunctionFacts:
-    """What a caller elsewhere must know of a loaded function; plain values."""
+    """What other processes must know about a loaded function; plain values."""
 
     name: str
     weight: float
@@ -55,18 +56,18 @@ class FunctionFacts:
     timeout_s: float
     concurrency: int  # calls that may run at once in one worker: above 1 only for async functions
     is_async: bool
-    version: str  # of everything that decides a verdict; part of a cached verdict's key
+    version: str  # of everything that affects a result; part of a cached result's key
     cacheable: bool
-    columns: tuple[str, ...]  # the data's columns without which it cannot be called (TRL's style)
+    columns: tuple[str, ...]  # data columns that it requires (TRL style)
 
 
 def load_functions(cfg: RewardConfig, reference_key: str | None = None) -> list[LoadedFunction]:
-    """Imports and binds every function. Raises ConfigError for what cannot be imported or called."""
+    """Import and bind every function. Raises ConfigError if one cannot be imported or called."""
     return [LoadedFunction(spec, cfg, reference_key) for spec in list_functions(cfg)]
 
 
 def check_columns(facts: Sequence[FunctionFacts], columns: Collection[str], key: str) -> None:
-    """Raises ConfigError where a function in TRL's style needs a column that the data of ``key`` does not have."""
+    """Raises ConfigError if a TRL-style function needs a column that the data of ``key`` lacks."""
     for one in facts:
         missing = [name for name in one.columns if name not in columns]
         if missing:
@@ -76,7 +77,7 @@ def check_columns(facts: Sequence[FunctionFacts], columns: Collection[str], key:
 
 
 def resolve_function(spec: FunctionSpec) -> Any:
-    """The callable with its arguments bound (``args`` win over the target's own); raises ConfigError."""
+    """The callable with its arguments bound (``args`` override the target's own); raises ConfigError."""
     function = spec.function
     if spec.args:
         plain = dict(function) if isinstance(function, Mapping) else {"_target_": function}
@@ -85,10 +86,10 @@ def resolve_function(spec: FunctionSpec) -> Any:
 
 
 class LoadedFunction:
-    """One function of the reward, with the lifetime of its process.
+    """One function of the reward; lives as long as its process.
 
     Args:
-        reference_key: the reference's column, under whose name TRL's functions expect it.
+        reference_key: the reference's column, the name under which TRL functions expect it.
     """
 
     def __init__(self, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None = None) -> None:
@@ -104,7 +105,7 @@ class LoadedFunction:
             do = "name a parameter responses, which gets the texts of the whole group"
             raise ConfigError(explain(f"{spec.key}.calls", "group", "sample for this function", do))
         if not self.trl and spec.calls == "sample" and of_groups:
-            raise ConfigError(explain(f"{spec.key}.calls", "sample", "group: it takes responses", "leave calls out"))
+            raise ConfigError(explain(f"{spec.key}.calls", "sample", "group: it takes responses", "leave calls unset"))
         is_async = inspect.iscoroutinefunction(code)
         per_group = spec.calls == "group" or (spec.calls == "auto" and of_groups)
         columns = _required(self.target) - TRL_KEYWORDS if self.trl else frozenset()
@@ -123,28 +124,28 @@ class LoadedFunction:
             columns=tuple(sorted(columns)),
         )
 
-    def judge(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
-        """One outcome for each response; whatever the function raises becomes a failure. No deadline for sync code."""
+    def score(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
+        """One outcome per response; anything the function raises becomes a failure. No deadline for sync code."""
         try:
             if self.facts.is_async:
-                return self.loop.run_until_complete(self.judge_async(question, responses))
+                return self.loop.run_until_complete(self.score_async(question, responses))
             value = self._call(question, responses)
             # A decorated async function does not look like one.
             if not isinstance(value, float | dict) and inspect.isawaitable(value):
                 value = self.loop.run_until_complete(_finish(value))
             return self._read(value, len(responses))
-        # A user's function may raise anything, and code it runs may call exit(): data that metrics count.
+        # User code may raise anything or call exit(): that is data, counted by the metrics.
         except (Exception, SystemExit) as error:
             return [to_outcome(error)] * len(responses)
 
-    async def judge_async(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
+    async def score_async(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
         """The same for an async function, with its deadline."""
         try:
             async with asyncio.timeout(self.facts.timeout_s) as deadline:
                 return self._read(await self._call(question, responses), len(responses))
         except (Exception, SystemExit) as error:
             late = isinstance(error, TimeoutError) and deadline.expired()
-            failure = RewardFailure("timeout", f"no verdict within {self.facts.timeout_s:g} s") if late else error
+            failure = RewardFailure("timeout", f"no result within {self.facts.timeout_s:g} s") if late else error
             return [to_outcome(failure)] * len(responses)
 
     @property
@@ -155,7 +156,7 @@ class LoadedFunction:
         return self._loop
 
     def close(self) -> None:
-        """Ends what the function holds: its own ``close()``, sync or async, then its loop."""
+        """Close what the function holds: its own ``close()``, sync or async, then its loop."""
         closing = getattr(self.target, "close", None)
         if callable(closing):
             ended = closing()
@@ -166,16 +167,16 @@ class LoadedFunction:
             self._loop = None
 
     def _check_signature(self, spec: FunctionSpec, per_group: bool) -> None:
-        """Raises ConfigError for a function that cannot be called as ours are."""
+        """Raises ConfigError for a function that cannot be called like ours."""
         names = ("prompt", "reference", "columns", "finish_reasons" if per_group else "finish_reason")
         try:
             inspect.signature(self.target).bind(None, **self._keep(dict.fromkeys(names)))
         except TypeError as error:
             first = "responses" if per_group else "response"
             expected = f"a function of ({first}, *, {', '.join(names)}), or of some of these"
-            do = f"{error}; give other parameters by args, or say style: trl"
+            do = f"{error}; pass other parameters in args, or set style: trl"
             raise ConfigError(explain(f"{spec.key}.function", _name_of(self.target), expected, do)) from None
-        except ValueError:  # a C function without a signature; calling it will tell
+        except ValueError:  # a C function without a signature; calling it will show
             return
 
     def _call(self, question: Question, responses: Sequence[Response]) -> Any:
@@ -210,7 +211,7 @@ class LoadedFunction:
         return keywords
 
     def _keep(self, keywords: dict[str, Any]) -> dict[str, Any]:
-        """Those that the function takes."""
+        """Those keywords that the function accepts."""
         return keywords if self._takes_any else {name: v for name, v in keywords.items() if name in self._takes}
 
     def _read(self, value: Any, count: int) -> list[Outcome]:
@@ -224,14 +225,14 @@ async def _finish(value: Awaitable[Any]) -> Any:
 
 
 def _code_of(target: Any) -> Any:
-    """The function that runs: what a partial wraps, or an instance's ``__call__``."""
+    """The function that runs: the one a partial wraps, or an instance's ``__call__``."""
     while isinstance(target, functools.partial):
         target = target.func
     return target if inspect.isroutine(target) else type(target).__call__
 
 
 def _parameters_of(target: Any) -> tuple[list[str], bool]:
-    """Names of the parameters, and whether any other keyword is taken too."""
+    """Names of the parameters, and whether any other keyword is accepted too."""
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # a C function without a signature
@@ -258,7 +259,7 @@ def _attribute(target: Any, name: str, default: Any) -> Any:
 
 
 def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None) -> str:
-    """A digest of what decides a verdict besides its inputs: the module's source, the arguments, ``version``."""
+    """A digest of what affects a result besides its inputs: the module's source, the arguments, ``version``."""
     code = _code_of(target)
     module = inspect.getmodule(code)
     file = getattr(module, "__file__", None)
@@ -276,7 +277,7 @@ def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: 
 
 
 def _plain(function: Any) -> Any:
-    """As the configuration has it; a Python object is known by its name alone."""
+    """As in the configuration; a Python object is represented by its name alone."""
     if isinstance(function, Mapping):
         return dict(function)
     return function if isinstance(function, str) else ""

@@ -1,4 +1,4 @@
-"""What a reward function's answer means: a number, named parts, no opinion, or a named failure. No heavy imports."""
+"""What a reward function's return value means: a number, named parts, no opinion, or a failure. No heavy imports."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from rlpost.rewards.failures import RewardFailure
 
-MAX_FAILURE_CHARS = 300  # an exception's text may hold the whole response
+MAX_FAILURE_CHARS = 300  # an exception's text may contain the whole response
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """One function's answer about one response; neither ``reward`` nor ``failure``: it has no opinion."""
+    """One function's result for one response; neither ``reward`` nor ``failure``: it has no opinion."""
 
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Outcome:
 def read_outcome(outcome: Any) -> tuple[float, dict[str, float]]:
     """A reward function's return value as (reward, parts).
 
-    A number is the reward. A mapping holds named parts; its ``reward`` key is the total, else the parts' sum.
+    A number is the reward. A mapping holds named parts; its ``reward`` key is the total, else the sum of the parts.
 
     Raises:
         ValueError: anything else, and numbers that are not finite.
@@ -46,8 +46,8 @@ def read_outcome(outcome: Any) -> tuple[float, dict[str, float]]:
 
 
 def to_outcome(value: Any, *, nan_is_none: bool = False) -> Outcome:
-    """Any value a function may return for one response, a failure among them; never raises."""
-    if type(value) is float and math.isfinite(value):  # what most functions return: no need to ask what it is
+    """Any value that a function may return for one response, including a failure; never raises."""
+    if type(value) is float and math.isfinite(value):  # the usual case, decided fast
         return Outcome(reward=value)
     if isinstance(value, BaseException):
         return Outcome(failure=describe_failure(value))
@@ -70,7 +70,7 @@ def to_outcomes(values: Any, count: int, *, nan_is_none: bool = False) -> list[O
 
 
 def describe_failure(error: BaseException) -> str:
-    """``kind: detail`` on one line; ``reward_error`` is the kind of every exception that names none."""
+    """``kind: detail`` on one line; exceptions that name no kind count as ``reward_error``."""
     if isinstance(error, RewardFailure):
         kind = re.sub(r"[^a-z0-9_]+", "_", error.kind.lower()).strip("_") or "reward_error"
         return shorten(f"{kind}: {error.detail}" if error.detail else kind)
@@ -78,6 +78,6 @@ def describe_failure(error: BaseException) -> str:
 
 
 def shorten(text: str) -> str:
-    """One line of a length that a log bears."""
+    """One line, short enough for a log."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_FAILURE_CHARS else line[: MAX_FAILURE_CHARS - 3] + "..."

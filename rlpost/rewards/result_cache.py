@@ -1,8 +1,8 @@
-"""Verdicts that were paid for once: an SQLite table from a call's content to what the function said.
+"""A cache of reward results: an SQLite table from a call's content to the function's outcomes.
 
-A key is a digest of everything the function was given and of its version, so an edited reward asks anew. Failures and
-missing opinions are never stored. Losing the file costs time only: it is written without waiting for the disk, and one
-that cannot be read is replaced. One owner, one thread: the run's main one. Other runs may use the same file.
+A key is a digest of everything the function was given and of its version, so an edited reward is called again. Failures
+and missing opinions are never stored. Losing the file only costs time: it is written without waiting for the disk, and
+an unreadable one is replaced. One owner, one thread: the run's main one. Other runs may use the same file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAYOUT = 1  # of keys and values; another number starts a new table
 
 
 class RewardResultCache:
-    """``say`` is told once, in one line, when the file cannot be used; the run goes on without it then."""
+    """``say`` is called once, with one line, if the file cannot be used; the run then continues without it."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._path, self._say = folder / FILE_NAME, say
@@ -36,7 +36,7 @@ class RewardResultCache:
             try:
                 self._open()
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # busy, read-only, full: not ours to remove
+                if isinstance(error, sqlite3.OperationalError):  # busy, read-only or full: not ours to remove
                     raise
                 self._path.unlink()
                 self._open()
@@ -44,7 +44,7 @@ class RewardResultCache:
             self._give_up(error)
 
     def get(self, key: str) -> tuple[Outcome, ...] | None:
-        """What was said about a call with this key."""
+        """The stored outcomes of the call with this key, if any."""
         if self._database is None:
             return None
         try:
@@ -55,7 +55,7 @@ class RewardResultCache:
         return None if row is None else tuple(Outcome(**one) for one in json.loads(row[0]))
 
     def put(self, entries: Sequence[tuple[str, Sequence[Outcome]]]) -> None:
-        """Keep what has a reward for every response of its call."""
+        """Store the calls that have a reward for every response."""
         rows = [
             (key, json.dumps([asdict(outcome) for outcome in outcomes]))
             for key, outcomes in entries
@@ -86,12 +86,12 @@ class RewardResultCache:
         self._database = None
         reason = " ".join(str(error).split())
         self._say(
-            f"warning: verdict cache {self._path}: {reason}; going on without it (reward.cache=false says so too)"
+            f"warning: reward cache {self._path}: {reason}; continuing without it (reward.cache=false turns it off)"
         )
 
 
 def digest_call(call: Call, facts: FunctionFacts) -> str:
-    """The call's key: everything the function sees, and the version of the function."""
+    """The call's key: everything the function sees, and its version."""
     content = {
         "version": facts.version,
         "prompt": call.question.prompt,

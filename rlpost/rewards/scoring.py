@@ -1,12 +1,12 @@
-"""Judging finished samples: turns tokens into text, has the reward called, and makes every outcome a counted fact.
+"""Scoring finished samples: turns tokens into text, has the reward called, and makes every outcome a counted fact.
 
-``collect`` and ``evaluate`` submit samples and poll verdicts; a verdict is a number or a named failure, never a
-silent zero. :class:`RewardScorer` puts together what the reward's functions say: it holds a sample back until its group
-is whole where a function judges groups, asks the cache, has failed calls tried again, and adds weighted parts. Where
-the functions run, in this process or in workers, is the business of ``rewards.worker_pool``.
+``collect`` submits samples and polls reward results; a result is a number or a named failure, never a silent zero.
+:class:`RewardScorer` combines the results of the reward's functions: it holds a sample back until its group is complete
+if a function scores groups, consults the cache, retries failed calls, and adds weighted parts. Where the functions run,
+in this process or in workers, is decided by ``rewards.worker_pool``.
 
-Training and evaluation each have a scorer of their own on the same workers, so their verdicts never mix. One thread
-uses a scorer, the run's main one; results reach it through a queue.
+Training and evaluation each have their own scorer on the same workers, so their results never mix. Only the run's main
+thread uses a scorer; results reach it through a queue.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ RewardFunction = Callable[
     ..., Any
 ]  # (response, *, prompt, reference, finish_reason, columns) -> float | dict[str, float]
 Decode = Callable[[Sequence[np.ndarray]], str]  # i32[...] each, a response's tokens in parts -> text
-CHECK_S = 1.0  # while waiting, how often to look whether the workers still work
+CHECK_S = 1.0  # while waiting, how often to check whether the workers still work
 
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """``reward`` is None exactly where ``failure`` says why."""
+    """``reward`` is None exactly if ``failure`` gives the reason."""
 
     uid: str
     index: int
@@ -59,12 +59,12 @@ class RewardResult:
 
 @dataclass(kw_only=True, slots=True)
 class ScoringCounts:
-    """What scoring cost since the last look."""
+    """What scoring cost since the last call."""
 
-    calls: int = 0  # of a function, those from the cache left out
+    calls: int = 0  # of a function, without those answered by the cache
     call_s: float = 0.0  # their sum, from the start of each to its result
     max_call_s: float = 0.0
-    retried: int = 0  # calls that failed and were made again
+    retried: int = 0  # calls that failed and were retried
     cache_lookups: int = 0
     cache_hits: int = 0
     replaced_workers: int = 0
@@ -75,41 +75,41 @@ class Scorer(Protocol):
         """``parts``: i32[...] each, the response's tokens in order."""
 
     def poll(self) -> Sequence[RewardResult]:
-        """Verdicts that arrived since the last call; never blocks."""
+        """Reward results that arrived since the last call; never blocks."""
 
     @property
     def num_pending(self) -> int:
-        """Samples submitted whose verdict was not polled yet."""
+        """Samples submitted whose result has not been polled yet."""
 
     def wait(self, timeout_s: float) -> None:
-        """Block until a verdict can be polled, at most ``timeout_s``."""
+        """Block until a result can be polled, at most ``timeout_s``."""
 
     def drain(self, timeout_s: float) -> bool:
-        """Block until every verdict that can come without further submissions can be polled; False: not in time.
+        """Block until every result that needs no further submissions can be polled; False: not in time.
 
-        Samples whose group is not whole yet are not waited for. Verdicts arrive in any order; they carry ``uid`` and
-        ``index`` for a caller that wants one.
+        Samples whose group is not complete yet are not awaited. Results arrive in any order; they carry ``uid`` and
+        ``index`` for callers that need one.
         """
 
     def forget(self) -> None:
-        """Samples submitted whose verdict was not polled yet never get one, and no longer count."""
+        """Discard the samples whose results have not been polled yet; they no longer count."""
 
     def close(self) -> None: ...
 
 
 @dataclass(slots=True)
 class _Sample:
-    """A sample between its submission and its verdict."""
+    """A sample between its submission and its result."""
 
     uid: str
     index: int
     response: Response
-    outcomes: list[Outcome | None]  # by function; None: not asked yet, or not answered
+    outcomes: list[Outcome | None]  # by function; None: not called yet, or no result yet
 
 
 @dataclass(slots=True)
-class _Asked:
-    """A call under way: whose it is, and how often it may still be made again."""
+class _PendingCall:
+    """A call in progress: the samples it scores, and how many retries it has left."""
 
     samples: list[_Sample]
     call: Call
@@ -121,10 +121,10 @@ class RewardScorer:
     """See the module docstring.
 
     Args:
-        decode: the response's token ids to text, end token left out.
-        group_size: samples of a prompt, for functions that judge groups.
-        retries: how often a failed call is made again before its failure counts.
-        cache: of verdicts; None: off.
+        decode: the response's token ids to text, without the end token.
+        group_size: samples per prompt, for functions that score groups.
+        retries: how often a failed call is retried before its failure counts.
+        cache: of reward results; None: off.
     """
 
     def __init__(
@@ -140,12 +140,14 @@ class RewardScorer:
         self._calls, self._decode = calls, decode
         self._group_size, self._retries = group_size, retries
         self._take_tokens: bool | None = None
-        self._judge_groups = False
-        self._verdicts: list[RewardResult] = []
-        self._num_open = 0  # samples without a verdict yet
-        self._held: dict[str, list[_Sample]] = {}  # by uid, until the group is whole
-        self._asked: dict[int, _Asked] = {}  # by a number of ours
-        self._answered: list[tuple[_Asked, CallResult]] = []  # calls answered at once, until the submission ends
+        self._score_groups = False
+        self._unpolled: list[RewardResult] = []
+        self._num_open = 0  # samples without a result yet
+        self._held: dict[str, list[_Sample]] = {}  # by uid, until the group is complete
+        self._calls_in_progress: dict[int, _PendingCall] = {}  # by our own number
+        self._completed: list[
+            tuple[_PendingCall, CallResult]
+        ] = []  # calls completed at once, until the submission ends
         self._next_number = 0
         self._results: SimpleQueue[tuple[int, CallResult]] = SimpleQueue()
         self._counts = ScoringCounts()
@@ -155,46 +157,46 @@ class RewardScorer:
     def submit(self, prompt: Prompt, index: int, parts: Sequence[np.ndarray], finish_reason: str) -> None:
         facts = self._calls.facts
         kept: tuple[int, ...] = ()
-        if self._take_tokens is None:  # known as soon as the functions are
+        if self._take_tokens is None:  # known once the functions are loaded
             self._take_tokens = any(one.takes_tokens for one in facts)
-            self._judge_groups = any(one.per_group for one in facts)
+            self._score_groups = any(one.per_group for one in facts)
         if self._take_tokens:
             kept = tuple(chain.from_iterable(part.tolist() for part in parts))
         response = Response(self._decode(parts), finish_reason, kept)
         sample = _Sample(prompt.uid, index, response, [None] * len(facts))
         self._num_open += 1
         question = Question(prompt.text, prompt.reference, dict(prompt.columns))
-        group = self._complete_group(sample) if self._judge_groups else []
+        group = self._complete_group(sample) if self._score_groups else []
         for number, one in enumerate(facts):
             if not one.per_group:
-                self._ask(number, one, question, [sample])
+                self._submit_call(number, one, question, [sample])
             elif group:
-                self._ask(number, one, question, group)
-        self._settle_answered()
+                self._submit_call(number, one, question, group)
+        self._settle_completed()
 
     def poll(self) -> Sequence[RewardResult]:
         self._take_in()
-        verdicts, self._verdicts = self._verdicts, []
-        return verdicts
+        results, self._unpolled = self._unpolled, []
+        return results
 
     @property
     def num_pending(self) -> int:
-        return self._num_open + len(self._verdicts)
+        return self._num_open + len(self._unpolled)
 
     def wait(self, timeout_s: float) -> None:
-        self._wait(timeout_s, lambda: bool(self._verdicts))
+        self._wait(timeout_s, lambda: bool(self._unpolled))
 
     def drain(self, timeout_s: float) -> bool:
-        return self._wait(timeout_s, lambda: not self._asked)
+        return self._wait(timeout_s, lambda: not self._calls_in_progress)
 
     def forget(self) -> None:
-        self._asked.clear()
+        self._calls_in_progress.clear()
         self._held.clear()
-        self._verdicts.clear()
+        self._unpolled.clear()
         self._num_open = 0
 
     def close(self) -> None:
-        """Whose verdicts are still pending is forgotten; the workers are closed by whoever started them."""
+        """Discards pending results; the workers are closed by whoever started them."""
         self.forget()
 
     def take_counts(self) -> ScoringCounts:
@@ -213,7 +215,7 @@ class RewardScorer:
             return []
         return sorted(self._held.pop(sample.uid), key=lambda one: one.index)
 
-    def _ask(self, function: int, facts: FunctionFacts, question: Question, samples: list[_Sample]) -> None:
+    def _submit_call(self, function: int, facts: FunctionFacts, question: Question, samples: list[_Sample]) -> None:
         responses = [sample.response for sample in samples]
         if self._take_tokens and not facts.takes_tokens:
             responses = [Response(r.text, r.finish_reason) for r in responses]
@@ -227,18 +229,18 @@ class RewardScorer:
                 self._counts.cache_hits += 1
                 self._settle(function, samples, known)
                 return
-        self._make(_Asked(samples, call, key, self._retries))
+        self._run_call(_PendingCall(samples, call, key, self._retries))
 
-    def _make(self, asked: _Asked) -> None:
+    def _run_call(self, pending: _PendingCall) -> None:
         number = self._next_number
         self._next_number += 1
         while True:
-            result = self._calls.submit(asked.call, number, self._results.put)
+            result = self._calls.submit(pending.call, number, self._results.put)
             if result is None:
-                self._asked[number] = asked
+                self._calls_in_progress[number] = pending
                 return
-            if not self._is_to_be_made_again(asked, result):
-                self._answered.append((asked, result))
+            if not self._should_retry(pending, result):
+                self._completed.append((pending, result))
                 return
 
     def _wait(self, timeout_s: float, done: Callable[[], bool]) -> bool:
@@ -265,49 +267,49 @@ class RewardScorer:
 
     def _recognize(self, arrived: list[tuple[int, CallResult]]) -> None:
         for number, result in arrived:
-            asked = self._asked.pop(number, None)
-            if asked is None:  # forgotten
+            pending = self._calls_in_progress.pop(number, None)
+            if pending is None:  # discarded
                 continue
-            if self._is_to_be_made_again(asked, result):
-                self._make(asked)
+            if self._should_retry(pending, result):
+                self._run_call(pending)
             else:
-                self._answered.append((asked, result))
-        self._settle_answered()
+                self._completed.append((pending, result))
+        self._settle_completed()
 
-    def _is_to_be_made_again(self, asked: _Asked, result: CallResult) -> bool:
-        """Counts a call that was answered; where it failed, one of the tries left is used up."""
+    def _should_retry(self, pending: _PendingCall, result: CallResult) -> bool:
+        """Count a completed call; if it failed and has a retry left, use one up."""
         self._counts.calls += 1
         self._counts.call_s += result.seconds
         self._counts.max_call_s = max(self._counts.max_call_s, result.seconds)
-        if not asked.retries_left or not any(outcome.failure for outcome in result.outcomes):
+        if not pending.retries_left or not any(outcome.failure for outcome in result.outcomes):
             return False
         self._counts.retried += 1
-        asked.retries_left -= 1
+        pending.retries_left -= 1
         return True
 
-    def _settle_answered(self) -> None:
-        answered, self._answered = self._answered, []
+    def _settle_completed(self) -> None:
+        completed, self._completed = self._completed, []
         if self.cache is not None:
-            known = [(asked.key, result.outcomes) for asked, result in answered if asked.key is not None]
+            known = [(pending.key, result.outcomes) for pending, result in completed if pending.key is not None]
             if known:
                 self.cache.put(known)
-        for asked, result in answered:
-            self._settle(asked.call.function, asked.samples, result.outcomes)
+        for pending, result in completed:
+            self._settle(pending.call.function, pending.samples, result.outcomes)
 
     def _settle(self, function: int, samples: Sequence[_Sample], outcomes: Sequence[Outcome]) -> None:
         facts = self._calls.facts
         for sample, outcome in zip(samples, outcomes, strict=True):
             sample.outcomes[function] = outcome
-            if all(sample.outcomes):  # an outcome is true whatever it says
+            if all(sample.outcomes):  # an Outcome is truthy, whatever it says
                 self._num_open -= 1
-                self._verdicts.append(_combine(sample, facts))
+                self._unpolled.append(_combine(sample, facts))
 
 
 def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> RewardResult:
-    """The verdict of all functions: the weighted sum of those with an opinion; a failure of one is a failure.
+    """The result of all functions: the weighted sum of those with an opinion; if one fails, the result is a failure.
 
     Parts of a combination: each function's own reward under its name, its parts as NAME.PART, and ``accuracy``, which
-    evaluation reads, of the first function that gives one.
+    evaluation reads, from the first function that gives one.
     """
     outcomes = [outcome for outcome in sample.outcomes if outcome is not None]
     if len(outcomes) == 1 and outcomes[0].reward is not None and not facts[0].name:
@@ -315,7 +317,7 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> RewardResult:
     failure = next((outcome.failure for outcome in outcomes if outcome.failure), None)
     pairs = [(one, outcome) for one, outcome in zip(facts, outcomes, strict=True) if outcome.reward is not None]
     if failure is None and not pairs:
-        failure = "none: no function of the reward gave a verdict"
+        failure = "none: no function of the reward gave a result"
     if failure is not None:
         return RewardResult(sample.uid, sample.index, None, {}, failure)
     parts: dict[str, float] = {}
@@ -344,7 +346,7 @@ class InlineScorer(RewardScorer):
 
 
 def failure_kind(failure: str) -> str:
-    """``timeout`` of ``timeout: no verdict within 30 s``: what failures are counted by."""
+    """``timeout`` from ``timeout: no result within 30 s``: failures are counted by kind."""
     return failure.partition(":")[0]
 
 

@@ -1,4 +1,4 @@
-"""Which functions make up a reward, as the configuration names them, and where they run. Imports none of them.
+"""Which functions make up a reward, as named in the configuration, and where they run. Imports none of them.
 
 Pure functions of ``RewardConfig``; called by ``preflight``, ``session`` and, in each worker, ``rewards.functions``.
 """
@@ -17,14 +17,14 @@ from rlpost.rewards import REWARDS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunctionSpec:
-    """One function as the configuration gives it. ``name`` is empty where it is the only one."""
+    """One function as configured. ``name`` is empty if it is the only one."""
 
     function: Any
     name: str = ""
     weight: float = 1.0
     args: Mapping[str, Any] = field(default_factory=dict)
-    style: str = "auto"  # auto: trl where a parameter is called completions
-    calls: str = "auto"  # auto: group where a parameter is called responses or completions
+    style: str = "auto"  # auto: trl if a parameter is named completions
+    calls: str = "auto"  # auto: group if a parameter is named responses or completions
 
     @property
     def key(self) -> str:
@@ -79,8 +79,8 @@ def _read_spec(name: str, value: Any) -> FunctionSpec:
 
 
 def runs_in_process(cfg: RewardConfig) -> bool:
-    """Whether the reward is called in the run's own process: ``reward.workers`` is 0, or unset and every function is
-    marked so in ``REWARDS``, or is given as a Python object, which cannot travel."""
+    """Whether the reward is called in the run's own process: ``reward.workers`` is 0; or it is unset and every function
+    is marked so in ``REWARDS``, or is a Python object, which cannot be sent."""
     if cfg.workers is not None:
         return cfg.workers == 0
     return all(_is_trivial(spec.function) for spec in list_functions(cfg))
@@ -94,7 +94,7 @@ def _is_trivial(function: Any) -> bool:
 
 
 def to_plain_config(cfg: RewardConfig) -> dict[str, Any]:
-    """The configuration as JSON values, for a worker. Raises ConfigError for a function that is a Python object."""
+    """The configuration as JSON values, for a worker. Raises ConfigError if a function is a Python object."""
     try:
         return json.loads(json.dumps(asdict(cfg)))
     except TypeError:

@@ -1,8 +1,8 @@
 """The program of a reward worker: a process that calls reward functions and nothing else.
 
-Waits for: a frame from the run (a length and JSON) on one socket, and while async calls are under way for those too.
-Ends when the socket closes, or when the run dies (the kernel kills it then). A deadline for sync code is not its own
-business: the run kills it. Started by ``rewards.worker_pool``, before the run imports anything heavy.
+Waits for: a frame from the run (a length and JSON) on one socket, and also for async calls while any are running. Ends
+when the socket closes, or when the run dies (the kernel then kills it). It does not enforce deadlines on sync code: the
+run kills it. Started by ``rewards.worker_pool``, before the run imports anything heavy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def encode_frame(message: Any) -> bytes:
-    """A message as it lies on the socket; only JSON values, half surrogate pairs included."""
+    """A message in wire format; only JSON values, including lone surrogates."""
     body = json.dumps(message).encode("ascii")
     return HEADER.pack(len(body)) + body
 
@@ -47,7 +47,7 @@ class Channel:
         self._socket.sendall(encode_frame(message))
 
     def receive(self) -> Any:
-        """The next message; None when the run has closed its end."""
+        """The next message; None if the run has closed its end."""
         header = self._read(HEADER.size)
         body = header and self._read(*HEADER.unpack(header))
         return json.loads(body) if body else None
@@ -66,7 +66,7 @@ class Channel:
 def main(descriptor: int, parent: int) -> None:
     """``descriptor`` is the socket's, ``parent`` the run's process id."""
     _leave_the_terminal(parent)
-    os.set_inheritable(descriptor, False)  # what a reward starts must not hold the socket open, or write to it
+    os.set_inheritable(descriptor, False)  # processes started by a reward must neither hold the socket nor write to it
     channel = Channel(socket.socket(fileno=descriptor))
     setup = channel.receive()
     if setup is None:
@@ -81,8 +81,8 @@ def main(descriptor: int, parent: int) -> None:
         channel.send({"ready": [asdict(function.facts) for function in functions]})
     except UserError as error:
         channel.send({"broken": str(error)})
-    except (Exception, SystemExit) as error:  # a user's class may fail in any way while it is made
-        channel.send({"broken": shorten(f"reward: making the function failed: {type(error).__name__}: {error}")})
+    except (Exception, SystemExit) as error:  # a user's class may fail in any way while it is constructed
+        channel.send({"broken": shorten(f"reward: constructing the function failed: {type(error).__name__}: {error}")})
     if functions:
         serve(channel, functions)
     for function in functions:
@@ -90,30 +90,30 @@ def main(descriptor: int, parent: int) -> None:
 
 
 def serve(channel: Channel, functions: list[LoadedFunction]) -> None:
-    """Answers calls until the run closes the socket; several at once where the function is async."""
+    """Handle calls until the run closes the socket; several at once if the function is async."""
     while (call := channel.receive()) is not None:
         function = functions[call["function"]]
         if function.facts.is_async:
             if not function.loop.run_until_complete(_serve_async(channel, function, call)):
                 return
         else:
-            channel.send(_reply(call, function.judge(*_read_call(call))))
+            channel.send(_reply(call, function.score(*_read_call(call))))
 
 
 async def _serve_async(channel: Channel, function: LoadedFunction, first: Any) -> bool:
-    """This call and others of the same function that come while one is under way; False when the run is gone.
+    """Run this call and others of the same function that arrive meanwhile; False when the run is gone.
 
-    Sync code never runs inside: a reward may start a loop of its own.
+    Sync code never runs in here: a reward may start a loop of its own.
     """
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
     closed = False
 
-    async def answer(call: Any) -> None:
-        channel.send(_reply(call, await function.judge_async(*_read_call(call))))
+    async def handle(call: Any) -> None:
+        channel.send(_reply(call, await function.score_async(*_read_call(call))))
 
     def start(call: Any) -> None:
-        tasks.add(loop.create_task(answer(call)))
+        tasks.add(loop.create_task(handle(call)))
 
     def on_readable() -> None:
         nonlocal closed
@@ -133,7 +133,7 @@ async def _serve_async(channel: Channel, function: LoadedFunction, first: Any) -
         tasks -= done
         for task in done:
             if not task.cancelled():
-                task.result()  # a socket that broke ends the worker
+                task.result()  # a broken socket ends the worker
     loop.remove_reader(channel.fileno())
     return not closed
 
@@ -147,9 +147,9 @@ def _reply(call: Any, outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _leave_the_terminal(parent: int) -> None:
-    """Ctrl-C and the run's end by signal are the run's business; its death is ours, however it comes.
+    """Ctrl-C and termination signals are handled by the run; if it dies, in any way, this process must die too.
 
-    The signals get a handler that does nothing: an ignored one would be ignored by everything a reward starts, too.
+    The signals get a no-op handler: if they were ignored, everything a reward starts would ignore them, too.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: None)
@@ -157,5 +157,5 @@ def _leave_the_terminal(parent: int) -> None:
     for option, value in ((PR_SET_PDEATHSIG, signal.SIGKILL), (PR_SET_CHILD_SUBREAPER, 1)):
         if libc.prctl(option, value, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), f"prctl({option})")
-    if os.getppid() != parent:  # it died before the kernel was told
+    if os.getppid() != parent:  # it died before prctl took effect
         os._exit(1)

@@ -1,13 +1,13 @@
-"""Reward functions in processes of their own, each call with a deadline that kills.
+"""Reward functions in separate processes, each call with a deadline enforced by killing.
 
 Owns the worker processes and one thread, the dispatcher, which alone touches them. Who waits for whom: the dispatcher
 waits for workers, for new calls and for the nearest deadline; a caller never waits for it (:meth:`RewardWorkers.submit`
-puts a call in a queue, results come by the callback the caller gave, on the dispatcher's thread). So verdicts arrive
+puts a call in a queue, and results arrive through the caller's callback, on the dispatcher's thread). So results arrive
 while the run's main thread generates, updates or saves.
 
-A worker has one call at a time, or up to ``concurrency`` of one async function. A call past its deadline ends its
-worker and everything the worker started, and another worker takes the place. Async calls watch their own deadline;
-where a worker with several of them is killed or dies, each is made again alone, so that only the culprit fails.
+A worker has one call at a time, or up to ``concurrency`` calls of one async function. A call past its deadline ends its
+worker and everything the worker started, and another worker replaces it. Async calls enforce their own deadline; if a
+worker with several of them is killed or dies, each is repeated alone, so that only the culprit fails.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from rlpost.rewards.worker_main import encode_frame
 from rlpost.rewards.worker_process import WorkerProcess
 
 MAX_DEFAULT_WORKERS = 16
-ASYNC_GRACE_S = 2.0  # async calls end themselves at their deadline; a loop that is stuck is killed this much later
+ASYNC_GRACE_S = 2.0  # async calls end themselves at their deadline; a stuck loop is killed this much later
 CLOSE_GRACE_S = 3.0  # for a function's own close()
-LOOK_AROUND_S = 0.5  # how soon a worker's death is noticed that its socket does not show
+POLL_S = 0.5  # how soon a worker's death is noticed if its socket does not show it
 MAX_FAILED_STARTS = 3  # in a row
 
 
 class Call(NamedTuple):
-    """One question to one function: a response, or all responses of a group."""
+    """One call of one function: on a response, or on all responses of a group."""
 
     function: int
     question: Question
@@ -62,13 +62,13 @@ class Calls(Protocol):
     facts: tuple[FunctionFacts, ...]
 
     def wait_ready(self) -> None:
-        """Block until the functions are loaded. Raises ConfigError where they cannot be."""
+        """Block until the functions are loaded. Raises ConfigError if they cannot be."""
 
     def submit(self, call: Call, number: int, deliver: Deliver) -> CallResult | None:
-        """The result where it is there at once; else ``deliver`` is called once, maybe on another thread."""
+        """The result if it is available at once; otherwise ``deliver`` is called once, maybe on another thread."""
 
     def check(self) -> None:
-        """Raises what broke the calling itself."""
+        """Raises the error that broke the calling mechanism itself, if any."""
 
     def take_replaced(self) -> int:
         """Workers killed or lost since the last call."""
@@ -88,7 +88,7 @@ class InlineCalls:
 
     def submit(self, call: Call, number: int, deliver: Deliver) -> CallResult:
         started = time.perf_counter()
-        outcomes = self._functions[call.function].judge(call.question, call.responses)
+        outcomes = self._functions[call.function].score(call.question, call.responses)
         return CallResult(outcomes=tuple(outcomes), seconds=time.perf_counter() - started)
 
     def check(self) -> None:
@@ -111,10 +111,10 @@ def choose_num_workers(cfg: RewardConfig) -> int:
 class _Job:
     number: int
     call: Call
-    frame: bytes  # the call as the worker gets it
+    frame: bytes  # the call as sent to the worker
     caller_number: int
     deliver: Deliver
-    alone: bool = False  # was in a worker that died with other calls in it
+    alone: bool = False  # it was in a worker that died with other calls in it
     started_s: float = 0.0
 
 
@@ -127,7 +127,7 @@ class _Worker:
 
 
 class RewardWorkers:
-    """See the module docstring. Workers start at once; :meth:`wait_ready` says whether they can be used.
+    """See the module docstring. Workers start at once; :meth:`wait_ready` tells whether they can be used.
 
     Args:
         reference_key: the reference's column.
@@ -139,14 +139,14 @@ class RewardWorkers:
         self._cfg = cfg
         self._num_workers = num_workers or choose_num_workers(cfg)
         self._setup = {"path": sys.path[:], "reward": to_plain_config(cfg), "reference_key": reference_key}
-        self._environment = dict(os.environ)  # what replacements get, whatever the run writes there later
+        self._environment = dict(os.environ)  # for replacements, whatever the run writes there later
         self._inbox: SimpleQueue[_Job] = SimpleQueue()
         self._numbers = 0
         self._replaced = 0
         self._workers: list[_Worker] = []
         self._queues: dict[int, deque[_Job]] = {}
         self._failed_starts = 0
-        self._broken: str | None = None  # why no worker can be had
+        self._broken: str | None = None  # why no worker is available
         self._error: BaseException | None = None  # a bug in the dispatcher
         self._ready = threading.Event()
         self._closing = False
@@ -160,15 +160,15 @@ class RewardWorkers:
     # ---- the caller's side -----------------------------------------------------------------------------------
 
     def wait_ready(self) -> None:
-        """Block until a worker has loaded every function. Raises ConfigError with the reason where none can."""
+        """Block until a worker has loaded every function. Raises ConfigError with the reason if none can."""
         if not self._ready.wait(self._cfg.start_timeout_s + 5):
-            raise RuntimeError("reward workers: the dispatcher gave no sign of life")
+            raise RuntimeError("reward workers: the dispatcher is not responding")
         self.check()
         if self._broken is not None:
             raise ConfigError(self._broken)
 
     def submit(self, call: Call, number: int, deliver: Deliver) -> None:
-        """Queue a call; ``deliver`` is called once, on another thread, whatever becomes of it."""
+        """Queue a call; ``deliver`` is called exactly once, on another thread, whatever happens to the call."""
         assert not self._closing, "the workers were closed"
         self._numbers += 1
         question, responses = call.question._asdict(), [response._asdict() for response in call.responses]
@@ -187,7 +187,7 @@ class RewardWorkers:
         return count
 
     def close(self) -> None:
-        """End all workers and the thread; what was not delivered is not delivered any more. Safe to call twice."""
+        """End all workers and the thread; undelivered results are dropped. Safe to call twice."""
         if not self._closing:
             self._closing = True
             self._wake()
@@ -197,7 +197,7 @@ class RewardWorkers:
             os.close(self._wake_write)
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes, too
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes it, too
             os.write(self._wake_write, b".")
 
     # ---- the dispatcher --------------------------------------------------------------------------------------
@@ -208,9 +208,9 @@ class RewardWorkers:
                 self._take_in()
                 self._replace_missing()
                 self._assign()
-                self._look_at_sockets()
+                self._poll_sockets()
                 self._enforce_deadlines()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller by check()
+        except BaseException as error:  # noqa: BLE001 - passed to the caller by check()
             self._error = error
         finally:
             self._end_workers()
@@ -240,7 +240,7 @@ class RewardWorkers:
                 worker.process.send(job.frame)
 
     def _next_for(self, worker: _Worker) -> _Job | None:
-        """The oldest call this worker may take now, taken out of its queue."""
+        """The oldest call that this worker may take now, removed from its queue."""
         if not worker.jobs:
             waiting = [queue for queue in self._queues.values() if queue]
             return min(waiting, key=lambda queue: queue[0].number).popleft() if waiting else None
@@ -251,7 +251,7 @@ class RewardWorkers:
             return queue.popleft()
         return None
 
-    def _look_at_sockets(self) -> None:
+    def _poll_sockets(self) -> None:
         for worker in self._workers:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.process.has_unsent else 0)
             self._selector.modify(worker.process.socket, events, worker)
@@ -263,14 +263,14 @@ class RewardWorkers:
             if events & selectors.EVENT_WRITE:
                 key.data.process.flush()
             if events & selectors.EVENT_READ:
-                self._hear(key.data)
+                self._receive(key.data)
         if busy:
             for worker in [w for w in self._workers if w.process.has_died()]:
-                self._hear(worker)
+                self._receive(worker)
                 if worker in self._workers:
                     self._lose(worker)
 
-    def _hear(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         messages, alive = worker.process.receive()
         for message in messages:
             if not self._read_message(worker, message):
@@ -280,7 +280,7 @@ class RewardWorkers:
             self._lose(worker)
 
     def _read_message(self, worker: _Worker, message: Any) -> bool:
-        """Takes in one message; False for anything a worker of ours would not say."""
+        """Process one message; False for anything that our own workers never send."""
         match message:
             case {"broken": str(reason)} if not worker.ready:
                 self._remove(worker)
@@ -303,14 +303,14 @@ class RewardWorkers:
         return True
 
     def _count_failed_start(self, reason: str) -> None:
-        """A worker could not load the functions: no other can, unless one could before."""
+        """A worker could not load the functions: assume that none can, unless one did before."""
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS or not self._ready.is_set():
             self._broken = reason
             self._ready.set()
 
     def _lose(self, worker: _Worker) -> None:
-        """A worker that died, or said what it never should."""
+        """Handle a worker that died or sent something invalid."""
         how = self._remove(worker)
         if not worker.ready:
             do = "see its messages above"
@@ -332,20 +332,20 @@ class RewardWorkers:
                 continue
             self._remove(worker)
             timeout_s = self.facts[next(iter(worker.jobs.values())).call.function].timeout_s
-            self._fail_or_repeat(worker, f"timeout: no verdict within {timeout_s:g} s")
+            self._fail_or_repeat(worker, f"timeout: no result within {timeout_s:g} s")
 
     def _until_deadline(self) -> float:
         now = time.monotonic()
         jobs = [job for worker in self._workers for job in worker.jobs.values()]
-        nearest = min((self._deadline(job) for job in jobs), default=now + LOOK_AROUND_S)
-        return max(0.0, min(LOOK_AROUND_S, nearest - now + 0.001))
+        nearest = min((self._deadline(job) for job in jobs), default=now + POLL_S)
+        return max(0.0, min(POLL_S, nearest - now + 0.001))
 
     def _deadline(self, job: _Job) -> float:
         facts = self.facts[job.call.function]
         return job.started_s + facts.timeout_s + (ASYNC_GRACE_S if facts.is_async else 0.0)
 
     def _fail_or_repeat(self, worker: _Worker, failure: str) -> None:
-        """The call of a worker that is gone failed; of several, each is made again alone to find the one that did."""
+        """The call of a worker that is gone failed; if it had several, repeat each alone to find the culprit."""
         jobs = sorted(worker.jobs.values(), key=lambda job: job.number)
         if len(jobs) == 1:
             self._fail(jobs[0], failure)
@@ -360,14 +360,14 @@ class RewardWorkers:
         job.deliver((job.caller_number, CallResult(outcomes=outcomes, seconds=seconds)))
 
     def _remove(self, worker: _Worker) -> str:
-        """Kill it; another takes its place. Returns how it had ended."""
+        """Kill a worker and let another replace it. Returns how it ended."""
         self._workers.remove(worker)
         self._selector.unregister(worker.process.socket)
         self._replaced += 1
         return worker.process.kill()
 
     def _end_workers(self) -> None:
-        """Workers that are idle may close what they hold; all are gone afterwards."""
+        """Idle workers may close what they hold; afterwards all are gone."""
         idle = [worker for worker in self._workers if worker.ready and not worker.jobs]
         for worker in self._workers:
             if worker in idle:
@@ -383,7 +383,7 @@ class RewardWorkers:
 
 
 def _read_outcome(value: Any) -> Outcome | None:
-    """An outcome as the worker wrote it; None for anything else."""
+    """An outcome as written by a worker; None for anything else."""
     match value:
         case {"reward": None, "parts": {}, "failure": None | str() as failure}:
             return Outcome(failure=failure)

@@ -1,4 +1,4 @@
-"""One reward worker as the run sees it: a child process, a socket that never blocks, and an end that leaves nothing.
+"""One reward worker as the run sees it: a child process, a nonblocking socket, and a termination that leaves nothing.
 
 Owns starting, framing and killing; :mod:`rlpost.rewards.worker_pool` decides what is sent and how long it may take.
 """
@@ -20,14 +20,14 @@ from typing import Any
 from rlpost.rewards.worker_main import HEADER, encode_frame
 
 MAX_FRAME_BYTES = 1 << 30
-KILL_PATIENCE_S = 2.0  # a process that waits for a disk dies only when the disk answers
+KILL_PATIENCE_S = 2.0  # a process waiting for a disk dies only when the disk responds
 PROGRAM = (
     "import sys; sys.path[:] = {path!r}; from rlpost.rewards.worker_main import main; main({descriptor}, {parent})"
 )
 
 
 class WorkerProcess:
-    """A fresh interpreter in a session of its own, so that Ctrl-C on the terminal does not reach it."""
+    """A fresh interpreter in its own session, so that Ctrl-C on the terminal does not reach it."""
 
     def __init__(self, setup: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
@@ -36,7 +36,7 @@ class WorkerProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.DEVNULL,
-            stdout=2,  # what a reward prints belongs beside the run's messages, not into its output
+            stdout=2,  # what a reward prints belongs with the run's messages, not in its output
             pass_fds=[descriptor],
             env=dict(environment),
             start_new_session=True,
@@ -58,14 +58,14 @@ class WorkerProcess:
         return bool(self._outgoing)
 
     def flush(self) -> None:
-        """Hand over what the socket takes now; a worker that is gone shows when it is read."""
+        """Send as much as the socket accepts now; a worker that is gone is noticed on the next read."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             while self._outgoing:
                 sent = self.socket.send(self._outgoing)
                 del self._outgoing[:sent]
 
     def receive(self) -> tuple[list[Any], bool]:
-        """(messages that arrived whole, whether the worker still lives). Anything but frames of JSON is its death."""
+        """(complete messages received, whether the worker is alive). Anything but JSON frames counts as its death."""
         alive = self._read_socket()
         messages: list[Any] = []
         while len(self._incoming) >= HEADER.size:
@@ -83,14 +83,14 @@ class WorkerProcess:
         return messages, alive
 
     def has_died(self) -> bool:
-        """Whether the process ended, its socket held open by something it started; it stays a zombie until killed."""
+        """Whether the process ended while something it started holds its socket; it stays a zombie until killed."""
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # a library in the run waits for any child there is
+        except ChildProcessError:  # a library in the run waited for any child
             return True
 
     def hang_up(self) -> None:
-        """Close our end: a worker that waits for calls ends in its own time."""
+        """Close our end: a worker waiting for calls then ends by itself."""
         self.socket.close()
 
     def kill(self) -> str:
@@ -112,10 +112,10 @@ class WorkerProcess:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL for our child ``pid``, its process group, and whatever below it left that group.
+    """SIGKILL for our child ``pid``, its process group, and all its descendants that left that group.
 
-    The worker adopts orphans below it (it is their reaper), so what daemonised is found too. It is stopped first: then
-    nothing new can come from it. ``pid`` must not have been waited for, so that its number is still its own.
+    The worker adopts orphans below it (it is their reaper), so daemonized processes are found too. It is stopped first,
+    so that it cannot start new ones. ``pid`` must not have been waited for, so that its number is not reused.
     """
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
@@ -136,7 +136,7 @@ def find_below(pid: int) -> list[int]:
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text(errors="replace")
-            except OSError:  # it ended meanwhile
+            except OSError:  # it ended in the meantime
                 continue
             state, parent = stat.rpartition(")")[2].split()[:2]
             if state not in "ZX":

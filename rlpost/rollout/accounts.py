@@ -1,6 +1,6 @@
-"""The account of promise 1: every group drawn and every token received stands in exactly one known place.
+"""The accounts behind promise 1: every group drawn and every token received is in exactly one known state.
 
-Counters and the check that they balance. ``rollout.buffer`` keeps them; it knows what is still open.
+Counters and the check that they balance. ``rollout.buffer`` updates them; it knows what is still open.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ RESTARTED, ROLLED_BACK = "discarded[restart]", "discarded[rollback]"
 
 
 class LedgerError(RuntimeError):
-    """The conservation check failed: a group or token is unaccounted for. Always a bug of ours."""
+    """The conservation check failed: a group or token is unaccounted for. Always a bug in rlpost."""
 
 
 class Accounts:
-    """What came in, and how it ended: trained, rejected[filter], failed[reason]; tokens also as discarded[...]."""
+    """What came in and how it ended: trained, rejected[filter], failed[reason]; tokens also as discarded[...]."""
 
     def __init__(self) -> None:
         self.num_drawn = 0
@@ -29,9 +29,9 @@ class Accounts:
         self.tokens_ended: Counter[str] = Counter()
 
     def end(self, group: OpenGroup, end: str) -> int:
-        """Count a group that ends so; returns how many of its tokens are in no batch.
+        """Count a group that ended as ``end``; returns how many of its tokens are in no batch.
 
-        The tokens of a sample without a reward train nothing: they end as failed in a trained group, too.
+        The tokens of a sample without a reward train nothing: they end as failed even in a trained group.
         """
         unscored = sum(s.num_tokens for s in group.samples if s.reward is None) if end == "trained" else 0
         self.groups_ended[end] += 1
@@ -50,7 +50,7 @@ class Accounts:
             self.tokens_ended[ROLLED_BACK] += num_tokens
 
     def totals(self) -> dict[str, Any]:
-        """The counters as JSON values; what rollbacks discarded is counted by the ledger and left out."""
+        """The counters as JSON values, without what rollbacks discarded: the ledger counts that."""
         return {
             "num_drawn": self.num_drawn,
             "tokens_received": self.tokens_received - self.tokens_ended[ROLLED_BACK],
@@ -64,7 +64,7 @@ class Accounts:
         self.tokens_ended = Counter(totals["tokens_ended"])
 
     def check(self, untrained: Iterable[OpenGroup], *, step: int) -> None:
-        """Raises LedgerError with the numbers unless both balance, ``untrained`` being all groups that have not ended.
+        """Raises LedgerError with the numbers unless both balance. ``untrained``: all groups that have not ended.
 
         groups: drawn = waiting + in flight + paused + scoring + ready + admitted + trained + rejected + failed.
         tokens: received = held by untrained groups + trained + rejected + failed + discarded.

@@ -1,11 +1,11 @@
-"""The rollout buffer: every group drawn and not yet trained, with the tokens of its samples so far.
+"""The rollout buffer: every group drawn and not yet trained, with its samples' tokens so far.
 
-Owns the state of open groups: who waits, who runs, what was generated so far. What starts next and what may be admitted
-is its schedule's (``rollout.schedule``); the counts that show that nothing is lost are its accounts'
-(``rollout.accounts``). With a ledger, whatever happens here is also queued there as a row, :meth:`RolloutBuffer.store`
-writes the rows of a rollout and forgets the tokens, and :meth:`load_tokens` brings them back for the few samples that
-resume. It never talks to an engine, a scorer or the data: ``rollout.collect`` moves things in and out, ``run`` stores
-and settles. One owner, one thread.
+Owns the state of open groups: which samples wait or run, and what they have generated. ``rollout.schedule`` decides
+what starts next and what may be admitted; ``rollout.accounts`` keeps the counts that show that nothing is lost. With a
+ledger, every event here is also queued as a row, :meth:`RolloutBuffer.store` writes a rollout's rows and drops the
+tokens from memory, and :meth:`load_tokens` reads them back for the few samples that resume. It never talks to an
+engine, a scorer or the data: ``rollout.collect`` moves things in and out, ``run`` stores and settles. One owner, one
+thread.
 
 A group is *open* (samples wait, run or are paused), *scoring* (all samples finished, reward results pending), *ready*
 (complete, not admitted) or *admitted*, and ends as trained, rejected[filter] or failed[reason].
@@ -32,12 +32,12 @@ from rlpost.types import Group, Prompt
 
 
 class RolloutBuffer:
-    """See the module docstring. ``begin_step`` and ``settle`` frame each step of the loop.
+    """See the module docstring. ``begin_step`` and ``settle`` bracket each step of the loop.
 
     Args:
-        strategy: how many groups and samples, how old, in which order.
-        ledger: where everything is written down; None keeps tokens in memory (simulations, evaluations).
-        slots: samples decoded together, which an adaptive strategy keeps taken.
+        strategy: how many groups and samples, their maximum age and their order.
+        ledger: where everything is recorded; None keeps tokens in memory (simulations, evaluations).
+        slots: samples decoded at once, which an adaptive strategy keeps busy.
     """
 
     def __init__(self, strategy: RolloutStrategy, *, ledger: Ledger | None = None, slots: int = 1) -> None:
@@ -54,7 +54,7 @@ class RolloutBuffer:
         """Whether the step's rollout is complete."""
         return len(self.admitted) >= self.strategy.groups_per_step
 
-    # ---- a step's frame -------------------------------------------------------------------------------------
+    # ---- begin and end of a step ----------------------------------------------------------------------------
 
     def begin_step(self, step: int) -> None:
         assert not self.admitted, "settle() must be called before the next step begins"
@@ -70,12 +70,13 @@ class RolloutBuffer:
                 self.ledger.commit()
 
     def rollout(self) -> list[Group]:
-        """The groups admitted in this step, tokens and all."""
+        """The groups admitted in this step, with all their tokens."""
         self.load_tokens(self.admitted)
         return [g.freeze() for g in self.admitted]
 
     def store(self) -> None:
-        """Write down everything since the last call; tokens of groups that wait are only in the ledger from here on."""
+        """Write everything since the last call to the ledger; from then on it alone holds the waiting groups'
+        tokens."""
         if self.ledger is None:
             return
         with self._timed():
@@ -87,7 +88,7 @@ class RolloutBuffer:
                     sample.segments, sample.evicted = (), True
 
     def settle(self, failed: Mapping[str, str] | None = None) -> None:
-        """The admitted groups leave: trained, or failed[reason] where ``failed`` gives a uid its reason."""
+        """The admitted groups leave the buffer: trained, or failed[reason] for the uids in ``failed``."""
         failed = failed or {}
         self.schedule.step_done(self.admitted)
         for group in self.admitted:
@@ -99,7 +100,7 @@ class RolloutBuffer:
                 self.ledger.commit()
 
     def release_admitted(self) -> None:
-        """A step that is stopped half-way: what was admitted waits again, complete, for the same step's next try."""
+        """For an interrupted step: admitted groups become ready again, for when the step is retried."""
         for group in self.admitted:
             group.state = "ready"
         self.schedule.returned(self.admitted)
@@ -125,8 +126,8 @@ class RolloutBuffer:
         self.schedule.added(group)
 
     def next_samples(self, limit: int) -> list[tuple[OpenGroup, OpenSample]]:
-        """The samples to start next, of one group and at most ``limit``; none where none waits. They count as running
-        from here on."""
+        """The samples to start next: at most ``limit``, all of one group; empty if none waits. From then on they count
+        as running."""
         group = self.schedule.next_group(self.groups)
         if group is None:
             return []
@@ -143,7 +144,7 @@ class RolloutBuffer:
         return found
 
     def resume(self, uid: str, index: int) -> tuple[OpenGroup, OpenSample]:
-        """A paused sample whose KV cache the engine kept runs again, before anything is scheduled."""
+        """Mark a paused sample as running before anything is scheduled: the engine kept its KV cache."""
         group = self.groups[uid]
         sample = group.samples[index]
         assert sample.state == PAUSED and not self.strategy.restart_stale, (uid, index, sample.state)
@@ -152,7 +153,7 @@ class RolloutBuffer:
         return group, sample
 
     def load_tokens(self, groups: Iterable[OpenGroup], samples: Iterable[OpenSample] | None = None) -> None:
-        """Bring back from the ledger the tokens of ``samples``, one of each group, or of all samples of ``groups``."""
+        """Read back from the ledger the tokens of ``samples``, one per group, or of all samples of ``groups``."""
         pairs = zip(groups, samples, strict=True) if samples else ((g, s) for g in groups for s in g.samples)
         evicted = [(g, s) for g, s in pairs if s.evicted]
         if not evicted:
@@ -174,11 +175,11 @@ class RolloutBuffer:
             self._count(group, len(token_ids))
 
     def end_turn(self, group: OpenGroup, sample: OpenSample) -> None:
-        """The model's turn is over; :meth:`observe` or :meth:`finish` says what comes of the sample."""
+        """The model's turn is over; the caller continues with :meth:`observe` or :meth:`finish`."""
         self._seal(group, sample)
 
     def observe(self, group: OpenGroup, sample: OpenSample, token_ids: np.ndarray) -> None:
-        """Tokens that the policy did not sample come next, and then another turn of its own."""
+        """Append tokens that the policy did not sample; the sample then waits for another turn."""
         segment = sample.observe(token_ids, self.step)
         self._count(group, len(token_ids))
         if self.ledger is not None:
@@ -197,8 +198,8 @@ class RolloutBuffer:
             self.schedule.offer(group)
 
     def pause(self, group: OpenGroup, sample: OpenSample, *, startable: bool = True) -> None:
-        """A running sample left the engine unfinished and keeps its tokens. ``startable``: it may be
-        started again in this step, else with the next one."""
+        """A running sample left the engine unfinished and keeps its tokens. ``startable``: it may be started again in
+        this step, otherwise only in the next one."""
         self._seal(group, sample)
         self._wait(group, sample)
         if startable:
@@ -212,7 +213,7 @@ class RolloutBuffer:
         parts: Mapping[str, float],
         failure: str | None,
     ) -> bool:
-        """A reward result arrived; True when it was the group's last one, which makes the group ready."""
+        """A reward result arrived; True if it was the group's last one, which makes the group ready."""
         known = (group.uid, sample.index, reward, failure)
         assert sample.state == FINISHED and (reward is None) == (failure is not None), known
         sample.reward, sample.reward_parts, sample.failure, sample.state = reward, parts, failure, SCORED
@@ -226,7 +227,7 @@ class RolloutBuffer:
         return True
 
     def unscored(self) -> list[tuple[OpenGroup, OpenSample]]:
-        """Finished samples without a reward result: what must be handed to a fresh scorer after a resume."""
+        """Finished samples without a reward result: a new scorer needs them after a resume."""
         return [(g, s) for g in self.groups.values() for s in g.samples if s.state == FINISHED]
 
     # ---- admission ------------------------------------------------------------------------------------------
@@ -246,21 +247,21 @@ class RolloutBuffer:
         self.schedule.dropped(group, self.groups)
         self._end(group, end)
 
-    # ---- the account ----------------------------------------------------------------------------------------
+    # ---- accounting -----------------------------------------------------------------------------------------
 
     def states(self) -> Counter[str]:
         """Number of untrained groups by phase: waiting, in_flight, paused, scoring, ready, admitted."""
         return Counter([g.phase() for g in self.groups.values()] + ["admitted"] * len(self.admitted))
 
     def check_conservation(self, *, under_way: bool = False) -> None:
-        """Every group drawn and token received stands in exactly one known place, and no group that was due in this
-        step was left over; else LedgerError with the numbers. Holds after a step's last admission; ``under_way``: the
-        step was stopped before that, and what is due in it may wait."""
+        """Raises LedgerError with the numbers unless every group drawn and token received is in exactly one known
+        state and no group due in this step is left. Holds after a step's last admission; ``under_way``: the step was
+        stopped before that, and groups due in it may wait."""
         self.accounts.check([*self.groups.values(), *self.admitted], step=self.step)
         self.schedule.check(self.groups.values(), under_way=under_way)
 
     def check_ledger(self) -> None:
-        """The ledger's rows hold the same groups and tokens as memory does; call it between steps, after a store."""
+        """Check that the ledger holds the same groups and tokens as memory; call it between steps, after a store."""
         assert self.ledger is not None and not self.admitted
         here = len(self.groups), sum(g.num_tokens for g in self.groups.values())
         there = self.ledger.held()
@@ -268,21 +269,21 @@ class RolloutBuffer:
             raise LedgerError(f"step {self.step}: (groups, tokens) held are {here} in memory, {there} in the ledger")
 
     def lengths(self, first: int = 0) -> tuple[list[int], list[int]]:
-        """Of the untrained groups drawn as number ``first`` or later: lengths of the responses that are done, and
-        tokens so far of those that are unfinished."""
+        """Of the untrained groups drawn as number ``first`` or later: the lengths of finished responses, and the
+        tokens so far of unfinished ones."""
         samples = [s for g in self.groups.values() if g.order >= first for s in g.samples]
         return [s.num_tokens for s in samples if s.finish_reason], [
             s.num_tokens for s in samples if not s.finish_reason
         ]
 
     def longest_unfinished(self) -> int:
-        """Tokens so far of the longest response that is unfinished."""
+        """Tokens so far of the longest unfinished response."""
         return max(self.lengths()[1], default=0)
 
     # ---- durable state --------------------------------------------------------------------------------------
 
     def state_dict(self, *, under_way: bool = False) -> dict[str, Any]:
-        """What the ledger's rows do not say, as JSON values. Call it between steps, or ``under_way`` after
+        """What the ledger's rows do not contain, as JSON values. Call it between steps, or ``under_way`` after
         :meth:`release_admitted`."""
         assert not self.admitted and not any(s.state == RUNNING for g in self.groups.values() for s in g.samples)
         sizes = {name: getattr(self.strategy, name) for name in SIZES}
@@ -292,18 +293,18 @@ class RolloutBuffer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], groups: Iterable[OpenGroup], *, rolled_back: int = 0) -> None:
-        """Resume where ``state`` was taken, with the ledger's open groups.
+        """Restore ``state`` with the ledger's open groups.
 
         rolled_back: tokens that rollbacks have discarded so far, in all attempts of the run.
 
-        Raises RunError where groups would be of another size, and where fewer groups a step, or a smaller staleness,
-        would leave waiting groups that can no longer be trained in time (unless stale ones are restarted).
+        Raises RunError if the group size differs, or if fewer groups per step or a smaller staleness would leave
+        waiting groups that can no longer be trained in time (unless stale groups are restarted).
         """
         _check_sizes(self.strategy, state)
         self.step = self.schedule.step = state["step"]
         self.accounts.load(state["totals"])
         self.accounts.roll_back(rolled_back)
-        if self.schedule.controller is not None and "controller" in state:  # absent where the ratio was fixed so far
+        if self.schedule.controller is not None and "controller" in state:  # absent if the ratio was fixed before
             self.schedule.controller.load_state_dict(state["controller"])
         self.groups = {g.uid: g for g in groups}
         self.admitted = []
@@ -311,7 +312,7 @@ class RolloutBuffer:
         self.check_conservation(under_way=state["under_way"])
 
     def take_ledger_s(self) -> float:
-        """Seconds spent on the ledger's transactions, reads included, since the last call."""
+        """Seconds spent in the ledger's transactions, including reads, since the last call."""
         seconds, self._ledger_s = self._ledger_s, 0.0
         return seconds
 
@@ -342,7 +343,7 @@ class RolloutBuffer:
             self.ledger.record("ends", group.order, self.step + 1, end, group.num_tokens, unscored)
 
     def _restart(self, group: OpenGroup) -> None:
-        """Too old to be trained: its tokens are discarded, its prompt starts again under the new policy."""
+        """Too old to train on: discard the tokens and start the prompt over under the new policy."""
         discarded = group.num_tokens
         group.attempt += 1
         self.accounts.restart(discarded)
@@ -364,15 +365,15 @@ class RolloutBuffer:
             self.ledger.record(table, group.order, sample.index, group.attempt, self.step + 1, *values)
 
 
-SIZES = ("groups_per_step", "samples_per_group", "max_staleness")  # of the strategy: what a resume may not shrink
+SIZES = ("groups_per_step", "samples_per_group", "max_staleness")  # strategy values that a resume may not shrink
 
 
 def _check_sizes(strategy: RolloutStrategy, state: Mapping[str, Any]) -> None:
     size = state["samples_per_group"]
     if strategy.samples_per_group != size:
-        do = "set it as it was, or use another name"
+        do = "restore the old value, or use another name"
         raise RunError(explain("resuming: rollout.samples_per_group", strategy.samples_per_group, str(size), do))
     for name in ("groups_per_step", "max_staleness"):
         if getattr(strategy, name) < state[name] and not strategy.restart_stale:
-            do = "set it as it was, or use another name, or rollout.on_stale=restart"
+            do = "restore the old value, or use another name, or set rollout.on_stale=restart"
             raise RunError(explain(f"resuming: rollout.{name}", getattr(strategy, name), f">= {state[name]}", do))

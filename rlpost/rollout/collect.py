@@ -1,14 +1,15 @@
-"""Generate and score samples until a step's rollout is complete: the one loop over an engine.
+"""Generate and score samples until a step's rollout is complete: the only loop over an engine.
 
 APRIL per step: submit samples (carried-over groups first) until the engine's slots are full, refill one for one as
-samples finish, score finished samples beside generation, admit groups as they become complete, stop when N are
+samples finish, score finished samples while others are generated, admit groups as they become complete, stop when N are
 admitted, abort the rest and keep every token with its logprob for the next step. Synchronous rollouts are the case
 ``oversample = 1.0``, and an evaluation is one synchronous step over the problems (``evaluation.evaluate``).
 
-Who waits for whom: the loop below waits for ``engine.step()`` while anything is in flight, and for the scorer only
-when nothing is left to generate. Nothing here waits for a whole group or a wave.
+Who waits for whom: the loop waits for ``engine.step()`` while anything is in flight, and for the scorer only when
+nothing is left to generate. It never waits for a whole group or a wave.
 
-Calls the engine, the buffer, the prompt stream and the scorer. Knows nothing of training.
+Called by ``loop`` and ``evaluation``. Calls the engine, the buffer, the prompt stream and the scorer. Knows nothing
+about training.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from rlpost.rollout.stats import InFlight, RolloutStats
 from rlpost.rollout.turns import AfterTurn, score_it
 from rlpost.types import Group, Prompt
 
-SCORE_POLL_S = 1.0  # how long one wait for reward results lasts before the loop looks around again, for a stop too
+SCORE_POLL_S = 1.0  # longest wait for reward results before the loop checks again, also for a stop request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectSettings:
-    """What ``collect`` needs of the configuration."""
+    """What ``collect`` needs from the configuration."""
 
     max_in_flight: int
     max_response_tokens: int
     sampling: SamplingSettings
     seed: int
     max_filtered_groups: int
-    reject: Callable[[Group], str | None]  # the algorithm's filter: a reason, or None to keep
+    reject: Callable[[Group], str | None]  # the algorithm's filter: a reason to reject, or None to keep
     after_turn: AfterTurn = score_it
-    drop_failed: bool = True  # a group with fewer than two rewards (of one sample: none) has nothing to train on
+    drop_failed: bool = True  # drop groups with fewer than two rewards (groups of one: none): nothing to train on
     max_failure_share: float = 1.0
-    keep_kv: bool = False  # what is in flight when a step ends resumes in the next one with its KV cache
-    score_every: int = 0  # deterministic mode: engine steps between two looks at the results; 0: whenever one is there
-    seed_scope: str = ""  # put before a uid, so that other samplings of one prompt have seeds of their own
+    keep_kv: bool = False  # samples in flight at the end of a step resume in the next one with their KV cache
+    score_every: int = 0  # deterministic mode: engine steps between two polls for results; 0: poll at every step
+    seed_scope: str = ""  # prefix of the uid, so that another sampling of the same prompt gets other seeds
 
 
 class CollectProgress(NamedTuple):
@@ -72,62 +73,62 @@ def collect(
 ) -> RolloutStats:
     """Generate until ``buffer.admitted`` holds ``groups_per_step`` groups; leaves nothing in flight.
 
-    The engine's weights are those of policy version ``step``. Afterwards ``buffer.admitted`` is the step's rollout; it
-    is empty and ``stats.stopped`` True where ``should_stop`` ended the step early.
+    The engine's weights are those of policy version ``step``. Afterwards ``buffer.admitted`` is the step's rollout; if
+    ``should_stop`` ended the step early, it is empty and ``stats.stopped`` is True.
 
     Raises:
         RunError: the filter rejected ``max_filtered_groups`` groups in a row, or too many rewards failed.
     """
     buffer.begin_step(step)
     stats = RolloutStats(step=step, slots=settings.max_in_flight, started_s=engine.now())
-    moves = _Moves(engine, buffer, prompts, scorer, settings, stats)
-    moves.resume_kept()
-    moves.resubmit_unscored()
-    moves.take_reward_results()
-    moves.admit_ready()
+    collector = _Collector(engine, buffer, prompts, scorer, settings, stats)
+    collector.resume_kept()
+    collector.resubmit_unscored()
+    collector.take_reward_results()
+    collector.admit_ready()
     while not buffer.is_full:
         if should_stop():
             stats.stopped = True
             break
         iteration_started = engine.now()
-        moves.fill_slots()
+        collector.fill_slots()
         if engine.num_in_flight:
             result = engine.step()
-            moves.receive(result.deltas)
+            collector.receive(result.deltas)
             if result.returned:
-                moves.requeue_lost(result.returned)
-            if moves.results_are_due():
-                moves.take_reward_results()
+                collector.requeue_lost(result.returned)
+            if collector.results_are_due():
+                collector.take_reward_results()
             stats.num_prefill += result.num_prefill_tokens
             stats.work.add_step(engine.now() - iteration_started, result)
         elif scorer.num_pending:
             scorer.wait(SCORE_POLL_S)
-            moves.take_reward_results()
-        else:  # the proof in rollout.staleness says this cannot be; waiting would be for ever
-            raise LedgerError(f"step {step} cannot go on: {dict(buffer.states())}, none running, none to be drawn")
+            collector.take_reward_results()
+        else:  # the proof in rollout.staleness rules this out; waiting would take forever
+            raise LedgerError(f"step {step} cannot continue: {dict(buffer.states())}, none running, none to be drawn")
         if on_progress is not None:
             counts = len(buffer.admitted), engine.num_in_flight, len(buffer.groups), stats.num_finished
             on_progress(CollectProgress(*counts))
-    moves.abort(keep=settings.keep_kv and not stats.stopped)
+    collector.abort(keep=settings.keep_kv and not stats.stopped)
     if stats.stopped:
         buffer.release_admitted()
     stats.ended_s = engine.now()
-    moves.measure_lengths()
-    moves.stop_if_rewards_fail()
+    collector.measure_lengths()
+    collector.stop_if_rewards_fail()
     return stats
 
 
 def sample_seed(run_seed: int, uid: str, index: int, num_tokens: int, attempt: int = 0) -> int:
-    """The engine's seed for a sample from its ``num_tokens``-th token on, the same in every process and replay.
+    """The engine's seed for a sample from its ``num_tokens``-th token on; the same in every process and replay.
 
-    A resumed sample gets a fresh seed: with the old one the noise stream would start again. So does a restarted one.
+    A resumed or restarted sample gets a new seed: the old one would repeat the same noise stream.
     """
     key = f"{run_seed}|{uid}|{index}|{attempt}|{num_tokens}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1  # a non-negative int64
 
 
-class _Moves:
-    """The moves of one ``collect`` call."""
+class _Collector:
+    """The operations of one ``collect`` call."""
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class _Moves:
         self.running: dict[str, InFlight] = {}  # by request id
 
     def resume_kept(self) -> None:
-        """Samples whose KV cache the engine kept over the publication run from the start of the step."""
+        """Samples whose KV cache the engine kept across the publication run from the start of the step."""
         kept = [(request_id, *request_id.rpartition("/")[::2]) for request_id in self.engine.resume()]
         if not kept:
             return
@@ -156,15 +157,15 @@ class _Moves:
         self.stats.num_kept = len(kept)
 
     def resubmit_unscored(self) -> None:
-        """After a resume the scorer is new: samples whose reward result was pending are handed to it again."""
+        """After a resume the scorer is new: submit the samples whose reward results were pending."""
         unscored = self.buffer.unscored()
-        if unscored and not self.scorer.num_pending:  # else it is the one that holds those results
+        if unscored and not self.scorer.num_pending:  # otherwise this scorer already has them
             self.buffer.load_tokens(*zip(*unscored, strict=True))
             for group, sample in unscored:
                 self.submit_for_scoring(group, sample)
 
     def fill_slots(self) -> None:
-        """One-for-one refill: whatever is free takes the next sample; prompts are drawn only when none waits."""
+        """One-for-one refill: each free slot takes the next sample; prompts are drawn only when none waits."""
         chosen: list[tuple[OpenGroup, OpenSample]] = []
         engine = self.engine
         free = min(self.settings.max_in_flight, engine.max_slots) + engine.reserve - engine.num_in_flight
@@ -209,7 +210,7 @@ class _Moves:
                 self.end_turn(flight.group, flight.sample, finish_reason)
 
     def end_turn(self, group: OpenGroup, sample: OpenSample, finish_reason: str) -> None:
-        """The model ended its turn, or was cut at the limit: another turn follows, or the sample is scored."""
+        """The model ended its turn, or was cut at the limit: the sample gets another turn, or is scored."""
         self.buffer.end_turn(group, sample)
         if finish_reason == "stop":
             observation = self.settings.after_turn(group.prompt, sample.segments)
@@ -218,13 +219,13 @@ class _Moves:
                     self.buffer.observe(group, sample, observation.token_ids)
                     self.stats.num_observed += len(observation.token_ids)
                     return
-                finish_reason = "length"  # no room for what the model would have to read
+                finish_reason = "length"  # no room for the observation
         self.buffer.finish(group, sample, finish_reason)
         self.stats.num_finished += 1
         self.submit_for_scoring(group, sample)
 
     def requeue_lost(self, returned: Sequence[Delta]) -> None:
-        """Samples whose replica was lost: what it had handed over is theirs, and they may start again elsewhere."""
+        """Samples of a lost replica keep the tokens it delivered, and may start again on another replica."""
         now = self.engine.now()
         for delta in returned:
             flight = self.running.pop(delta.request_id)
@@ -232,7 +233,7 @@ class _Moves:
             self.stats.num_generated += len(delta.token_ids)
             self.stats.spans.add(flight, self.buffer.step, now, "lost")
             if not flight.sample.num_tokens and flight.sample.first_step == self.buffer.step:
-                self.stats.num_launched -= 1  # it is to be launched again
+                self.stats.num_launched -= 1  # it will be launched again
             self.buffer.pause(flight.group, flight.sample)
 
     def submit_for_scoring(self, group: OpenGroup, sample: OpenSample) -> None:
@@ -242,8 +243,8 @@ class _Moves:
         return not self.settings.score_every or len(self.stats.work.step_s) % self.settings.score_every == 0
 
     def take_reward_results(self) -> None:
-        """Take in the reward results that are there, apply the filter, admit. In deterministic mode: those of all
-        samples finished by now, however long that takes, in the order of the samples."""
+        """Take in the available reward results, apply the filter, admit. In deterministic mode: wait for the results
+        of all samples finished so far, and take them in the order of the samples."""
         while self.settings.score_every and not self.scorer.drain(SCORE_POLL_S):
             pass
         results = list(self.scorer.poll())
@@ -252,7 +253,7 @@ class _Moves:
         for result in results:
             self.score(result)
         if self.stats.num_scored >= self.buffer.strategy.samples_per_step:
-            self.stop_if_rewards_fail()  # where most rewards fail, a step's end may never come
+            self.stop_if_rewards_fail()  # if most rewards fail, the step might never end
         if results:
             self.admit_ready()
 
@@ -275,12 +276,12 @@ class _Moves:
             if self.buffer.try_admit(group):
                 self.filtered_in_a_row = 0
             elif not self.buffer.strategy.restart_stale:
-                return  # what is due later is refused, too: rule 2 asks more of it
+                return  # groups due later are refused, too: rule 2 demands more of them
 
     def filter(self, group: OpenGroup) -> None:
-        """A complete group is dropped here, for a named reason, or stays ready."""
+        """Drop a complete group for a named reason, or leave it ready."""
         self.buffer.load_tokens([group])
-        frozen = group.freeze()  # and kept: most groups train in the step in which they are complete
+        frozen = group.freeze()  # kept: most groups train in the step in which they complete
         if self.settings.drop_failed and len(frozen.scored) < min(2, len(frozen.samples)):
             self.drop(group, f"failed[{REWARD_FAILED}]", REWARD_FAILED)
             return
@@ -307,7 +308,7 @@ class _Moves:
             )
 
     def abort(self, *, keep: bool) -> None:
-        """Every token so far is the buffer's; with ``keep`` the engine may keep requests for the next step."""
+        """Take every token so far into the buffer; with ``keep``, the engine may keep requests for the next step."""
         started = self.engine.now()
         last = self.engine.pause_all() if keep else self.engine.abort_all()
         self.receive(last.deltas)
@@ -323,7 +324,7 @@ class _Moves:
             self.buffer.pause(flight.group, flight.sample, startable=False)
         self.running.clear()
         if self.settings.score_every and self.scorer.num_pending:
-            self.take_reward_results()  # so that a step's end depends on nothing that is still being scored
+            self.take_reward_results()  # so that the end of a step does not depend on pending scores
 
     def measure_lengths(self) -> None:
         for group in [*self.buffer.groups.values(), *self.buffer.admitted]:
@@ -335,7 +336,7 @@ class _Moves:
                     self.stats.deferred_lengths.append(sample.num_tokens)
 
     def stop_if_rewards_fail(self) -> None:
-        """Raises RunError when a larger share of the step's rewards failed than the settings allow."""
+        """Raises RunError if a larger share of the step's rewards failed than the settings allow."""
         failed, scored = self.stats.num_failed_rewards, self.stats.num_scored
         if scored and failed / scored > self.settings.max_failure_share:
             raise RunError(

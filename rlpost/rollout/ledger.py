@@ -1,13 +1,14 @@
-"""The ledger: every draw, token, verdict and end of a run as rows of an SQLite database, inserted and never updated.
+"""The ledger: every draw, token, reward result and end of a run as rows of an SQLite database; rows are never updated.
 
-Owns the schema, the transactions, and the four moves that durability needs: write a step's rows at once, read tokens
-back, roll back to a step, copy what is not trained yet into a checkpoint. It decides nothing: ``rollout.buffer`` queues
-rows and reads tokens, ``rollout.ledger_recovery`` finds the right state after a crash, ``rlpost buffer`` reads it.
+Owns the schema, the transactions, and the four operations that durability needs: write a step's rows atomically, read
+tokens back, roll back to a step, copy what is not trained yet into a checkpoint. It decides nothing: ``rollout.buffer``
+queues rows and reads tokens, ``rollout.ledger_recovery`` finds the right state after a crash, ``rlpost buffer`` reads
+it.
 
 Every row carries ``step``, the loop's step that wrote it (1 is the first, as in ``metrics.jsonl``). The state at step k
-is what the rows with ``step <= k`` say, so rolling back to k deletes the rows > k and nothing else. ``draw`` is a
-group's number (0, 1, ...), ``idx`` a sample's index in its group, ``attempt`` counts a group's restarts. One process
-writes; others may read at any time (write-ahead log).
+is given by the rows with ``step <= k``, so rolling back to k deletes exactly the rows > k. ``draw`` is a group's number
+(0, 1, ...), ``idx`` a sample's index in its group, ``attempt`` counts a group's restarts. The ``verdicts`` table holds
+reward results. One process writes; others may read at any time (write-ahead log).
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ DISK_CODES = (
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
 )
-BUSY_TIMEOUT_S = 30.0  # how long a write waits for a reader that is in the way
+BUSY_TIMEOUT_S = 30.0  # how long a write waits for a reader that blocks it
 
-# In each table rows of one step stand together; ``tokens`` shares its ids with ``segments``.
+# In each table the rows of one step are adjacent; ``tokens`` shares its ids with ``segments``.
 TABLES = {
     "draws": "draw INTEGER PRIMARY KEY, step INTEGER NOT NULL, uid TEXT NOT NULL UNIQUE, num_samples INTEGER NOT NULL",
     "prompts": "draw INTEGER PRIMARY KEY, step INTEGER NOT NULL, token_ids BLOB NOT NULL, content TEXT NOT NULL",
@@ -69,18 +70,18 @@ OF_A_GROUP = ("draws", "prompts", "launches", "segments", "finishes", "verdicts"
 
 
 class DamagedLedger(RunError):
-    """Tokens read back are not the tokens written, or SQLite cannot read the file."""
+    """The tokens read back differ from those written, or SQLite cannot read the file."""
 
 
 class Ledger:
     """One run's database. Rows queue in memory until :meth:`commit` writes them in one transaction.
 
-    Raises (every method that touches the file): RunError where the disk is full or cannot be written,
-    :class:`DamagedLedger` where the file cannot be read.
+    Raises (every method that touches the file): RunError if the disk is full or not writable,
+    :class:`DamagedLedger` if the file cannot be read.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Opens ``path``; a file that is not there is created with the schema (never with ``read_only``)."""
+        """Opens ``path``; a missing file is created with the schema (never with ``read_only``)."""
         self.path = Path(path)
         self._queue: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES}
         mode = "rwc" if not read_only else "ro" + ("" if self._has_writer() else "&immutable=1")
@@ -116,8 +117,8 @@ class Ledger:
 
     def record_segment(self, draw: int, index: int, attempt: int, step: int, segment: Segment) -> None:
         token_ids, logprobs = segment.token_ids.tobytes(), segment.rollout_logprobs.tobytes()
-        marks = int(segment.trainable), int(segment.mixed_kv)
-        row = (draw, index, attempt, step, segment.policy_version, len(segment.token_ids), *marks)
+        flags = int(segment.trainable), int(segment.mixed_kv)
+        row = (draw, index, attempt, step, segment.policy_version, len(segment.token_ids), *flags)
         self.record("segments", self._next_segment, *row, _checksum(token_ids, logprobs))
         self.record("tokens", self._next_segment, step, token_ids, logprobs)
         self._next_segment += 1
@@ -136,7 +137,7 @@ class Ledger:
         return list(self._each_sample(samples))
 
     def read_open(self) -> list[OpenGroup]:
-        """Every group that has not ended, in the order drawn; tokens stay in the file (``evicted``)."""
+        """Every group that has not ended, in the order drawn; tokens remain in the file (``evicted``)."""
         with self.reading():
             groups = self._read_groups()
             if groups:
@@ -149,22 +150,22 @@ class Ledger:
                 group.state = "ready" if states == {SCORED} else "scoring"
         return list(groups.values())
 
-    def story(self, step: int) -> dict[str, str]:
-        """A digest of each table's rows that a resume after ``step`` steps rests on: those of open groups, ends of
-        later steps, and the account of every step. Tokens have their checksums in ``segments``."""
+    def resume_digests(self, step: int) -> dict[str, str]:
+        """A digest per table of the rows that a resume after ``step`` steps relies on: those of open groups, ends of
+        later steps, and the totals of every step. Tokens are covered by their checksums in ``segments``."""
         which = dict.fromkeys(OF_A_GROUP, "draw IN (SELECT draw FROM open)") | {"ends": f"step > {step:d}"}
         with self.reading():
             return {table: self._digest(table, condition) for table, condition in (which | {"steps": "1"}).items()}
 
     def unstored_step(self) -> int | None:
-        """The newest step that began and left no row: its process ended before it could store anything of it."""
-        begun = int(self._value("SELECT coalesce(max(step), 0) FROM begins"))
+        """The newest step that began but left no rows: its process ended before storing anything."""
+        newest = int(self._value("SELECT coalesce(max(step), 0) FROM begins"))
         traces = ("launches", "segments", "finishes", "verdicts", "ends", "steps")
         stored = max(int(self._value(f"SELECT coalesce(max(step), 0) FROM {table}")) for table in traces)
-        return begun if begun > stored else None
+        return newest if newest > stored else None
 
     def held(self) -> tuple[int, int]:
-        """(groups, tokens) that have not ended, counted from the rows; tokens of earlier attempts left out."""
+        """(groups, tokens) that have not ended, counted from the rows; tokens of earlier attempts excluded."""
         query = (
             "SELECT coalesce(sum(num_tokens), 0) FROM segments s WHERE draw IN (SELECT draw FROM open) "
             "AND attempt = (SELECT coalesce(max(attempt), 0) FROM restarts r WHERE r.draw = s.draw)"
@@ -173,25 +174,25 @@ class Ledger:
             return int(self._value("SELECT count(*) FROM open")), int(self._value(query))
 
     def rolled_back(self) -> int:
-        """Tokens that rollbacks discarded so far."""
+        """Tokens that rollbacks have discarded so far."""
         return int(self._value("SELECT coalesce(sum(num_tokens), 0) FROM rollbacks"))
 
     @property
     def compacted_to(self) -> int:
-        """The step before which the tokens of ended groups are gone: no rollback may go below it."""
+        """The step before which the tokens of ended groups are gone: no rollback may go further back."""
         return int(self._value("SELECT coalesce(max(step), 0) FROM compactions"))
 
     # ---- durability -----------------------------------------------------------------------------------------
 
     def roll_back(self, step: int, snapshot: Path | None = None) -> tuple[int, int]:
-        """Delete the rows of later steps; returns (groups, tokens) that this discarded, and records it.
+        """Delete the rows of later steps; returns (groups, tokens) discarded, and records it.
 
-        ``snapshot``: a copy, which has rows of the next step where that was stopped half-way; they take the place of
-        the deleted ones, and what it holds is not discarded. ``groups`` counts draws that never happened now; their
-        prompts are drawn again.
+        ``snapshot``: a copy that has rows of the next step if that step was interrupted; they replace the deleted
+        rows, and what they hold is not discarded. ``groups`` counts draws that are undone; their prompts are drawn
+        again.
         """
-        assert step >= self.compacted_to, "what a rollback needs was compacted away"
-        assert not any(self._queue.values()), "rows wait to be written"
+        assert step >= self.compacted_to, "rows needed for this rollback were compacted away"
+        assert not any(self._queue.values()), "unwritten rows are queued"
         with self._translated("roll back"), self._attached(snapshot or ":memory:", read_only=snapshot is not None):
             if snapshot is None:
                 _create_schema(self._db, "copy")
@@ -218,32 +219,32 @@ class Ledger:
     def snapshot(self, path: Path, *, step: int) -> None:
         """Copy into a new file at ``path`` what a resume at ``step`` needs: open groups, and rows of later steps.
 
-        Later rows are those of a step that was stopped half-way. Making the file durable is the caller's business.
+        Later rows are those of an interrupted step. The caller makes the file durable.
         """
-        assert not any(self._queue.values()), "rows wait to be written"
+        assert not any(self._queue.values()), "unwritten rows are queued"
         with self._translated("copy"), self._attached(path):
-            self._db.execute("PRAGMA copy.journal_mode = OFF")  # a torn copy is thrown away whole
+            self._db.execute("PRAGMA copy.journal_mode = OFF")  # a torn copy is discarded as a whole
             self._db.execute("PRAGMA copy.synchronous = OFF")
             with self._transaction():
                 _create_schema(self._db, "copy")
                 self._copy_rows(step)
 
     def compact(self, oldest_step: int) -> int:
-        """Free the tokens and prompts of groups that had ended by ``oldest_step``, the oldest checkpoint kept.
+        """Free the tokens and prompts of groups that ended by ``oldest_step``, the oldest checkpoint kept.
 
-        No rollback goes further back, so nobody reads them again (``rollouts/`` has what was trained). Returns the
-        number of segments freed; the rows that tell their story stay.
+        No rollback goes further back, so nothing reads them again (``rollouts/`` has what was trained). Returns the
+        number of segments freed; the rows that record the groups' history are kept.
         """
         before = self.compacted_to
         if oldest_step <= before:
             return 0
         ended = "SELECT draw FROM ends WHERE step > :before AND step <= :oldest"
-        given_up = "SELECT draw FROM restarts WHERE step > :before AND step <= :oldest"
+        abandoned = "SELECT draw FROM restarts WHERE step > :before AND step <= :oldest"
         steps = {"before": before, "oldest": oldest_step}
         with self._translated("compact"), self._transaction():
             freed = self._db.execute(
                 f"DELETE FROM tokens WHERE id IN (SELECT id FROM segments WHERE draw IN ({ended})) OR id IN (SELECT id "
-                f"FROM segments s WHERE draw IN ({given_up}) AND attempt < (SELECT max(attempt) FROM restarts r WHERE "
+                f"FROM segments s WHERE draw IN ({abandoned}) AND attempt < (SELECT max(attempt) FROM restarts r WHERE "
                 "r.draw = s.draw AND r.step <= :oldest))",
                 steps,
             ).rowcount
@@ -252,26 +253,26 @@ class Ledger:
         return freed
 
     def damage(self) -> str | None:
-        """What is wrong with the file as a whole or with an open group's tokens; None where all is well."""
+        """What is wrong with the file or with an open group's tokens; None if nothing is."""
         try:
             found = self._value("PRAGMA quick_check(1)")
             if found != "ok":
                 return str(found).splitlines()[-1]
             keys = [(g.order, s.index, g.attempt) for g in self.read_open() for s in g.samples if s.evicted]
-            for _ in self._each_sample(keys):  # one at a time: all of them may not fit into memory
+            for _ in self._each_sample(keys):  # one at a time: all of them may not fit in memory
                 pass
         except (sqlite3.DatabaseError, DamagedLedger) as error:
             return " ".join(str(error).split())
         return None
 
     def execute(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """A reader's own query."""
+        """Run a reader's own query."""
         with self._translated("read"):
             return self._db.execute(query, parameters).fetchall()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Several queries that see the database at one moment; may be nested, and inside a transaction."""
+        """Several queries that see the database at one moment; may be nested, also in a transaction."""
         with self._translated("read"):
             if self._db.in_transaction:
                 yield
@@ -285,8 +286,8 @@ class Ledger:
     # ---- private --------------------------------------------------------------------------------------------
 
     def _has_writer(self) -> bool:
-        """Whether a process may be writing: its log lies beside the file. Without one, a folder that only lets itself
-        be read (a checkpoint, another user's run) can be read without any lock."""
+        """Whether a process may be writing: its log is beside the file. Without a writer, a read-only folder (a
+        checkpoint, another user's run) can be read without any lock."""
         return self.path.with_name(f"{self.path.name}-wal").exists()
 
     def _each_sample(self, samples: Iterable[tuple[int, int, int]]) -> Iterator[tuple[Segment, ...]]:
@@ -320,7 +321,7 @@ class Ledger:
             raise DamagedLedger(explain("ledger", f"{self.path} of schema {version}", f"schema {SCHEMA_VERSION}", do))
         if not read_only:
             self._db.execute("PRAGMA journal_mode = WAL")
-            # A kill loses nothing; what a power cut may take from here, checkpoints have.
+            # A kill loses nothing; checkpoints have what a power failure may take from here.
             self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(
             "CREATE TEMP VIEW open AS SELECT draw FROM main.draws WHERE draw NOT IN (SELECT draw FROM main.ends)"
@@ -349,25 +350,25 @@ class Ledger:
 
     @contextmanager
     def _translated(self, act: str) -> Iterator[None]:
-        """SQLite's errors as ours, in one line that says what to do."""
+        """Turn SQLite's errors into ours: one line that says what to do."""
         try:
             yield
         except sqlite3.DatabaseError as error:
             what, got = f"ledger (cannot {act})", f"{self.path}: {error}"
-            code = error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else None  # none: a bug of ours
+            code = error.sqlite_errorcode & 0xFF if hasattr(error, "sqlite_errorcode") else None  # None: our own bug
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                do = "the same command resumes from the last checkpoint, which carries a copy"
-                raise DamagedLedger(explain(what, got, "a whole database", do)) from error
+                do = "run the same command to resume from the last checkpoint, which has a copy"
+                raise DamagedLedger(explain(what, got, "an intact database", do)) from error
             if code in DISK_CODES:
-                do = "free space or mend the permissions, then the same command resumes from the last checkpoint"
-                raise RunError(explain(what, got, "a disk that can be written", do)) from error
+                do = "free space or fix the permissions, then run the same command to resume from the last checkpoint"
+                raise RunError(explain(what, got, "a writable disk", do)) from error
             raise
 
     def _insert_queued(self) -> None:
         for table, rows in self._queue.items():
             if rows:
-                places = ", ".join("?" * len(rows[0]))
-                self._db.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
+                placeholders = ", ".join("?" * len(rows[0]))
+                self._db.executemany(f"INSERT INTO {table} VALUES ({placeholders})", rows)
 
     def _first_free_segment(self) -> int:
         return 1 + int(self._value("SELECT coalesce(max(id), 0) FROM segments"))
@@ -428,7 +429,7 @@ class Ledger:
         version, trainable, mixed_kv, checksum, token_ids, logprobs = row
         if token_ids is None or _checksum(token_ids, logprobs) != checksum:
             what = f"ledger {self.path}: tokens of draw {sample[0]}, sample {sample[1]}"
-            do = "the same command resumes from the last checkpoint, which carries a copy"
+            do = "run the same command to resume from the last checkpoint, which has a copy"
             raise DamagedLedger(explain(what, "gone" if token_ids is None else "other bytes", "as written", do))
         return Segment(
             token_ids=np.frombuffer(token_ids, np.int32),

@@ -1,9 +1,9 @@
-"""The distribution of response lengths, from responses that are done and the ages of those that are not.
+"""The distribution of response lengths, from finished responses and the ages of unfinished ones.
 
-A response of age a that goes on says that its length is above a, no more. Leaving those out would make the first steps,
-in which short answers are done, promise short answers; the product-limit estimate (Kaplan and Meier 1958, eq. 2b)
-counts them for what they say. That is right for responses that were all begun in one stretch of time, done or not, so
-callers take those of the groups drawn last. Pure; ``rollout.concurrency`` plans with it.
+An unfinished response of age a only shows that its length is above a. Ignoring those would bias the first steps, in
+which only short responses are finished, toward short ones; the product-limit estimate (Kaplan and Meier 1958, eq. 2b)
+uses them for exactly what they show. It is correct for responses that all started in one stretch of time, finished or
+not, so callers pass those of the groups drawn last. Pure functions; ``rollout.concurrency`` plans with them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class LengthEstimate:
     """Lengths and ages in tokens, up to ``cap``.
 
     Args:
-        finished: lengths of the responses that are done.
-        unfinished: tokens so far of those that are not, begun in the same stretch of time.
-        cap: the longest response there can be.
+        finished: lengths of finished responses.
+        unfinished: tokens so far of unfinished ones, started in the same stretch of time.
+        cap: the maximum response length.
     """
 
     def __init__(self, finished: Sequence[int], unfinished: Sequence[int], *, cap: int) -> None:
@@ -30,23 +30,23 @@ class LengthEstimate:
         )
 
     def ages(self) -> tuple[float, float]:
-        """(mean, standard deviation) over time of the tokens so far in a slot that is always refilled: those of the age
-        in a renewal process, from ``E[L^2] / (2 E[L])`` and ``E[L^3] / (3 E[L])`` (Ross, Introduction to Probability
-        Models, section 7.5)."""
+        """(mean, standard deviation) over time of the tokens so far in a slot that is always refilled: the moments of
+        the age in a renewal process, from ``E[L^2] / (2 E[L])`` and ``E[L^3] / (3 E[L])`` (Ross, Introduction to
+        Probability Models, section 7.5)."""
         first, second, third = (float((self._mass * self._lengths**k).sum()) for k in (1, 2, 3))
         mean = second / (2 * first)
         return mean, math.sqrt(max(0.0, third / (3 * first) - mean**2))
 
 
 def product_limit(finished: Sequence[int], unfinished: Sequence[int], *, cap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms of the length distribution: f64[n] lengths, rising, and their f64[n] mass, which sums to 1.
+    """Atoms of the length distribution: f64[n] lengths, increasing, and their f64[n] mass, which sums to 1.
 
     S(t) is the product over lengths u <= t of 1 - (responses that end at u) / (responses with a length or age of at
-    least u). The mass left above the longest observation lies at ``cap``; with no observation, all of it.
+    least u). The mass above the longest observation is placed at ``cap``; without any observation, all of it.
     """
     lengths, ends = np.unique(np.asarray(finished, np.int64), return_counts=True)
-    everyone = np.sort(np.concatenate([np.asarray(finished, np.int64), np.asarray(unfinished, np.int64)]))
-    at_risk = len(everyone) - np.searchsorted(everyone, lengths, side="left")
+    observed = np.sort(np.concatenate([np.asarray(finished, np.int64), np.asarray(unfinished, np.int64)]))
+    at_risk = len(observed) - np.searchsorted(observed, lengths, side="left")
     survival = np.concatenate([[1.0], np.cumprod(1.0 - ends / np.maximum(1, at_risk))])
     mass = survival[:-1] - survival[1:]
     if survival[-1] > 0:

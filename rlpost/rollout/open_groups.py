@@ -1,7 +1,7 @@
-"""What the rollout buffer holds of a group while it is generated, scored and waiting: plain mutable records.
+"""The rollout buffer's records of a group while it is generated, scored and waiting: plain mutable objects.
 
-``rollout.buffer`` is their one owner; ``rollout.collect`` reads them. Tokens may lie here or in the ledger only: a
-sample whose ``evicted`` is True holds none of its earlier segments, and whoever needs them calls
+``rollout.buffer`` is their only owner; ``rollout.collect`` reads them. Tokens may be here or only in the ledger: a
+sample whose ``evicted`` is True holds none of its earlier segments, and callers that need them call
 ``rollout.buffer.RolloutBuffer.load_tokens`` first.
 """
 
@@ -23,16 +23,16 @@ class OpenSample:
 
     index: int
     state: str = WAITING
-    segments: tuple[Segment, ...] = ()  # what is in memory; with ``evicted``, the rest lies in the ledger
+    segments: tuple[Segment, ...] = ()  # those in memory; with ``evicted``, the rest is in the ledger
     evicted: bool = False
     chunks: list[tuple[np.ndarray, np.ndarray]] | None = None  # (token_ids, logprobs)
-    num_tokens: int = 0  # of all segments, evicted ones included
+    num_tokens: int = 0  # of all segments, including evicted ones
     finish_reason: str = ""
     reward: float | None = None
-    reward_parts: Mapping[str, float] | None = None  # None: no reward result yet, or none with parts
+    reward_parts: Mapping[str, float] | None = None  # None: no reward result yet, or one without parts
     failure: str | None = None
     first_step: int = -1  # the step that launched it
-    mixed_kv: bool = False  # in this step it resumes with the KV cache of earlier ones
+    mixed_kv: bool = False  # in this step it resumes with the KV cache of earlier steps
 
     def append(self, token_ids: np.ndarray, logprobs: np.ndarray) -> None:
         if self.chunks is None:
@@ -41,11 +41,11 @@ class OpenSample:
         self.num_tokens += len(token_ids)
 
     def seal(self, policy_version: int) -> Segment | None:
-        """Turn the current version's tokens into a segment, which is returned; None where there are none."""
+        """Turn the current version's tokens into a segment and return it; None if there are none."""
         if not self.chunks:
             return None
         token_ids, logprobs = self.chunks[0]
-        if len(self.chunks) > 1:  # a replica hands a sample over whole: one chunk, which need not be copied
+        if len(self.chunks) > 1:  # a replica delivers a sample as a whole: one chunk, which need not be copied
             token_ids = np.concatenate([c[0] for c in self.chunks])
             logprobs = np.concatenate([c[1] for c in self.chunks])
         assert token_ids.dtype == np.int32 and logprobs.dtype == np.float32, (token_ids.dtype, logprobs.dtype)
@@ -55,7 +55,7 @@ class OpenSample:
         return segment
 
     def observe(self, token_ids: np.ndarray, policy_version: int) -> Segment:
-        """Append what the policy reads and did not sample; it has no logprobs and is not trained on."""
+        """Append tokens that the policy reads but did not sample; they have no logprobs and are not trained on."""
         assert not self.chunks and len(token_ids) and token_ids.dtype == np.int32, token_ids.dtype
         segment = Segment(token_ids, np.zeros(len(token_ids), np.float32), policy_version, trainable=False)
         self.segments = (*self.segments, segment)
@@ -63,7 +63,7 @@ class OpenSample:
         return segment
 
     def restart(self) -> None:
-        """Forget everything generated; the caller has counted it."""
+        """Discard everything generated; the caller has counted it."""
         self.state, self.segments, self.evicted, self.chunks = WAITING, (), False, None
         self.num_tokens, self.finish_reason, self.first_step = 0, "", -1
         self.reward, self.reward_parts, self.failure = None, None, None
@@ -71,7 +71,7 @@ class OpenSample:
 
 @dataclass(slots=True)
 class OpenGroup:
-    """One drawn prompt and its samples; ``order`` is the draw's number, which is the group's age."""
+    """One drawn prompt and its samples; ``order`` is the draw's number, which gives the group's age."""
 
     prompt: Prompt
     order: int
@@ -81,9 +81,9 @@ class OpenGroup:
     state: str = "open"  # open, scoring, ready, admitted
     oldest_version: int | None = None
     num_startable: int = 0  # samples that wait or are paused
-    num_unfinished: int = 0  # those, and the running ones
+    num_unfinished: int = 0  # those, plus the running ones
     num_unscored: int = 0
-    frozen: Group | None = None  # made once; given up with the samples' tokens
+    frozen: Group | None = None  # built once; dropped together with the samples' tokens
 
     @property
     def uid(self) -> str:
@@ -98,7 +98,7 @@ class OpenGroup:
         return any(s.state == FINISHED for s in self.samples)
 
     def count_samples(self) -> None:
-        """Set the three counts from the samples' states; whoever changes a state afterwards keeps them."""
+        """Set the three counts from the samples' states; later changes of a state must update them."""
         states = [s.state for s in self.samples]
         self.num_startable = states.count(WAITING) + states.count(PAUSED)
         self.num_unfinished = self.num_startable + states.count(RUNNING)
@@ -108,7 +108,7 @@ class OpenGroup:
         return (step if self.oldest_version is None else self.oldest_version) + max_staleness
 
     def phase(self) -> str:
-        """``state``, an open group told apart as waiting (nothing generated), in_flight or paused."""
+        """``state``, with an open group split into waiting (nothing generated), in_flight and paused."""
         if self.state != "open":
             return self.state
         if any(s.state == RUNNING for s in self.samples):
@@ -116,10 +116,10 @@ class OpenGroup:
         return "paused" if any(s.num_tokens or s.finish_reason for s in self.samples) else "waiting"
 
     def freeze(self) -> Group:
-        """The complete group as it trains; all its tokens must be here."""
+        """The complete group in the form used for training; all its tokens must be in memory."""
         if self.frozen is not None:
             return self.frozen
-        assert not any(s.evicted for s in self.samples), f"group {self.uid}: tokens lie in the ledger only"
+        assert not any(s.evicted for s in self.samples), f"group {self.uid}: tokens are only in the ledger"
         samples = tuple(
             Sample(
                 uid=self.uid,

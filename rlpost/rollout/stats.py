@@ -1,4 +1,4 @@
-"""One step's account of its rollout. ``rollout.collect`` fills it; metrics, timeline and history read it."""
+"""Statistics of one step's rollout. ``rollout.collect`` fills them; metrics, timeline and history read them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class InFlight(NamedTuple):
 
 @dataclass(kw_only=True, slots=True)
 class Spans:
-    """Every stay of a sample in the engine, columns side by side: the raw material of the run's timeline."""
+    """Every stay of a sample in the engine, as parallel columns: the raw data of the run's timeline."""
 
     uid: list[str] = field(default_factory=list)
     index: list[int] = field(default_factory=list)
     replica: list[int] = field(default_factory=list)
     policy_version: list[int] = field(default_factory=list)
-    start_s: list[float] = field(default_factory=list)  # on the engine's clock: handed to it
+    start_s: list[float] = field(default_factory=list)  # when it was submitted, on the engine's clock
     end_s: list[float] = field(default_factory=list)  # its last delta, or the abort
     tokens: list[int] = field(default_factory=list)  # generated in this stay
-    kind: list[str] = field(default_factory=list)  # launched, resumed where an earlier stay was interrupted, or kept
+    kind: list[str] = field(default_factory=list)  # launched, resumed after an interrupted stay, or kept
     end: list[str] = field(default_factory=list)  # stop, length, paused by an abort, or lost with its replica
 
     def add(self, flight: InFlight, policy_version: int, end_s: float, end: str) -> None:
@@ -49,28 +49,28 @@ class Spans:
 
 @dataclass(kw_only=True, slots=True)
 class RolloutStats:
-    """One step's account. Times in seconds on the engine's clock, counts in tokens unless named otherwise."""
+    """One step's statistics. Times in seconds on the engine's clock, counts in tokens unless named otherwise."""
 
     step: int
     slots: int
-    stopped: bool = False  # half-way, on request: what was admitted waits for the same step's next try
+    stopped: bool = False  # interrupted on request: admitted groups wait until the step is retried
     started_s: float = 0.0
     ended_s: float = 0.0
     num_generated: int = 0
-    num_replayed: int = 0  # tokens of carried-over samples fed to the engine again, their prompts included
-    num_prefill: int = 0  # prompt and replayed tokens really computed (prefix-cache hits left out)
+    num_replayed: int = 0  # tokens of carried-over samples fed to the engine again, including their prompts
+    num_prefill: int = 0  # prompt and replayed tokens actually computed (without prefix-cache hits)
     num_launched: int = 0  # samples started for the first time
     num_resumed: int = 0
     num_kept: int = 0  # samples that resumed with their KV cache
     num_failed_rewards: int = 0
     num_scored: int = 0
     num_finished: int = 0  # samples whose last turn ended
-    num_observed: int = 0  # tokens that samples were given between two turns
+    num_observed: int = 0  # tokens given to samples between two turns
     rejected: dict[str, int] = field(default_factory=dict)  # groups, by reason
     failures: dict[str, int] = field(default_factory=dict)  # samples, by kind
     last_failure: str | None = None
     work: EngineWork = field(default_factory=EngineWork)
-    abort_s: float = 0.0  # of what was left in flight, where ``work`` does not hold it
+    abort_s: float = 0.0  # of the requests left in flight, if ``work`` does not include it
     launched_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples launched in this step
     dropped_lengths: dict[int, list[int]] = field(default_factory=dict)  # draw number -> lengths, of dropped groups
     deferred_lengths: list[int] = field(default_factory=list)  # tokens so far of the samples carried over
@@ -83,7 +83,7 @@ class RolloutStats:
 
     @property
     def idle_share(self) -> float:
-        """1 - (sum of iteration time x running samples) / slot seconds offered; 0 where nothing ran."""
+        """1 - (sum of iteration time x running samples) / slot seconds offered; 0 if nothing ran."""
         offered = self.offered_slot_s
         return max(0.0, 1.0 - self.work.slot_seconds() / offered) if offered else 0.0
 

@@ -1,4 +1,4 @@
-"""A rollout strategy in numbers: what may be open, how old it may grow, which complete groups a step takes."""
+"""A rollout strategy in numbers: what may be open, how old it may get, which complete groups a step takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlpost.config import RolloutConfig
 
-FIRST_COMPLETE, FIRST_BEGUN = "first_complete", "first_begun"
+FIRST_COMPLETE, FIRST_STARTED = "first_complete", "first_begun"
 BY_DEADLINE, ROUND_ROBIN = "by_deadline", "round_robin"
 
 
@@ -18,8 +18,8 @@ class RolloutStrategy:
     samples_per_group: int  # G
     oversample: float = 1.0  # groups that may be open or admitted in a step, over N
     max_staleness: int = 0  # S, in policy versions
-    adaptive: bool = False  # the ratio is chosen anew in each step; ``oversample`` is where it starts
-    restart_stale: bool = False  # draw and admit without regard to age, and restart a group that has grown too old
+    adaptive: bool = False  # the ratio is chosen again in each step; ``oversample`` is its initial value
+    restart_stale: bool = False  # draw and admit regardless of age, and restart a group that has become too old
     admission: str = FIRST_COMPLETE  # which complete groups a step may take; see ``rollout.admission``
     order: str = BY_DEADLINE  # of starting samples; round_robin: the first of each group, then the second, ...
 

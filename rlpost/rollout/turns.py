@@ -1,8 +1,8 @@
-"""What happens at the end of a model's turn: the one place where a sample may go on beyond what the model said.
+"""What happens at the end of a model's turn: the only place where a sample may continue after the model has stopped.
 
-``rollout.collect`` asks :data:`AfterTurn` whenever the model ended its turn (a stop token; a response that was cut at
-the limit has no next turn). None: the sample is over and is scored. An :class:`Observation`: its tokens are appended,
-not trained on, and the model has the next turn.
+``rollout.collect`` calls :data:`AfterTurn` whenever the model ended its turn (a stop token; a response that was cut at
+the limit has no next turn). None: the sample is finished and is scored. An :class:`Observation`: its tokens are
+appended, not trained on, and the model takes the next turn.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The sandbox as rewards see it: programs in, outcomes out. Host side.
 
-:class:`Sandbox` starts one keeper, lazily, and runs one program at a time in it. Programs, tests and outputs travel as
-sealed files in memory (memfd), which the keeper hands on unread. A program that the wall clock stopped is run once more
-with no other program beside it; then it counts as stalled if it used no CPU, else there is no verdict.
+:class:`Sandbox` starts one guardian, lazily, and runs one program at a time in it. Programs, tests and outputs travel
+as sealed in-memory files (memfd), which the guardian passes on unread. A program stopped by the wall clock is run once
+more with no other program beside it; then it counts as stalled if it used no CPU, otherwise there is no outcome.
 
-Waits for: the keeper's reply, which its own limits bound (and GRACE_S beyond them, after which it is killed); and, in
-``turns``, for programs that must run alone.
+Waits for: the guardian's reply, which is bounded by the guardian's own limits (and GRACE_S beyond them, after which it
+is killed); and, in ``turns``, for programs that must run alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 MAX_SOURCE_BYTES = 1 << 20  # of a program; nobody writes more by hand
 
 
-class NoVerdict(Exception):
+class NoOutcome(Exception):
     """Nothing can be said about the program: the sandbox, the machine or the tests failed. ``kind`` in snake case."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -42,14 +42,14 @@ class NoVerdict(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What became of one program.
+    """The outcome of one program.
 
-    ``kind``: passed (the tests did; a script: ended by itself with status 0), or what was wrong: assertion, exception,
-    bad_value, syntax, exited, crashed, time_limit, memory, output_limit, stalled.
+    ``kind``: passed (the tests passed; a script: exited by itself with status 0), or what went wrong: assertion,
+    exception, bad_value, syntax, exited, crashed, time_limit, memory, output_limit, stalled.
     """
 
     kind: str
-    text: str = ""  # for a person: the exception, the signal
+    text: str = ""  # for people: the exception, the signal
     num_passed: int = 0
     num_tests: int = 0
     cpu_s: float = 0.0
@@ -63,27 +63,27 @@ class FunctionTests:
 
     tests: Sequence[str]
     entry_points: Sequence[str] | None
-    helpers: str = ""  # the prompt, where its own functions serve the tests
+    helpers: str = ""  # the prompt, if the tests use its functions
     setup: str = ""
     partial: bool = False
 
 
 class Sandbox:
-    """One keeper and its children; a context manager. Usable again after ``close`` and in a forked process."""
+    """One guardian and its children; a context manager. Can be reused after ``close`` and in a forked process."""
 
     def __init__(self, *, unsafe: bool = False, turns: Turns | None = None) -> None:
         """``unsafe``: on the bare host. Nothing is started before the first program, or ``start``."""
         self._unsafe = unsafe
         self._turns = turns
         self._lock = threading.Lock()
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._owner = os.getpid()
 
     # -- programs ----------------------------------------------------------------------------------------------------
 
     def run_functions(self, source: str, tests: FunctionTests, limits: Limits, *, prelude: str = "") -> Outcome:
-        """Runs ``tests`` against the functions of ``source``. Raises NoVerdict, ConfigError (no sandbox here)."""
+        """Runs ``tests`` against the functions of ``source``. Raises NoOutcome, ConfigError (no sandbox here)."""
         if (refused := refuse_source(source)) is not None:
             return refused
 
@@ -94,10 +94,10 @@ class Sandbox:
                 return self._request("functions", files.fds, limits), files.read(2)
 
         reply, written = self._attempt_twice(attempt, limits)
-        return _judge_functions(reply, written, limits)
+        return _functions_outcome(reply, written, limits)
 
     def run_script(self, source: str, stdin: bytes, limits: Limits) -> Outcome:
-        """Runs ``source`` as a program of its own; the caller compares ``output``. Raises as ``run_functions``."""
+        """Runs ``source`` as a separate program; the caller compares ``output``. Raises like ``run_functions``."""
         if (refused := refuse_source(source)) is not None:
             return refused
 
@@ -106,12 +106,12 @@ class Sandbox:
                 return self._request("script", files.fds, limits), files.read(2)
 
         reply, written = self._attempt_twice(attempt, limits)
-        return _judge_script(reply, written, limits)
+        return _script_outcome(reply, written, limits)
 
     def _attempt_twice(
         self, attempt: Callable[[], tuple[dict[str, Any], bytes]], limits: Limits
     ) -> tuple[dict[str, Any], bytes]:
-        """Beside others; where the wall clock stopped it, once more alone."""
+        """Run it beside others; if the wall clock stopped it, once more alone."""
         with self._lock:
             self.start()
             assert self._turns is not None
@@ -123,21 +123,21 @@ class Sandbox:
                 used = sum(program["cpu_s"] for program in result[0]["programs"].values())
                 if result[0]["stopped"] == "wall" and used >= limits.stalled_cpu_s:
                     detail = f"{limits.wall_s:.0f} s were not enough for {limits.cpu_s:g} s of CPU time"
-                    raise NoVerdict("overload", f"{detail} (used {used:.2f} s), twice, the second time alone")
+                    raise NoOutcome("overload", f"{detail} (used {used:.2f} s), twice, the second time alone")
             return result
 
-    # -- the keeper --------------------------------------------------------------------------------------------------
+    # -- the guardian --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the keeper where none runs. Raises ConfigError where this machine allows no sandbox."""
-        if self._keeper is not None and self._owner == os.getpid() and self._keeper.poll() is None:
+        """Starts the guardian if none is running. Raises ConfigError if this machine allows no sandbox."""
+        if self._guardian is not None and self._owner == os.getpid() and self._guardian.poll() is None:
             return
         self._forget()
         self._turns = self._turns or Turns()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             make = bubblewrap.unsafe_command if self._unsafe else bubblewrap.sandboxed_command
-            self._keeper = subprocess.Popen(
+            self._guardian = subprocess.Popen(
                 make(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -149,7 +149,7 @@ class Sandbox:
         self._control, self._owner = ours, os.getpid()
         try:
             hello = self._await_reply(START_S)
-        except NoVerdict as error:
+        except NoOutcome as error:
             hello = {"error": error.detail}
         if "error" in hello:
             said = self._stop()
@@ -164,13 +164,13 @@ class Sandbox:
             reply = self._await_reply(limits.wall_s + GRACE_S)
         except OSError as error:
             self._stop()
-            raise NoVerdict("sandbox_error", f"{type(error).__name__}: {error}") from None
-        except BaseException:  # interrupted half-way: the next reply would be of this request
+            raise NoOutcome("sandbox_error", f"{type(error).__name__}: {error}") from None
+        except BaseException:  # interrupted midway: the next reply would be for this request
             self._stop()
             raise
         if "error" in reply:
             self._stop()
-            raise NoVerdict("sandbox_error", reply["error"])
+            raise NoOutcome("sandbox_error", reply["error"])
         return reply
 
     def _await_reply(self, timeout_s: float) -> dict[str, Any]:
@@ -179,33 +179,33 @@ class Sandbox:
         try:
             message = self._control.recv(1 << 16)
         except TimeoutError:
-            raise NoVerdict("sandbox_error", f"the sandbox said nothing for {timeout_s:.0f} s") from None
+            raise NoOutcome("sandbox_error", f"the sandbox did not respond for {timeout_s:.0f} s") from None
         except OSError as error:
-            raise NoVerdict("sandbox_error", str(error)) from None
+            raise NoOutcome("sandbox_error", str(error)) from None
         if not message:
-            raise NoVerdict("sandbox_error", "the sandbox ended")
+            raise NoOutcome("sandbox_error", "the sandbox ended")
         return json.loads(message)
 
     def _stop(self) -> str:
-        """Kills the keeper, and with it everything inside; returns the end of what it wrote to standard error."""
-        keeper, self._keeper = self._keeper, None
+        """Kills the guardian and everything inside; returns the end of its standard error."""
+        guardian, self._guardian = self._guardian, None
         if self._control is not None:
             self._control.close()
             self._control = None
-        if keeper is None:
+        if guardian is None:
             return ""
-        keeper.kill()
-        assert keeper.stderr is not None
-        with keeper.stderr:
-            said = keeper.stderr.read()
-        keeper.wait()
+        guardian.kill()
+        assert guardian.stderr is not None
+        with guardian.stderr:
+            said = guardian.stderr.read()
+        guardian.wait()
         return " ".join(said.decode("utf-8", "replace").split())[-400:]
 
     def _forget(self) -> None:
-        """Drops a keeper that ended, or that belongs to the process this one was forked from."""
-        if self._keeper is not None and self._owner != os.getpid():
-            self._keeper.returncode = 0  # not our child: neither wait for it nor warn about it
-            self._keeper, self._control, self._turns = None, None, None
+        """Drops a guardian that ended, or that belongs to the process this one was forked from."""
+        if self._guardian is not None and self._owner != os.getpid():
+            self._guardian.returncode = 0  # not our child: neither wait for it nor warn about it
+            self._guardian, self._control, self._turns = None, None, None
         self._stop()
 
     def close(self) -> None:
@@ -223,14 +223,14 @@ class Sandbox:
 
 
 def refuse_source(source: str) -> Outcome | None:
-    """Of a program that is not even tried."""
+    """The outcome of a source that is not even run; None to run it."""
     if len(source) > MAX_SOURCE_BYTES:
         return Outcome(kind="syntax", text=f"{len(source)} characters, more than {MAX_SOURCE_BYTES}")
     return None
 
 
 class _Files:
-    """Files in memory for one run: sealed ones with content, and empty ones (None) to be written inside."""
+    """In-memory files for one run: sealed ones with content, and empty ones (None) to be written inside."""
 
     def __init__(self, *contents: bytes | None) -> None:
         self.fds = [_make_file(content) for content in contents]
@@ -261,39 +261,39 @@ def _to_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-# ---- from what the keeper saw to an outcome ------------------------------------------------------------------------
+# ---- from the guardian's reply to an outcome -------------------------------------------------------------------------
 
 
-def _judge_functions(reply: dict[str, Any], written: bytes, limits: Limits) -> Outcome:
+def _functions_outcome(reply: dict[str, Any], written: bytes, limits: Limits) -> Outcome:
     program, bench = reply["programs"]["candidate"], reply["programs"]["tester"]
-    verdict = json.loads(written) if written else {}
-    counts: dict[str, Any] = {"num_passed": verdict.get("num_passed", 0), "num_tests": verdict.get("num_tests", 0)}
+    report = json.loads(written) if written else {}
+    counts: dict[str, Any] = {"num_passed": report.get("num_passed", 0), "num_tests": report.get("num_tests", 0)}
     counts |= {"cpu_s": program["cpu_s"], "wall_s": reply["wall_s"]}
-    ended = _judge_end(reply, "candidate", limits)
+    ended = _failure_of(reply, "candidate", limits)
     if ended is not None and ended[0] in ("time_limit", "stalled"):
         return Outcome(kind=ended[0], text=ended[1], **counts)
     if reply["stopped"] == "tester" or bench["cpu_s"] > limits.for_tester().cpu_s:
         return Outcome(kind="time_limit", text="in the tests", **counts)
-    if not verdict:
-        raise NoVerdict("tester_crash", f"the tests' process ended without an outcome: {_describe_end(bench)}")
-    if verdict["kind"] == "bad_tests":
-        raise NoVerdict("bad_tests", verdict["text"])
-    if verdict["kind"] == "gone":
+    if not report:
+        raise NoOutcome("tester_crash", f"the tests' process ended without an outcome: {_describe_end(bench)}")
+    if report["kind"] == "bad_tests":
+        raise NoOutcome("bad_tests", report["text"])
+    if report["kind"] == "gone":
         kind, text = ended or ("exited", "")
         return Outcome(kind=kind, text=text, **counts)
-    return Outcome(kind=verdict["kind"], text=verdict["text"], **counts)
+    return Outcome(kind=report["kind"], text=report["text"], **counts)
 
 
-def _judge_script(reply: dict[str, Any], written: bytes, limits: Limits) -> Outcome:
+def _script_outcome(reply: dict[str, Any], written: bytes, limits: Limits) -> Outcome:
     cpu_s = reply["programs"]["script"]["cpu_s"]
-    kind, text = _judge_end(reply, "script", limits) or ("passed", "")
+    kind, text = _failure_of(reply, "script", limits) or ("passed", "")
     if len(written) >= limits.output_bytes and kind not in ("time_limit", "stalled"):
         kind, text = "output_limit", f"{limits.output_bytes} bytes"
     return Outcome(kind=kind, text=text, cpu_s=cpu_s, wall_s=reply["wall_s"], output=written)
 
 
-def _judge_end(reply: dict[str, Any], role: str, limits: Limits) -> tuple[str, str] | None:
-    """(kind, text) of a program that did not end well; None for one that did, or that was ended when it was done."""
+def _failure_of(reply: dict[str, Any], role: str, limits: Limits) -> tuple[str, str] | None:
+    """(kind, text) of a program that failed; None for one that did not, or that was ended when it was done."""
     program = reply["programs"][role]
     if reply["stopped"] == role or program["cpu_s"] > limits.cpu_s:
         return "time_limit", f"{program['cpu_s']:.2f} s of {limits.cpu_s:g} s of CPU time"
@@ -301,8 +301,8 @@ def _judge_end(reply: dict[str, Any], role: str, limits: Limits) -> tuple[str, s
         return "stalled", f"no CPU used in {limits.wall_s:.0f} s"
     if program["killed"]:
         return None
-    if program["signal"] == signal.SIGKILL:  # not by us, and nothing inside can send it
-        raise NoVerdict("killed", "the machine killed the program (out of memory?)")
+    if program["signal"] == signal.SIGKILL:  # not sent by us, and nothing inside can send it
+        raise NoOutcome("killed", "the machine killed the program (out of memory?)")
     if program["signal"] is not None:
         return "crashed", _describe_end(program)
     if program["exit"] == script.EXIT_MEMORY:
@@ -321,5 +321,5 @@ def _describe_end(program: dict[str, Any]) -> str:
 
 
 def _describe_refusal(reason: str) -> str:
-    do = f"allow user namespaces, or set {bubblewrap.UNSAFE_OPTION}=true where the code is trusted (docs/sandbox.md)"
+    do = f"allow user namespaces, or set {bubblewrap.UNSAFE_OPTION}=true if the code is trusted (docs/sandbox.md)"
     return explain("sandbox", reason, "a kernel that isolates programs (user namespaces, seccomp)", do)

@@ -1,12 +1,13 @@
-"""The command line that puts the keeper into a sandbox, and the one that runs it without (unsafe). Host side.
+"""The command line that puts the guardian into a sandbox, and the one that runs it without (unsafe). Host side.
 
-The root is an empty read-only tmpfs with these on it: ``/python`` (executable, standard library, shared libraries), the
-dynamic loader, ``/dev/null``, ``zero``, ``random`` and ``urandom``, an empty ``/tmp``, and ``/keeper`` (this folder and
-a /proc), which the keeper covers before a program runs. All namespaces are new; there is no network, not even a route.
+The root is an empty read-only tmpfs that contains: ``/python`` (executable, standard library, shared libraries), the
+dynamic loader, ``/dev/null``, ``zero``, ``random`` and ``urandom``, an empty ``/tmp``, and ``/guardian`` (this folder
+and a /proc), which the guardian covers before a program runs. All namespaces are new; there is no network, not even a
+route.
 
-As root, bubblewrap uses root's rights for the mounts and the keeper then becomes ``nobody``, so that no program is
-root outside of its namespace (the kernel exempts root from the limit on processes). Otherwise bubblewrap makes a user
-namespace.
+When run as root, bubblewrap uses root's privileges for the mounts, and the guardian then becomes ``nobody``, so that no
+program is root outside its namespace (the kernel exempts root from the limit on processes). Otherwise bubblewrap
+creates a user namespace.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ ENVIRONMENT = {
     "PATH": "/python/bin",
     "LANG": "C.UTF-8",
     "PYTHONUTF8": "1",
-    "PYTHONHASHSEED": "0",  # sets have the same order every time, so a verdict can be had again
+    "PYTHONHASHSEED": "0",  # sets have the same order every time, so outcomes are reproducible
     "PYTHONDONTWRITEBYTECODE": "1",
-    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MiB of the address space that is limited
+    "MALLOC_ARENA_MAX": "1",  # otherwise each thread reserves 64 MiB of the limited address space
 }
 DEVICES = ("null", "zero", "random", "urandom")
 UNSAFE_OPTION = "reward.args.allow_unsafe_execution_without_sandbox"
 
 
 def find_bubblewrap() -> str:
-    """The path of ``bwrap``. Raises ConfigError with what to install."""
+    """The path of ``bwrap``. Raises ConfigError that says what to install."""
     found = shutil.which("bwrap")
     if found is None:
         do = f"install the package bubblewrap (Debian: apt install bubblewrap), or set {UNSAFE_OPTION}=true"
-        raise ConfigError(explain("sandbox", "no bwrap on PATH", "bubblewrap, to run a model's code in", do))
+        raise ConfigError(explain("sandbox", "no bwrap on PATH", "bubblewrap, to isolate the model's code", do))
     return found
 
 
@@ -58,21 +59,21 @@ def sandboxed_command(control_fd: int) -> list[str]:
     environment = ENVIRONMENT | {"PYTHONHOME": "/python", "LD_LIBRARY_PATH": "/python/libraries"}
     for name, value in environment.items():
         command += ["--setenv", name, value]
-    binds = _binds(python) + ["--ro-bind", str(PACKAGE), "/keeper/rlpost/sandbox"]
+    binds = _binds(python) + ["--ro-bind", str(PACKAGE), "/guardian/rlpost/sandbox"]
     for parent in _parents(binds[2::3]):
-        command += ["--dir", parent]  # bubblewrap would make them itself, closed to everybody but root
+        command += ["--dir", parent]  # bubblewrap would create them itself, closed to everyone but root
     command += binds
     for device in DEVICES:
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for folder in python.hidden:
         inside = f"/python/{folder.relative_to(python.prefix)}"
         command += ["--tmpfs", inside, "--remount-ro", inside]
-    command += ["--proc", "/keeper/proc", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
-    return [*command, "/python/bin/python", *keeper_arguments("/keeper", control_fd, namespaces=True)]
+    command += ["--proc", "/guardian/proc", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
+    return [*command, "/python/bin/python", *guardian_arguments("/guardian", control_fd, namespaces=True)]
 
 
 def _binds(python: Interpreter) -> list[str]:
-    """``--ro-bind SOURCE DESTINATION``, again and again."""
+    """``--ro-bind SOURCE DESTINATION``, repeated."""
     arguments = ["--ro-bind", str(python.executable), "/python/bin/python"]
     for folder in python.folders:
         arguments += ["--ro-bind", str(folder), f"/python/{folder.relative_to(python.prefix)}"]
@@ -88,14 +89,14 @@ def _parents(paths: list[str]) -> list[str]:
 
 
 def unsafe_command(control_fd: int) -> list[str]:
-    """The keeper on the bare host: limits and the system call filter hold, namespaces do not exist."""
-    return [sys.executable, *keeper_arguments(str(PACKAGE.parents[1]), control_fd, namespaces=False)]
+    """The guardian on the bare host: limits and the system call filter apply, but there are no namespaces."""
+    return [sys.executable, *guardian_arguments(str(PACKAGE.parents[1]), control_fd, namespaces=False)]
 
 
 def unsafe_environment() -> dict[str, str]:
     return dict(ENVIRONMENT)
 
 
-def keeper_arguments(path: str, control_fd: int, *, namespaces: bool) -> list[str]:
-    code = f"import sys; sys.path.insert(0, {path!r}); from rlpost.sandbox.keeper import main"
+def guardian_arguments(path: str, control_fd: int, *, namespaces: bool) -> list[str]:
+    code = f"import sys; sys.path.insert(0, {path!r}); from rlpost.sandbox.guardian import main"
     return ["-S", "-s", "-P", "-c", f"{code}; main({control_fd}, {namespaces})"]

@@ -1,7 +1,7 @@
 """Runs the policy's functions for a tester: arguments come in, values go out. Inside the sandbox; standard library.
 
 Everything here lives in the same process as the hostile program, which may rewrite any of it. That gains it nothing:
-the process holds no expected value, and whatever it writes is read as a value that it returned.
+the process holds no expected value, and anything it writes is read as a value that it returned.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ class NoSource(SyntaxError):
 
 
 def run() -> None:
-    """Loads the program and answers calls until the tester is gone. Payload: prelude, source, max_bytes."""
+    """Loads the program and handles calls until the tester is gone. Payload: prelude, source, max_bytes."""
     payload = json.loads(wire.read_whole(SOURCE))
     os.close(SOURCE)
     max_bytes = payload["max_bytes"]
     try:
         names = load(payload["prelude"], payload["source"], "program")
-        answer: dict[str, Any] = {"ready": True}
-    except BaseException as error:  # the program may raise anything; the tester says what that means
-        names, answer = {}, describe(error)
-    wire.write_frame(RESULTS, answer, max_bytes)
+        reply: dict[str, Any] = {"ready": True}
+    except BaseException as error:  # the program may raise anything; the tester decides what it means
+        names, reply = {}, describe(error)
+    wire.write_frame(RESULTS, reply, max_bytes)
     while True:
         try:
             call = wire.read_frame(CALLS, wire.CALL_ROOM * max_bytes)
         except EOFError:
             os._exit(0)
         try:
-            answer = {"value": answer_call(call, names)}
+            reply = {"value": handle_call(call, names)}
         except BaseException as error:
-            answer = describe(error)
+            reply = describe(error)
         try:
-            wire.write_frame(RESULTS, answer, max_bytes)
+            wire.write_frame(RESULTS, reply, max_bytes)
         except wire.BadValue as error:
             wire.write_frame(RESULTS, describe(error), max_bytes)
 
 
 def load(prelude: str, source: str, module_name: str) -> dict[str, Any]:
-    """Runs ``source`` as a module, after ``prelude`` (the prompt, where that is code); returns the module's names.
+    """Runs ``source`` as a module, after ``prelude`` (the prompt, if it is code); returns the module's names.
 
     Raises NoSource, and whatever the program raises.
     """
@@ -64,7 +64,7 @@ def load(prelude: str, source: str, module_name: str) -> dict[str, Any]:
         exec(prompt_code, module.__dict__)
     try:
         code = compile(source, "program.py", "exec")
-    except (SyntaxError, ValueError) as error:  # ValueError: zero bytes, halves of surrogate pairs
+    except (SyntaxError, ValueError) as error:  # ValueError: zero bytes, lone surrogates
         raise NoSource(str(error)) from None
     exec(code, module.__dict__)
     return module.__dict__
@@ -78,7 +78,7 @@ def compile_prompt(prompt: str) -> types.CodeType | None:
         return None
 
 
-def answer_call(call: dict[str, Any], names: dict[str, Any]) -> Any:
+def handle_call(call: dict[str, Any], names: dict[str, Any]) -> Any:
     function = find(call["name"], names)
     arguments = wire.decode(call["args"])
     keywords = {key: wire.decode(value) for key, value in call["kwargs"].items()}
@@ -97,7 +97,7 @@ def find(name: str, names: dict[str, Any]) -> Any:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """The exception by the name of the first built-in class it is a kind of."""
+    """The exception, under the name of the first built-in class in its MRO."""
     if isinstance(error, wire.BadValue):
         return {"bad_value": str(error)[:MAX_TEXT]}
     name = next(kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind)

@@ -1,8 +1,8 @@
-"""Takes a child's rights away, in the order that works, before it runs a program. Inside the sandbox; standard library.
+"""Drops a child's privileges, in the order that works, before it runs a program. Inside the sandbox; standard library.
 
-Called by ``keeper`` in a child that is already the first process of its own pid namespace. After both functions the
-process sees an empty private /tmp, no /proc, none of the keeper's files, no descriptor but those given, an empty
-environment, and can make only the system calls of ``seccomp``.
+Called by ``guardian`` in a child that is already the first process of its own pid namespace. After both functions the
+process sees an empty private /tmp, no /proc, none of the guardian's files, only the given descriptors, an empty
+environment, and can make only the system calls allowed by ``seccomp``.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from collections.abc import Sequence
 from rlpost.sandbox import linux
 from rlpost.sandbox.limits import Limits
 
-HERE = str(pathlib.Path(__file__).parents[2])  # what the keeper's command line put on sys.path
-HOME = "/keeper"  # the keeper's own files and its /proc; covered in the child
+HERE = str(pathlib.Path(__file__).parents[2])  # what the guardian's command line put on sys.path
+HOME = "/guardian"  # the guardian's own files and its /proc; covered in the child
 MAX_INODES = 4096
 STACK_BYTES = 64 << 20
 
 
 def keep_only(fds: Sequence[int]) -> None:
     """``fds`` become the descriptors 0, 1, 2, ...; all others are closed."""
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds]  # out of the way of the numbers they shall have
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in fds]  # out of the way of their final numbers
     for number, fd in enumerate(moved):
         os.dup2(fd, number)
     linux.close_all_from(len(fds))
 
 
 def confine(limits: Limits, *, base_bytes: int, filter_code: bytes, namespaces: bool) -> None:
-    """``base_bytes`` is the address space of the bare interpreter; ``filter_code`` is of ``seccomp.assemble``."""
-    os.setsid()  # kill(0) reaches a process group through all pid namespaces, and the keeper was in this one
+    """``base_bytes``: the address space of the bare interpreter; ``filter_code``: from ``seccomp.assemble``."""
+    os.setsid()  # kill(0) reaches a process group through all pid namespaces, and the guardian was in this one
     if namespaces:
         linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
         linux.mount_tmpfs("/tmp", f"size={limits.tmp_bytes},nr_inodes={MAX_INODES},mode=0700")
@@ -52,7 +52,7 @@ def confine(limits: Limits, *, base_bytes: int, filter_code: bytes, namespaces: 
 
 
 def _limit(limits: Limits, base_bytes: int) -> None:
-    cpu_s = math.ceil(limits.cpu_s) + 1  # whole seconds; the keeper's own clock is finer and comes first
+    cpu_s = math.ceil(limits.cpu_s) + 1  # whole seconds; the guardian's own clock is finer and acts first
     for what, value in (
         (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_AS, base_bytes + limits.memory_bytes),
@@ -71,7 +71,7 @@ def _limit(limits: Limits, base_bytes: int) -> None:
 
 
 def _forget() -> None:
-    """What a fresh interpreter would not know."""
+    """Remove what a fresh interpreter would not have loaded."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("rlpost", "ctypes", "_ctypes")]:
         del sys.modules[name]
     sys.path.remove(HERE)

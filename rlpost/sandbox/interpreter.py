@@ -1,7 +1,7 @@
 """What a bare Python interpreter consists of: the executable, its standard library, the shared libraries of both.
 
-Host side. Finds the files of the interpreter that runs rlpost (outside of its virtual environment); ``bubblewrap``
-binds them into the sandbox and nothing else of the host.
+Host side. Finds the files of the interpreter that runs rlpost (outside its virtual environment); ``bubblewrap`` binds
+them, and nothing else of the host, into the sandbox.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rlpost.errors import ConfigError, explain
 
-# "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)", and the loader, which stands alone
+# "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)", and the loader, which is listed alone
 _NEEDED = re.compile(r"^\s*(\S+) => (/\S+) \(0x", re.MULTILINE)
 _LOADER = re.compile(r"^\s*(/\S*ld-\S+) \(0x", re.MULTILINE)
 
@@ -27,13 +27,13 @@ class Interpreter:
     prefix: Path
     folders: tuple[Path, ...]  # of the standard library, below ``prefix``
     hidden: tuple[Path, ...]  # installed packages, below ``folders``
-    libraries: dict[str, Path]  # by the name they are asked for
+    libraries: dict[str, Path]  # by the name under which they are loaded
     loader: Path  # at the only path where the kernel looks for it
 
 
 @functools.cache
 def find_interpreter() -> Interpreter:
-    """Of the running Python. Raises ConfigError where the files cannot be found."""
+    """The running Python's. Raises ConfigError if the files cannot be found."""
     executable = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
     prefix = Path(sys.base_prefix).resolve()
     folders = {
@@ -64,7 +64,7 @@ def find_interpreter() -> Interpreter:
 
 
 def _list_libraries(binaries: list[Path]) -> str:
-    """What the loader would load for ``binaries``, transitively. A module whose library is missing is left to fail."""
+    """What the loader would load for ``binaries``, transitively. A module with a missing library is left to fail."""
     try:
         done = subprocess.run(["ldd", *map(str, binaries)], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

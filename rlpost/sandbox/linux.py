@@ -1,6 +1,6 @@
-"""The Linux calls Python 3.11 has no function for, by ctypes. Inside the sandbox only; standard library only.
+"""The Linux calls that Python 3.11 has no function for, through ctypes. Inside the sandbox only; standard library only.
 
-Each function raises OSError where the kernel refuses: nothing here degrades silently.
+Each function raises OSError if the kernel refuses: nothing here degrades silently.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def drop_capabilities() -> None:
 
 
 def install_filter(code: bytes) -> None:
-    """Binds a seccomp filter (``seccomp.assemble``) to this process and all it starts, for good."""
+    """Attaches a seccomp filter (``seccomp.assemble``) permanently to this process and all it starts."""
 
     class Program(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
@@ -66,8 +66,8 @@ def close_all_from(first: int) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time another process used so far, all of its threads; 0 when it has ended."""
+    """CPU time another process has used so far, over all its threads; 0 if it has ended."""
     try:
-        return time.clock_gettime((~pid << 3) | 2)  # the clock id that clock_getcpuclockid(3) makes of a pid
+        return time.clock_gettime((~pid << 3) | 2)  # the clock id that clock_getcpuclockid(3) derives from a pid
     except OSError:
         return 0.0

@@ -11,7 +11,7 @@ import threading
 from rlpost.sandbox import candidate, wire
 
 SOURCE = 3
-# A program may exit with these itself; they only name its failure.
+# A program may itself exit with these; they only name its failure.
 EXIT_RAISED, EXIT_MEMORY, EXIT_SYNTAX = 1, 120, 121
 
 
@@ -49,5 +49,5 @@ def _run_to_the_end(source: str) -> int:
 
 
 def _exit_status(code: object) -> int:
-    """As the interpreter does it: None is 0, a number is itself, a text is 1."""
+    """As in the interpreter: None is 0, a number is itself, a text is 1."""
     return 0 if code is None else code & 0xFF if isinstance(code, int) else EXIT_RAISED

@@ -2,19 +2,19 @@
 
 Owns the tables (x86_64 and aarch64 numbers) and the assembly; ``linux.install_filter`` hands the result to the kernel,
 inside the sandbox, in the child that is about to run a program. Anything not allowed fails with ENOSYS, which libraries
-take for an old kernel, or with EPERM where a program should see that it was refused. Calls of a foreign architecture
-kill the process. A program may start threads but no processes, and can replace itself by no other program: the CPU and
+take for an old kernel, or with EPERM if a program should see that it was refused. Calls of a foreign architecture kill
+the process. A program may start threads but no processes, and cannot replace itself with another program: the CPU and
 memory limits of its one process are the limits of everything it does.
 
-Not allowed on purpose although harmless at first sight: memfd_create and shared memory (memory that no limit counts),
-sendfile, splice and vmsplice (a history of holes), sysinfo (tells about the host).
+Deliberately not allowed although they seem harmless: memfd_create and shared memory (memory that no limit counts),
+sendfile, splice and vmsplice (a history of security holes), sysinfo (reveals facts about the host).
 """
 
 from __future__ import annotations
 
 import struct
 
-# name, number on x86_64, number on aarch64; "-" where the architecture has no such call.
+# name, number on x86_64, number on aarch64; "-" if the architecture has no such call.
 ALLOWED = """
     read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, newfstatat 262 79, statx 332 291, poll 7 -,
     ppoll 271 73, select 23 -, pselect6 270 72, lseek 8 62, mmap 9 222, mprotect 10 226, munmap 11 215,
@@ -53,7 +53,7 @@ REFUSED = """
     sched_setaffinity 203 122, setpriority 141 140, seccomp 317 277
 """
 
-# Calls that are allowed with some arguments only.
+# Calls that are allowed with certain arguments only.
 CHECKED = """
     clone 56 220, clone3 435 435, ioctl 16 29, prctl 157 167, socketpair 53 199
 """
@@ -89,7 +89,7 @@ def assemble(machine: str) -> bytes:
     code: list[Instruction] = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, AUDIT_ARCH[machine]), (RETURN, 0, 0, KILL)]
     code += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL)]
     code += _on(checked["clone"], CHECK_CLONE)
-    code += _on(checked["clone3"], [fail(ENOSYS)])  # its flags lie in memory, out of reach; libraries then use clone
+    code += _on(checked["clone3"], [fail(ENOSYS)])  # its flags are in memory, out of reach; libraries then use clone
     code += _on(checked["ioctl"], _check_value(ARGUMENT_1, IOCTLS, ENOTTY))
     code += _on(checked["prctl"], _check_value(ARGUMENT_0, PRCTLS, EPERM))
     code += _on(checked["socketpair"], _check_value(ARGUMENT_0, (AF_UNIX,), EPERM))
@@ -119,12 +119,12 @@ CHECK_CLONE = [
 
 
 def _on(number: int, then: list[Instruction]) -> list[Instruction]:
-    """``then`` (which returns) for the call ``number``, else go on behind it."""
+    """``then`` (which returns) for the call ``number``; otherwise continue after it."""
     return [(EQUAL, 0, len(then), number), *then]
 
 
 def _check_value(argument: int, values: tuple[int, ...], errno: int) -> list[Instruction]:
-    """Allowed when the low half of an argument is one of ``values``; the kernel reads no more of these either."""
+    """Allowed if the low half of an argument is one of ``values``; the kernel reads no more of these either."""
     code: list[Instruction] = [(LOAD, 0, 0, argument)]
     for value in values:
         code += [(EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW)]

@@ -1,11 +1,11 @@
-"""Runs the tests, with a stand-in for the program that lives elsewhere. Inside a sandbox of its own; standard library.
+"""Runs the tests, with a proxy for the program, which lives elsewhere. Inside its own sandbox; standard library.
 
 The tests, their expected values and the prompt's helper functions exist only here. What they call as ``candidate`` is a
-proxy that sends the arguments to the candidate's process and decodes what comes back. Arguments go by value: a
-program cannot change a test's own objects. The outcome is written to a file that the candidate never had.
+proxy that sends the arguments to the candidate's process and decodes the reply. Arguments are passed by value: a
+program cannot change a test's own objects. The outcome is written to a file that the candidate never had access to.
 
 Outcomes: ``passed``; what the program did wrong (``assertion``, ``exception``, ``bad_value``, ``syntax``, ``exited``,
-``memory``, ``gone``: its process ended); or what the tests did wrong (``bad_tests``), which is no verdict on it.
+``memory``, ``gone``: its process ended); or what the tests did wrong (``bad_tests``), which says nothing about it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlpost.sandbox import candidate, wire
 RESULTS, CALLS = 3, 4  # descriptors: results come from the candidate, calls go to it
 SOURCE, OUTCOME = 5, 6
 SOURCES = ("prompt.py", "setup", "tests")  # names of the data set's code in tracebacks
-EXIT_GONE = 3  # of this process: the candidate's end says what happened, wait for it
+EXIT_GONE = 3  # of this process: the candidate's end shows what happened, wait for it
 
 
 def run() -> None:
@@ -33,14 +33,14 @@ def run() -> None:
     payload = json.loads(wire.read_whole(SOURCE))
     os.close(SOURCE)
     bench = Bench(max_bytes=payload["max_bytes"], partial=payload["partial"])
-    names = bench.prepare(payload)  # first: a prompt that does not load is no fault of the program, which gets it too
+    names = bench.prepare(payload)  # first: a prompt that does not load is not the program's fault
     bench.await_program()
     bench.run_tests(payload, names)
     bench.finish()
 
 
 class Bench:
-    """One program under test: its proxies, and what happened so far."""
+    """One program under test: its proxies, and what has happened so far."""
 
     def __init__(self, *, max_bytes: int, partial: bool) -> None:
         self._max_bytes = max_bytes
@@ -54,12 +54,12 @@ class Bench:
     # -- the candidate's side ----------------------------------------------------------------------------------------
 
     def await_program(self) -> None:
-        answer = self._receive()
-        if "ready" not in answer:
-            self._end_on(answer)
+        reply = self._receive()
+        if "ready" not in reply:
+            self._end_on(reply)
 
     def call(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """One call of the program. Raises what the program raised, by the name of its built-in class."""
+        """One call of the program. Raises what the program raised, under the name of its built-in class."""
         self.num_calls += 1
         try:
             message = {
@@ -72,71 +72,71 @@ class Bench:
             self.stop("bad_tests", f"{name} is called with {error}")
         except BrokenPipeError:
             self.stop("gone", "")
-        answer = self._receive()
+        reply = self._receive()
         try:
-            if "value" in answer:
-                return wire.decode(answer["value"], depth=wire.CALL_DEPTH)
+            if "value" in reply:
+                return wire.decode(reply["value"], depth=wire.CALL_DEPTH)
         except (wire.BadValue, RecursionError, MemoryError) as error:
             self.stop("bad_value", str(error))
-        if "raised" not in answer:
-            self._end_on(answer)
-        raise self._exception(answer)
+        if "raised" not in reply:
+            self._end_on(reply)
+        raise self._exception(reply)
 
     def _receive(self) -> dict[str, Any]:
         try:
-            answer = wire.read_frame(RESULTS, self._max_bytes)
+            reply = wire.read_frame(RESULTS, self._max_bytes)
         except (EOFError, OSError):
             self.stop("gone", "")
         except (wire.BadValue, MemoryError) as error:
             self.stop("bad_value", str(error))
-        if not isinstance(answer, dict):
-            self.stop("bad_value", "no frame of ours")
-        return answer
+        if not isinstance(reply, dict):
+            self.stop("bad_value", "not one of our frames")
+        return reply
 
-    def _exception(self, answer: dict[str, Any]) -> Exception:
-        name, text = str(answer["raised"]), str(answer.get("text", ""))
+    def _exception(self, reply: dict[str, Any]) -> Exception:
+        name, text = str(reply["raised"]), str(reply.get("text", ""))
         if name in ("SystemExit", "MemoryError"):
-            self._end_on(answer)
+            self._end_on(reply)
         kind = getattr(builtins, name, None)
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             kind = RuntimeError
         try:
             error = kind(text)
-        except TypeError:  # UnicodeDecodeError and its like want more arguments
+        except TypeError:  # UnicodeDecodeError and similar classes need more arguments
             error = ValueError(text)
         error.from_program = True  # type: ignore[attr-defined]
         return error
 
-    def _end_on(self, answer: dict[str, Any]) -> NoReturn:
-        """Ends the tests where the program cannot go on: it does not load, it asked to exit, it has no memory left."""
-        if "raised" not in answer:
-            self.stop("bad_value", str(answer.get("bad_value", "no frame of ours")))
-        name = str(answer["raised"])
+    def _end_on(self, reply: dict[str, Any]) -> NoReturn:
+        """Ends the tests if the program cannot continue: it does not load, called exit, or is out of memory."""
+        if "raised" not in reply:
+            self.stop("bad_value", str(reply.get("bad_value", "not one of our frames")))
+        name = str(reply["raised"])
         kind = {"SystemExit": "exited", "MemoryError": "memory"}.get(name, "exception")
-        kind = "syntax" if answer.get("no_source") else kind
-        self.stop(kind, f"{name}: {answer.get('text', '')}")
+        kind = "syntax" if reply.get("no_source") else kind
+        self.stop(kind, f"{name}: {reply.get('text', '')}")
 
     # -- the tests' side ---------------------------------------------------------------------------------------------
 
     def run_tests(self, payload: dict[str, Any], names: dict[str, Any]) -> None:
         try:
             trees = [ast.parse(source, "tests") for source in payload["tests"]]
-        except Exception as error:  # text of the data set that is no code
+        except Exception as error:  # text of the data set that is not code
             self.stop("bad_tests", f"{type(error).__name__}: {error}")
         wanted = payload["entry_points"] or find_free_names(trees, names)
         if not wanted:
             self.stop("bad_tests", "no function to test; name it in a column entry_point")
         names.update({name.split(".")[0]: make_proxy(self, name) for name in wanted})
-        names["candidate"], names["__judge__"] = make_proxy(self, wanted[0]), self._judge
+        names["candidate"], names["__check__"] = make_proxy(self, wanted[0]), self._check
         written = sum(isinstance(node, ast.Assert) for tree in trees for node in ast.walk(tree))
         for tree in trees:
-            self._judge(functools.partial(self._run_one, tree, names), whole=True)
+            self._check(functools.partial(self._run_one, tree, names), whole=True)
             if self._failure and not self._partial:
                 break
         self.num_missed = max(0, (written if self._partial else len(trees)) - self.num_passed - self.num_failed)
 
     def prepare(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """The names the tests may use: the prompt's helpers, where the prompt is code, and the set-up."""
+        """The names the tests may use: the prompt's helpers, if the prompt is code, and the setup."""
         names = types.ModuleType("tests").__dict__
         try:
             prompt_code = candidate.compile_prompt(payload["helpers"])
@@ -154,13 +154,13 @@ class Bench:
         if callable(names.get("check")):
             names["check"](names["candidate"])
 
-    def _judge(self, test: Callable[[], None], *, whole: bool = False) -> None:
+    def _check(self, test: Callable[[], None], *, whole: bool = False) -> None:
         """Runs one assert (or, without partial credit, all) and counts it."""
         try:
             test()
         except AssertionError as error:
             self._fail("exception" if hasattr(error, "from_program") else "assertion", str(error), whole)
-        except BaseException as error:  # whatever a wrong value makes the tests raise
+        except BaseException as error:  # anything that a wrong value makes the tests raise
             if self._blames_tests(error):
                 self.stop("bad_tests", f"{type(error).__name__}: {error}")
             kind = "exception" if hasattr(error, "from_program") else "assertion"
@@ -169,7 +169,7 @@ class Bench:
             self.num_passed += not (whole and self._partial)
 
     def _blames_tests(self, error: BaseException) -> bool:
-        """Whether the tests' own code is broken. Not where they evaluate text that the program returned."""
+        """Whether the tests' own code is broken. Not if they evaluate text that the program returned."""
         if hasattr(error, "from_program") or not isinstance(error, (NameError, ImportError, SyntaxError)):
             return False
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -202,7 +202,7 @@ class Bench:
 
 
 def make_proxy(bench: Bench, name: str) -> Callable[..., Any]:
-    """What the tests know as the program's function."""
+    """The program's function as the tests see it."""
 
     def proxy(*arguments: Any, **keywords: Any) -> Any:
         return bench.call(name, arguments, keywords)
@@ -212,10 +212,10 @@ def make_proxy(bench: Bench, name: str) -> Callable[..., Any]:
 
 
 class CountAsserts(ast.NodeTransformer):
-    """For partial credit: every assert is judged and counted by itself, and the next one runs whatever happened."""
+    """For partial credit: every assert is run and counted separately, and the next one runs in any case."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        template = ast.parse("def __assert__():\n    pass\n__judge__(__assert__)").body
+        template = ast.parse("def __assert__():\n    pass\n__check__(__assert__)").body
         function = template[0]
         assert isinstance(function, ast.FunctionDef)
         function.body = [node]
@@ -223,7 +223,7 @@ class CountAsserts(ast.NodeTransformer):
 
 
 def find_free_names(trees: list[ast.Module], known: dict[str, Any]) -> list[str]:
-    """Functions that tests call and nobody defines: the program's, where a row does not name them (MBPP)."""
+    """Functions that tests call and nobody defines: the program's, if a row does not name them (MBPP)."""
     called: dict[str, None] = {}
     bound: set[str] = set()
     for tree in trees:

@@ -1,9 +1,10 @@
-"""Who may run beside whom on this machine: everybody together, or one alone. Host side.
+"""Which programs may run together on this machine: any number together, or one alone. Host side.
 
-The programs of all reward workers of a user on a machine share two lock files. A program holds the *room* shared while
-it runs. One that the wall clock stopped is run again with the room to itself: it passes the *door*, which newcomers
-must pass too, and waits there until the room is empty. Waits for: a program that wants to start, only for one that
-waits to be alone or is; that one for those that run, which their own limits end. A lock dies with its process.
+The programs of all reward workers of a user on a machine share two lock files. A program holds the *room* lock shared
+while it runs. A program stopped by the wall clock is run again with the room to itself: it takes the *door* lock, which
+newcomers also need, and waits there until the room is empty. Waits for: a starting program waits only for one that
+waits to be alone or is alone; that one waits for the running ones, which their own limits end. A lock dies with its
+process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rlpost.errors import RunError, explain
 
 class Turns:
     def __init__(self, folder: Path | None = None) -> None:
-        """``folder``: of the lock files; None: one of this user's in the system's folder for temporary files."""
+        """``folder``: for the lock files; None: this user's own in the system's folder for temporary files."""
         folder = folder or Path(tempfile.gettempdir()) / f"rlpost-sandbox-{os.getuid()}"
         _make_own(folder)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -57,7 +58,7 @@ def _held(fd: int, how: int) -> Iterator[None]:
 
 
 def _make_own(folder: Path) -> None:
-    """A folder of ours alone: other users can write beside it, and could have put something in its place."""
+    """A private folder: other users can write beside it, and could have put something in its place."""
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:

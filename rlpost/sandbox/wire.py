@@ -1,12 +1,12 @@
 """Values between tester and candidate: a closed format, JSON with tags. Standard library only.
 
 A frame is four bytes of length (big endian) and JSON. None, booleans, text, finite floats, integers of up to 64 bits
-and lists stand as themselves; everything else is an object with one key, the tag: ``{"tuple": [1, 2]}``,
-``{"dict": [[key, value], ...]}``, ``{"float": "nan"}``. Nothing is ever unpickled, and decoding builds plain built-in
-types only, so what a candidate returns cannot bring code with it: its ``==`` is Python's.
+and lists represent themselves; everything else is an object with one key, the tag: ``{"tuple": [1, 2]}``,
+``{"dict": [[key, value], ...]}``, ``{"float": "nan"}``. Nothing is ever unpickled, and decoding builds only plain
+built-in types, so the values a candidate returns cannot carry code: their ``==`` is Python's.
 
-Arguments are encoded strictly (``exact``): a test that passes a function or an object of its own cannot be judged here.
-Returned values are encoded as what they are a kind of: a Counter as a dict, a named tuple as a tuple.
+Arguments are encoded strictly (``exact``): a test that passes a function or an object of its own cannot be run here.
+Returned values are encoded as their built-in base type: a Counter as a dict, a named tuple as a tuple.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 MAX_DEPTH = 100
 # A returned value may come back as part of an argument, which must not fail then: arguments may be larger and deeper.
 CALL_ROOM, CALL_DEPTH = 2, 10
-MAX_ITEMS = 1_000_000  # of an iterator, which may have no end
+MAX_ITEMS = 1_000_000  # of an iterator, which may be infinite
 _SMALL = 1 << 63
 _LIST_ITERATOR: type = type(iter([]))
 
 
 class BadValue(Exception):
-    """A value that has no form here, or a frame that is none."""
+    """A value that cannot be represented here, or an invalid frame."""
 
 
 # ---- encoding ------------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def encode(value: Any, *, exact: bool, depth: int = 0) -> Any:
     if value is None or value is True or value is False:
         return value
     kind = type(value)
-    if kind is _LIST_ITERATOR:  # what a decoded iterator is
+    if kind is _LIST_ITERATOR:  # the type of a decoded iterator
         return {"iterator": _encode_all(value, exact, depth)}
     known = kind if kind in _ENCODERS else None
     if known is None and not exact:
@@ -98,7 +98,7 @@ _ENCODERS: dict[type, Callable[[Any, bool, int], Any]] = {
 
 
 def decode(value: Any, depth: int = 0) -> Any:
-    """The Python value of what :func:`encode` made. Raises BadValue for anything it cannot have made."""
+    """The Python value that :func:`encode` encoded. Raises BadValue for anything it cannot have produced."""
     if depth > MAX_DEPTH:
         raise BadValue("nested too deeply")
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -106,14 +106,14 @@ def decode(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [decode(item, depth + 1) for item in value]
     if not isinstance(value, dict) or len(value) != 1:
-        raise BadValue("an object that is no tag")
+        raise BadValue("an object that is not a tag")
     ((tag, content),) = value.items()
     if tag not in _DECODERS:
         raise BadValue(f"unknown tag {tag[:20]!r}")
     try:
         return _DECODERS[tag](content, depth + 1)
-    except (TypeError, ValueError, AttributeError) as error:  # an unhashable member, a pair of three, hex that is none
-        raise BadValue(f"a {tag} that is none ({type(error).__name__})") from None
+    except (TypeError, ValueError, AttributeError) as error:  # an unhashable member, a pair of three, invalid hex
+        raise BadValue(f"an invalid {tag} ({type(error).__name__})") from None
 
 
 def _items(content: Any, depth: int) -> list[Any]:
@@ -124,7 +124,7 @@ def _items(content: Any, depth: int) -> list[Any]:
 
 def _special_float(content: Any, depth: int) -> float:
     if content not in ("nan", "inf", "-inf"):
-        raise BadValue("a float that is none")
+        raise BadValue("an invalid float")
     return float(content)
 
 
@@ -147,7 +147,7 @@ _DECODERS: dict[str, Callable[[Any, int], Any]] = {
 
 
 def write_frame(fd: int, message: Any, max_bytes: int) -> None:
-    """Raises BadValue where the frame would be too large, BrokenPipeError where nobody reads."""
+    """Raises BadValue if the frame would be too large, BrokenPipeError if nobody reads."""
     try:
         body = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
     except RecursionError:
@@ -164,7 +164,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def read_frame(fd: int, max_bytes: int) -> Any:
-    """Raises EOFError where the writer is gone, BadValue for what is no frame."""
+    """Raises EOFError if the writer is gone, BadValue for an invalid frame."""
     size = int.from_bytes(_read_exactly(fd, 4), "big")
     if size > max_bytes:
         raise BadValue(f"{size} bytes, more than {max_bytes}")
@@ -172,8 +172,8 @@ def read_frame(fd: int, max_bytes: int) -> Any:
         return json.loads(_read_exactly(fd, size).decode("utf-8"), parse_constant=_refuse_constant)
     except RecursionError:
         raise BadValue("nested too deeply") from None
-    except ValueError:  # not UTF-8, not JSON, an integer of more digits than Python reads
-        raise BadValue("no JSON") from None
+    except ValueError:  # not UTF-8, not JSON, or an integer with more digits than Python reads
+        raise BadValue("not JSON") from None
 
 
 def _refuse_constant(name: str) -> Any:
@@ -192,7 +192,7 @@ def _read_exactly(fd: int, size: int) -> bytes:
 
 
 def read_whole(fd: int) -> bytes:
-    """Everything in a file, whatever its position."""
+    """The entire content of a file, whatever its position."""
     os.lseek(fd, 0, os.SEEK_SET)
     parts = []
     while part := os.read(fd, 1 << 20):

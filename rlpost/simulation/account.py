@@ -1,8 +1,8 @@
-"""What a benchmarked strategy did, step by step, and the figures of a window of steps.
+"""The performance of a benchmarked strategy, step by step, and the figures of a window of steps.
 
-*Consumed tokens* of a window are the tokens trained in it, minus those that were carried into it, plus those carried
-out of it: what the window generated and did not throw away. The rate is per second of generation, abort and replay
-included. Pure; ``simulation.strategies`` and ``bench.published`` fill it in, ``bench.rollout`` reads it.
+The *consumed tokens* of a window are the tokens trained in it, minus those that were carried into it, plus those
+carried out of it: what the window generated and did not discard. The rate is per second of generation, including abort
+and replay. Pure functions; ``simulation.strategies`` and ``bench.published`` fill it in, ``bench.rollout`` reads it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ class StepAccount:
 
     trained: int
     carried: int  # of ``trained``, sampled in an earlier step
-    held: int  # untrained when the step has ended, to be trained later
+    held: int  # untrained at the end of the step, to be trained later
     generated: int
-    discarded: int  # generated, and never to be trained
+    discarded: int  # generated, but never to be trained
     replayed: int  # prompts and tokens so far of resumed samples, fed to the engine again
     prefilled: int  # prompt and replayed tokens computed
-    duration_s: float  # generation, abort included
+    duration_s: float  # of generation, including the abort
     busy_slot_s: float
     offered_slot_s: float
     spans: tuple[int, ...] = ()  # policy versions in each trained sample
-    staleness: int = 0  # the oldest trained token's, in policy versions
+    staleness: int = 0  # of the oldest trained token, in policy versions
     work: Iterations = field(default_factory=Iterations)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """Of a window of steps; shares are of 1."""
+    """Figures of a window of steps; shares are fractions of 1."""
 
     consumed_tokens_per_s: float
     generated_tokens_per_s: float
@@ -53,7 +53,7 @@ class Figures:
 def measure(steps: Sequence[StepAccount], *, warm_up: int) -> Figures:
     """Figures of all steps after the first ``warm_up`` ones.
 
-    Raises AssertionError where tokens are unaccounted for: consumed must be generated minus discarded.
+    Raises AssertionError if tokens are unaccounted for: consumed must be generated minus discarded.
     """
     window = steps[warm_up:]
     carried_in = steps[warm_up - 1].held if warm_up else 0

@@ -1,8 +1,8 @@
 """An engine without a model: a virtual clock, a cost per step, and given lengths. For tests, planning and replay.
 
-Implements ``engine.protocol.Engine``. A step jumps to the next event (the earliest finish), so simulated time does
-not depend on how fast this code runs. Time of n decode iterations with r running samples and p prefilled tokens is
-``n * (base_s + sample_s * r) + prefill_s * p``.
+Implements ``engine.protocol.DeviceEngine``. A step jumps to the next event (the earliest finish), so simulated time
+does not depend on how fast this code runs. The time of n decode iterations with r running samples and p prefilled
+tokens is ``n * (base_s + sample_s * r) + prefill_s * p``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class _Running:
 
 
 class SimulatedEngine:
-    """Lengths come from ``length_of(request_id)``: the whole response's length, over all its resumptions.
+    """Lengths come from ``length_of(request_id)``: the length of the whole response, over all its resumptions.
 
     Args:
-        max_slots: samples decoded together.
-        length_of: total response length of a request id, in tokens; above ``max_response_tokens`` it is cut there.
+        max_slots: samples decoded at once.
+        length_of: total response length of a request id, in tokens; it is cut at ``max_response_tokens``.
         max_response_tokens: what a request's ``max_new_tokens`` counts down from.
         cost: seconds per iteration.
-        max_jump: most iterations per step; 1 reports token by token as a real engine does.
+        max_jump: maximum iterations per step; 1 reports token by token, as a real engine does.
         vocab_size: tokens are ``position % vocab_size``; logprobs are ``-log(vocab_size)``.
     """
 
@@ -71,7 +71,7 @@ class SimulatedEngine:
 
     def submit(self, requests: Sequence[Request]) -> Sequence[int]:
         for request in requests:
-            assert request.request_id not in self._running, f"{request.request_id} is in flight already"
+            assert request.request_id not in self._running, f"{request.request_id} is already in flight"
             assert len(self._running) < self.max_slots, "more requests than slots"
             so_far = self._limit - request.max_new_tokens
             total = self._length_of(request.request_id)

@@ -1,8 +1,7 @@
 """Response lengths that a benchmark forces: named distributions, and those of a recorded run.
 
-A length is a pure function of (seed, prompt, sample), so every strategy, engine and resumption meets the same prompt
-with the same lengths. Called by ``bench.rollout`` and
-``plan.predict``; never generates anything.
+A length is a pure function of (seed, prompt, sample), so every strategy, engine and resumption sees the same lengths
+for the same prompt. Called by ``bench.rollout`` and ``plan.predict``; never generates anything.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def uniform(u: float, cap: int) -> float:
 
 
 def bimodal(u: float, cap: int) -> float:
-    """85 % short (around cap / 32) and 15 % long (around cap / 2), each uniform within 50 % of its middle."""
+    """85 % short (around cap / 32) and 15 % long (around cap / 2), each uniform within 50 % of its center."""
     if u < LONG_SHARE:
         return cap / 2 * (0.5 + u / LONG_SHARE)
     return cap / 32 * (0.5 + (u - LONG_SHARE) / (1 - LONG_SHARE))
@@ -62,7 +61,7 @@ def make_lengths(name: str, *, cap: int, seed: int) -> LengthOf:
 
 
 def _recorded(run_dir: Path, *, cap: int, seed: int) -> LengthOf:
-    """Whole groups, drawn with replacement, so that what siblings have in common stays."""
+    """Whole groups, drawn with replacement, so that correlations between siblings are kept."""
     import pyarrow.parquet as parquet
 
     groups: list[list[int]] = []
@@ -73,7 +72,7 @@ def _recorded(run_dir: Path, *, cap: int, seed: int) -> LengthOf:
             by_uid.setdefault(uid, []).append(len(token_ids))
         groups += by_uid.values()
     if not groups:
-        do = "name a run made with logging.keep_rollouts=true"
+        do = "name a run recorded with logging.keep_rollouts=true"
         raise RunError(explain("lengths", f"{run_dir} without rollouts", "rollouts/step-*.parquet", do))
 
     def length_of(request_id: str) -> int:

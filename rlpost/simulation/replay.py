@@ -1,8 +1,8 @@
 """What would the same rollouts have cost under another strategy? A cost model fitted to the run, and a simulator.
 
-Owns the record of a run's response lengths and iteration times, the least-squares fit of the cost of one iteration,
-and the replay of ``collect`` on the simulated engine. The replay of the run's own strategy is compared with what was
-measured, which is the simulator's error. Called by ``loop`` at the end of a run. Never runs a model.
+Owns the least-squares fit of the cost of one iteration to a run's record, and the replay of ``collect`` on the
+simulated engine. The replay of the run's own strategy is compared with the measurement, which gives the simulator's
+error. Called by ``run`` at the end of a run. Never runs a model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlpost.types import Group, Prompt
 
 
 def fit_cost(record: RunRecord) -> StepCost:
-    """Least squares with no negative coefficient: a negative one is set to 0 and the others are fitted again."""
+    """Least squares without negative coefficients: a negative one is set to 0 and the others are fitted again."""
     active = [0, 1, 2]
     while active:
         solution = np.linalg.lstsq(record.moments[np.ix_(active, active)], record.targets[active], rcond=None)[0]
@@ -53,7 +53,7 @@ def compare_run(
     if buffer.strategy.is_synchronous or not record.generate_s:
         return None
     open_lengths = {g.order: [s.num_tokens for s in g.samples] for g in buffer.groups.values()}
-    # the replay does not restart stale groups: lengths are given, so none grows too old by being long
+    # the replay does not restart stale groups: lengths are given, so no group becomes too old because it is long
     strategy = replace(buffer.strategy, restart_stale=False)
     return compare_with_synchronous(
         record, open_lengths, settings, strategy, slots=cfg.max_in_flight, prompt_tokens=prompt_tokens
@@ -72,7 +72,7 @@ def compare_with_synchronous(
     """Replay the run with its own strategy and with synchronous rollouts: same prompts, lengths, slots and costs.
 
     ``open_lengths``: tokens so far of groups never finished, by draw number; they count as final lengths, which can
-    only understate the synchronous time. ``slots``: what an adaptive strategy reckons with.
+    only understate the synchronous time. ``slots``: the number an adaptive strategy assumes.
     """
     lengths = {**open_lengths, **record.lengths}
     cost = fit_cost(record)
@@ -117,7 +117,7 @@ def _numbered_prompts(num_tokens: int, start: int) -> Iterator[Prompt]:
 
 
 def _length_of(request_id: str, lengths: Mapping[int, list[int]]) -> int:
-    """A draw that the run never made (a simulation may draw a few more) takes the lengths of an earlier one."""
+    """A draw that the run never made (a simulation may draw a few more) uses the lengths of an earlier one."""
     order, _, index = request_id.partition("/")
     known = lengths.get(int(order)) or lengths[int(order) % max(1, len(lengths))]
     return known[int(index)]

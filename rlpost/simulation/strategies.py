@@ -1,8 +1,8 @@
 """The strategies that are ``rollout.collect`` with other numbers: ours, synchronous, and the saturated engine.
 
-*Saturated* is the same request path with endless fresh prompts, without a stop and an abort, so that all slots are
-always full: one step that would never end, cut into windows. Nothing is trained, only counted; ``publish`` stands where
-an update would be, so that the engine's prefix cache does not outlive a step. Called by ``bench.rollout``.
+*Saturated* is the same request path with endless new prompts, without stops and aborts, so that all slots are always
+full: one step that never ends, cut into windows. Nothing is trained, only counted; ``publish`` takes the place of an
+update, so that the engine's prefix cache does not outlive a step. Called by ``bench.rollout``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Workload:
 
     groups_per_step: int
     samples_per_group: int
-    settings: CollectSettings  # slots, cap, sampling and seed among them
+    settings: CollectSettings  # including slots, cap, sampling and seed
     prompts: Callable[[], Iterator[Prompt]]  # the same endless prompts at each call
     publish: Callable[[], None]  # between two steps
 
@@ -43,7 +43,7 @@ def run_collect(
     slots: int | None = None,
     keep_kv: bool = False,
 ) -> Iterator[StepAccount]:
-    """Ours. ``slots``: what an adaptive strategy reckons with; None: all in flight."""
+    """Ours. ``slots``: the number an adaptive strategy assumes; None: all in flight."""
     settings = replace(load.settings, keep_kv=keep_kv)
     buffer = RolloutBuffer(strategy, slots=load.settings.max_in_flight if slots is None else slots)
     prompts, scorer = load.prompts(), no_scores()
@@ -55,17 +55,17 @@ def run_collect(
         buffer.check_conservation()
         held = sum(g.num_tokens for g in buffer.groups.values())
         yield account_of(stats, groups, held=held)
-    engine.abort_all()  # what it kept is nothing to the next strategy
+    engine.abort_all()  # the next strategy must not see what it kept
 
 
 def run_saturated(engine: Engine, load: Workload, *, warm_up: int, num_steps: int) -> list[StepAccount]:
-    """Two accounts: of the time until as many groups as ``warm_up`` steps train were complete, and of the time in which
-    those of the other steps were."""
+    """Two accounts: of the time until as many groups were complete as ``warm_up`` steps train, and of the time in which
+    those of the other steps were completed."""
     first, total = warm_up * load.groups_per_step, num_steps * load.groups_per_step
-    # Never short of prompts: more groups may be open than the slots hold samples.
+    # Never short of prompts: more groups may be open than there are slots for samples.
     spare = 4 * load.settings.max_in_flight + total
     strategy = RolloutStrategy(
-        groups_per_step=total + 1,  # one more than are waited for: the step is never complete
+        groups_per_step=total + 1,  # one more than awaited: the step is never complete
         samples_per_group=load.samples_per_group,
         oversample=(total + 1 + spare) / (total + 1),
         max_staleness=1 + spare // total,
@@ -102,7 +102,7 @@ def run_saturated(engine: Engine, load: Workload, *, warm_up: int, num_steps: in
         )
         accounts.append(
             StepAccount(
-                trained=0,  # it is all held: the step never ends
+                trained=0,  # everything is held: the step never ends
                 carried=0,
                 held=tokens,
                 generated=tokens - before_tokens,
@@ -141,5 +141,5 @@ def account_of(stats: RolloutStats, groups: list[Group], *, held: int) -> StepAc
 
 
 def no_scores() -> Scorer:
-    """Every response is worth the same: rewards are no part of what is measured."""
+    """Every response gets the same reward: rewards are not part of the measurement."""
     return InlineScorer(lambda response, **_: 1.0, decode=lambda parts: "")

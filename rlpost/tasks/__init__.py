@@ -1,1 +1,1 @@
-"""Tasks that ship with rlpost: generators of problems and of lessons. No heavy imports."""
+"""Tasks that ship with rlpost: generators of problems and of lessons (supervised examples). No heavy imports."""

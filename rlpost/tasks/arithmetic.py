@@ -1,14 +1,14 @@
 """Chains of additions and subtractions whose number of terms has a heavy tail: the demo's task.
 
-Owns the problems (``3+5-2+7?``), the mixed teacher whose lessons warm-start the model, and nothing else; the
-``exact_answer`` reward judges the responses. Recipes call :func:`problems` and :func:`lessons` by ``_target_``.
+Owns the problems (``3+5-2+7?``) and the mixed teacher whose lessons (supervised examples) warm-start the model; the
+``exact_answer`` reward scores the responses. Recipes call :func:`problems` and :func:`lessons` by ``_target_``.
 
-A response either shows its working, restating both operands of each step, ``3+5=8 8-2=6 6+7=13#13``, or blurts a
-guess, ``#11``. The teacher does each half of the time and its guesses are off by up to 5, so that a model that
-imitates it knows how to work but does so only half of the time. RL finds out that working pays.
+A response either shows its work, restating both operands of each step, ``3+5=8 8-2=6 6+7=13#13``, or just guesses,
+``#11``. The teacher does each half of the time and its guesses are off by up to 5, so a model trained on its lessons
+knows how to work but does so only half of the time. RL discovers that working pays off.
 
 The number of terms is a Pareto variable (exponent 1.5, from 4, redrawn above 20), so response lengths are
-heavy-tailed for an honest reason: some problems really take more steps.
+heavy-tailed for a genuine reason: some problems really take more steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def draw_num_terms(rng: np.random.Generator, min_terms: int = MIN_TERMS, max_ter
 
 
 def draw_chain(rng: np.random.Generator, num_terms: int) -> list[int]:
-    """Signed terms, each of one digit 1..9, whose running totals stay in 0..MAX_VALUE."""
+    """Signed one-digit terms (1..9) whose running totals stay in 0..MAX_VALUE."""
     terms = [int(rng.integers(1, 10))]
     total = terms[0]
     for _ in range(num_terms - 1):
@@ -49,7 +49,7 @@ def write_question(terms: list[int]) -> str:
 
 
 def write_working(terms: list[int]) -> str:
-    """``3+5=8 8-2=6``: each step restates its operands, which is what makes it easy to imitate."""
+    """``3+5=8 8-2=6``: each step restates its operands, which makes it easy to imitate."""
     steps, total = [], terms[0]
     for term in terms[1:]:
         steps.append(f"{total}{term:+d}={total + term}")
@@ -62,9 +62,9 @@ def problems(*, count: int, split: str, min_terms: int = MIN_TERMS, max_terms: i
 
     Args:
         count: how many rows.
-        split: "train" or "eval" (held out: a train problem that is also an eval problem is left out).
-        min_terms: where the Pareto variable begins; the shortest chain.
-        max_terms: the longest chain; draws above it are drawn again. The shipped model was taught up to MAX_TERMS.
+        split: "train" or "eval" (held out: a train problem that is also an eval problem is skipped).
+        min_terms: the minimum of the Pareto variable; the shortest chain.
+        max_terms: the longest chain; draws above it are drawn again. The shipped model was trained up to MAX_TERMS.
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split: got {split!r}; expected 'train' or 'eval'")
@@ -89,7 +89,7 @@ _EVAL_POOL = 2000  # the training split avoids this many evaluation problems
 
 
 def lessons(*, seed: int = LESSON_SEED, working_share: float = 0.5) -> Iterator[dict[str, str]]:
-    """The mixed teacher's lessons without end: rows with prompt and response. Held-out problems never occur."""
+    """The mixed teacher's lessons, endlessly: rows with prompt and response. Held-out problems never occur."""
     held_out = {row["prompt"] for row in problems(count=_EVAL_POOL, split="eval")}
     rng = np.random.default_rng(seed)
     while True:

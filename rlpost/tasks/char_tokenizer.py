@@ -1,6 +1,6 @@
-"""A tokenizer of single characters, for tasks whose text is a handful of symbols.
+"""A tokenizer of single characters, for tasks whose text consists of a few symbols.
 
-Writes a Hugging Face tokenizer folder; used once to make the one that ships with the arithmetic task, and by tests.
+Writes a Hugging Face tokenizer folder; used once to create the one that ships with the arithmetic task, and by tests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One-function programming tasks in HumanEval's form, small enough for a tiny character model.
 
-Owns the tasks (a signature, a docstring that says the steps and shows one example, hidden tests) and the mixed teacher
-whose lessons warm-start the model; the ``code_functions`` reward judges the responses. Recipes call :func:`problems`
-and :func:`lessons` by ``_target_``.
+Owns the tasks (a signature, a docstring that names the steps and shows one example, hidden tests) and the mixed teacher
+whose lessons (supervised examples) warm-start the model; the ``code_functions`` reward scores the responses. Recipes
+call :func:`problems` and :func:`lessons` by ``_target_``.
 
 A task is a pipeline on a number or on a list::
 
@@ -12,9 +12,9 @@ A task is a pipeline on a number or on a list::
      14                               18
      \"\"\"                              \"\"\"
 
-A response either writes the steps out (`` x=x+3``, `` x=x*2``, `` return min(x,20)``) or hard-codes what the example
-shows (`` return 14``). The teacher does each half of the time, so a model that imitates it knows how to program but
-does so only half of the time. The hidden tests ask for other inputs, and RL finds out that programming pays.
+A response either writes out the steps (`` x=x+3``, `` x=x*2``, `` return min(x,20)``) or hard-codes what the example
+shows (`` return 14``). The teacher does each half of the time, so a model trained on its lessons knows how to program
+but does so only half of the time. The hidden tests use other inputs, and RL discovers that programming pays off.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ LIST_ENDS: dict[str, Step] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """``words`` and ``expressions`` have one entry a step; ``cases`` are (input, output), the example first."""
+    """``words`` and ``expressions`` have one entry per step; ``cases`` are (input, output), the example first."""
 
     name: str  # of the argument: x for a number, v for a list
     words: tuple[str, ...]
@@ -81,13 +81,13 @@ class Task:
 
     @property
     def solution(self) -> str:
-        """The steps written out, one a line."""
+        """The steps written out, one per line."""
         *steps, last = self.expressions
         return "".join(f" {self.name}={step}\n" for step in steps) + f" return {last}"
 
     @property
     def shortcut(self) -> str:
-        """The example's output, whatever the input."""
+        """The example's output, regardless of the input."""
         return f" return {show(self.cases[0][1])}"
 
     @property
@@ -101,7 +101,7 @@ def show(value: Any) -> str:
 
 
 def draw_task(rng: np.random.Generator) -> Task:
-    """A random pipeline whose hidden tests refuse the shortcut."""
+    """A random pipeline whose hidden tests reject the shortcut."""
     while True:
         on_list = rng.random() < 0.5
         steps = _draw_steps(rng, on_list)
@@ -151,7 +151,7 @@ def problems(*, count: int, split: str) -> list[dict[str, Any]]:
 
     Args:
         count: how many rows.
-        split: "train" or "eval" (held out: a pipeline that is also an evaluation task's is left out).
+        split: "train" or "eval" (held out: a pipeline that is also an evaluation task's is skipped).
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split: got {split!r}; expected 'train' or 'eval'")
@@ -183,7 +183,7 @@ def _held_out() -> set[tuple[str, ...]]:
 
 
 def lessons(*, seed: int = LESSON_SEED, solution_share: float = 0.5) -> Iterator[dict[str, str]]:
-    """The mixed teacher's lessons without end: rows with prompt and response. Held-out pipelines never occur."""
+    """The mixed teacher's lessons, endlessly: rows with prompt and response. Held-out pipelines never occur."""
     held_out = _held_out()
     rng = np.random.default_rng(seed)
     while True:

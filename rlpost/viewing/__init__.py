@@ -1,1 +1,1 @@
-"""What reads finished and running runs: reports, lists, a live view. Never writes into a run."""
+"""Readers of finished and running runs: reports, lists, a live view. Never write into a run."""

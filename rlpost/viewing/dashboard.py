@@ -1,7 +1,7 @@
 """A W&B workspace and a report for a run's project, built from code: ``rlpost dashboard wandb RUN_DIR``.
 
 Owns which panels there are and where; every metric named here is in ``reporting.metric_names``. Runs of one group (the
-seeds of an experiment) are drawn as one line with a band. Without an account the layout is written to a file.
+seeds of an experiment) are drawn as one line with a band. Without an account, the layout is written to a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlpost.viewing.run_list import is_run
 FILE = "wandb_dashboard.json"
 GROUP = "Group"  # W&B's attribute of a run, set from logging.group
 
-# section -> panels: (title, metrics, what they are drawn over)
+# section -> panels: (title, metrics, x axis)
 Panel = tuple[str, tuple[str, ...], str]
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Did it learn?": (
@@ -30,7 +30,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         ("accuracy by trained tokens", ("eval/accuracy",), "total/tokens"),
         ("pass@k", ("eval/pass_at_k",), "total/samples"),
         ("reward", ("reward/mean",), "total/samples"),
-        ("answer length in evaluations", ("eval/response_tokens",), "step"),
+        ("response length in evaluations", ("eval/response_tokens",), "step"),
     ),
     "Is it healthy?": (
         ("entropy", ("loss/entropy",), "step"),
@@ -44,9 +44,9 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     ),
     "Was the engine busy?": (
         ("tokens per second", ("rollout/consumed_tokens_per_s", "rollout/generated_tokens_per_s"), "step"),
-        ("idle places", ("rollout/idle_share",), "step"),
+        ("idle slots", ("rollout/idle_share",), "step"),
         ("carried over (APRIL)", ("rollout/carried_share",), "step"),
-        ("age of groups trained", ("rollout/buffer_age", "rollout/buffer_age_max"), "step"),
+        ("age of trained groups", ("rollout/buffer_age", "rollout/buffer_age_max"), "step"),
         (
             "lengths: trained, carried over, launched",
             ("rollout/length/admitted_mean", "rollout/length/deferred_mean", "rollout/length/launched_mean"),
@@ -71,7 +71,7 @@ TABLES = ("eval_rollouts", "rollouts")
 def make_dashboard(run: Path, *, entity: str | None = None) -> str:
     """Build workspace and report for the run's project; returns a line or two for the user.
 
-    Raises RunError where the run is none, or W&B refuses.
+    Raises RunError if the path is not a run, or if W&B refuses.
     """
     if not is_run(run):
         raise RunError(explain("dashboard", str(run), "a run directory", "check the path; `rlpost runs` lists them"))
@@ -82,24 +82,24 @@ def make_dashboard(run: Path, *, entity: str | None = None) -> str:
         layout = run / FILE
         layout.write_text(json.dumps(build_layout(entity or "ENTITY", project, group), indent=2) + "\n")
         return (
-            f"no W&B account: there is no key (`wandb login` or WANDB_API_KEY), so nothing was made there\n"
+            f"no W&B account: there is no key (`wandb login` or WANDB_API_KEY), so nothing was created there\n"
             f"the layout of workspace and report is in {layout}"
         )
     import wandb
 
     try:
         owner = entity or wandb.Api().default_entity
-        report = build_report(owner, project, group).save()  # first: it makes the project where there is none yet
+        report = build_report(owner, project, group).save()  # first: it creates the project if there is none yet
         workspace = build_workspace(owner, project, group).save()
-    except Exception as error:  # of a service and its client: whatever it is, the user sees one line
+    except Exception as error:  # from a service and its client: in any case the user sees one line
         reason = " ".join(str(error).split()) or type(error).__name__
         do = "check key, entity and network; the run itself needs none of it"
-        raise RunError(explain("dashboard", reason, "W&B to take workspace and report", do)) from None
+        raise RunError(explain("dashboard", reason, "W&B to accept workspace and report", do)) from None
     return f"workspace {workspace.url}\nreport    {report.url}"
 
 
 def build_workspace(entity: str, project: str, group: str) -> Any:
-    """A ``wandb_workspaces`` Workspace: the sections, runs grouped so that seeds are one band."""
+    """A ``wandb_workspaces`` Workspace: the sections, with runs grouped so that seeds are one band."""
     import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
@@ -126,24 +126,24 @@ def build_workspace(entity: str, project: str, group: str) -> Any:
 
 
 def build_report(entity: str, project: str, group: str) -> Any:
-    """A ``wandb_workspaces`` Report: the same panels with words, of this group's runs."""
+    """A ``wandb_workspaces`` Report: the same panels with text, for this group's runs."""
     import wandb_workspaces.reports.v2 as wr
 
     blocks: list[Any] = [
         wr.P(
             f"Runs of the group {group}. A band spans the seeds; the line is their mean. Every number is explained in "
         ),
-        wr.P("docs/metrics.md of rlpost; answers are in the run's tables rollouts and eval_rollouts."),
+        wr.P("docs/metrics.md of rlpost; responses are in the run's tables rollouts and eval_rollouts."),
     ]
     for name, panels in SECTIONS.items():
-        # without entity and project: the report's own, which then need no account to be built
+        # without entity and project: the report's own, so that building it needs no account
         runs = wr.Runset(name=group, filters=f"{GROUP} = '{group}'", groupby=[GROUP])
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=[_plot(wr, panel) for panel in panels])]
     return wr.Report(entity=entity, project=project, title=f"{group}", blocks=blocks, width="fluid")
 
 
 def build_layout(entity: str, project: str, group: str) -> dict[str, Any]:
-    """Both as the plain containers that W&B is sent."""
+    """Both as the plain containers that are sent to W&B."""
     models = {"workspace": build_workspace(entity, project, group), "report": build_report(entity, project, group)}
     return {
         name: json.loads(model._to_model().model_dump_json(by_alias=True, exclude_none=True))

@@ -1,7 +1,7 @@
-"""The ledger in words: a run at a glance, and one draw's life. Reads the database, writes nothing; ``rlpost buffer``.
+"""The ledger as text: an overview of a run, and the history of one draw. Only reads the database; ``rlpost buffer``.
 
-A run may be going on: rows appear at the end of each rollout and of each step, so what is in the engine right now shows
-as it was then.
+The run may be active: rows appear at the end of each rollout and of each step, so what is in the engine right now is
+shown as it was then.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def find_ledger(run: Path) -> Path:
     return path
 
 
-def glance(run: Path) -> str:
-    """How many groups and tokens are where, and what is open, by age."""
+def describe_ledger(run: Path) -> str:
+    """How many groups and tokens are in which state, and what is open, by age."""
     path = find_ledger(run)
     ledger = Ledger(path, read_only=True)
     try:
@@ -48,7 +48,7 @@ def glance(run: Path) -> str:
     return "\n".join([f"{path}: after step {step}, {size}{notes}", *rows])
 
 
-def life(run: Path, uid: str) -> str:
+def describe_draw(run: Path, uid: str) -> str:
     """Everything that happened to one draw. Raises RunError for a uid that was never drawn."""
     ledger = Ledger(find_ledger(run), read_only=True)
     try:
@@ -73,7 +73,7 @@ def life(run: Path, uid: str) -> str:
 
 
 def _totals(ledger: Ledger, groups: list[OpenGroup]) -> list[str]:
-    """The account after the last step and what came since; whether it balances."""
+    """The totals after the last step and what came since; whether they balance."""
     settled = ledger.execute("SELECT step, totals FROM steps ORDER BY step DESC LIMIT 1")
     step, totals = (settled[0][0], json.loads(settled[0][1])) if settled else (0, {})
     numbers, tokens = Counter(totals.get("groups_ended", {})), Counter(totals.get("tokens_ended", {}))
@@ -102,7 +102,7 @@ def _totals(ledger: Ledger, groups: list[OpenGroup]) -> list[str]:
 
 
 def _open_rows(groups: list[OpenGroup]) -> list[str]:
-    """The groups that wait, by the step that drew them."""
+    """The waiting groups, by the step that drew them."""
     if not groups:
         return []
     rows = ["open     drawn in step   groups   finished samples   tokens   oldest policy"]
@@ -141,7 +141,7 @@ def _sample(ledger: Ledger, draw: int, index: int) -> list[str]:
     )
     finishes = dict(ledger.execute("SELECT attempt, finish_reason FROM finishes WHERE draw = ? AND idx = ?", *key))
     launches = dict(ledger.execute("SELECT attempt, step FROM launches WHERE draw = ? AND idx = ?", *key))
-    verdicts: dict[int, tuple[Any, ...]] = {
+    results: dict[int, tuple[Any, ...]] = {
         row[0]: row[1:]
         for row in ledger.execute(
             "SELECT attempt, step, reward, parts, failure FROM verdicts WHERE draw = ? AND idx = ?", *key
@@ -157,9 +157,9 @@ def _sample(ledger: Ledger, draw: int, index: int) -> list[str]:
         ended = finishes.get(of, "interrupted") if last else "interrupted"
         again = f", attempt {of}" if of else ""
         lines.append(f"    step {step}, policy {version}: {started}, {num_tokens} tokens, {ended}{again}")
-    if attempt in verdicts:
-        step, reward, parts, failure = verdicts[attempt]
+    if attempt in results:
+        step, reward, parts, failure = results[attempt]
         named = ", ".join(f"{name} {value:g}" for name, value in json.loads(parts).items())
-        judged = f"failed: {failure}" if failure else f"reward {reward:g}" + (f" ({named})" if named else "")
-        lines.append(f"    step {step}: {judged}")
+        result = f"failed: {failure}" if failure else f"reward {reward:g}" + (f" ({named})" if named else "")
+        lines.append(f"    step {step}: {result}")
     return lines

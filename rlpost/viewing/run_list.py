@@ -1,11 +1,11 @@
-"""Runs from outside: which there are below a folder, how each stands, how two of them differ. Reads, writes nothing.
+"""Runs seen from outside: those below a folder, the state of each, how two of them differ. Only reads.
 
-``rlpost runs`` prints it; ``viewing.watch`` asks for one run's state. A run is
+``rlpost runs`` prints it; ``viewing.watch`` reads one run's state from it. A run is
 
     running   a process holds its directory
-    waiting   it ended in good order before its last step; the same command goes on
-    failed    it ended itself, with a message; the same command goes on from the last checkpoint
-    killed    its process is gone without a word; the same command goes on from the last checkpoint
+    waiting   it stopped cleanly before its last step; the same command resumes it
+    failed    it ended itself, with a message; the same command resumes it from the last checkpoint
+    killed    its process is gone without a message; the same command resumes it from the last checkpoint
     finished  all steps are done
 """
 
@@ -30,8 +30,8 @@ from rlpost.reporting.progress import duration, percent
 from rlpost.reporting.status import read_status
 
 LOCKS = Path("/proc/locks")
-SILENCE_S = 900.0  # a run on another machine that has said nothing for so long is taken for dead
-COMPARED_STEPS = 5  # metrics of two runs are means over so many steps, the last ones that both have
+SILENCE_S = 900.0  # a run on another machine that has been silent this long is considered dead
+COMPARED_STEPS = 5  # metrics of two runs are means over this many steps, the last ones that both have
 
 COMPARED = (
     *("eval/accuracy", "eval/pass_at_k", "eval/response_tokens", "reward/mean", "reward/failed"),
@@ -63,7 +63,7 @@ def is_run(path: Path) -> bool:
 
 
 def find_state(run: Path, status: Mapping[str, Any] | None = None) -> str:
-    """How the run stands: see the module docstring. Looks at the lock without touching it."""
+    """The run's state: see the module docstring. Looks at the lock without touching it."""
     status = read_status(run) if status is None else status
     if status.get("host", socket.gethostname()) != socket.gethostname():
         held = status["state"] == "running" and time.time() - status["written_at"] < SILENCE_S
@@ -77,8 +77,8 @@ def find_state(run: Path, status: Mapping[str, Any] | None = None) -> str:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process of this machine holds the lock. Asking for the lock would disturb a run that starts just now,
-    so the kernel's list is read."""
+    """Whether a process on this machine holds the lock. Trying to take the lock would disturb a run that is just
+    starting, so this reads the kernel's list."""
     if not path.exists():
         return False
     about = path.stat()
@@ -110,9 +110,9 @@ def summarize_run(run: Path) -> RunSummary:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run directories at or below ``folder``, those inside others left out. Raises RunError for no folder."""
+    """The run directories at or below ``folder``, except those inside others. Raises RunError if there is no folder."""
     if not folder.is_dir():
-        do = "give the folder that runs_dir= named"
+        do = "give the folder used as runs_dir="
         raise RunError(explain("runs", f"nothing at {folder}", "a folder with run directories", do))
     found = []
     for root, folders, _ in os.walk(folder):
@@ -124,7 +124,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def describe_runs(folder: Path) -> str:
-    """A table, the run last active at its end, where the eye is."""
+    """A table, with the most recently active run at its end, where the eye is."""
     runs = sorted((summarize_run(run) for run in find_runs(folder)), key=lambda run: run.touched_at)
     if not runs:
         return f"{folder}: no runs"
@@ -148,7 +148,7 @@ def _best(run: RunSummary) -> str:
 
 
 def compare_runs(first: Path, second: Path) -> str:
-    """What was set differently, and what came of it over the steps that both have."""
+    """Which settings differ, and how the metrics differ over the steps that both have."""
     for run in (first, second):
         if not is_run(run):
             raise RunError(explain("runs", str(run), "a run directory", "check the path"))
@@ -165,13 +165,13 @@ def compare_runs(first: Path, second: Path) -> str:
             means = [sum(run[step][name] for step in chosen) / len(chosen) for run in (a, b)]
             over = f"step {chosen[-1]}" if len(chosen) == 1 else f"steps {chosen[0]} to {chosen[-1]}"
             rows.append([name, f"{means[0]:.4g}", f"{means[1]:.4g}", f"{means[1] - means[0]:+.4g}", over])
-    lines += ["", *(_aligned(rows) if len(rows) > 1 else ["no step that both have was logged"])]
+    lines += ["", *(_aligned(rows) if len(rows) > 1 else ["no common step was logged"])]
     note = _overlap(a, b)
     return "\n".join([*lines, *([note] if note else [])])
 
 
 def _overlap(a: Mapping[int, Mapping[str, float]], b: Mapping[int, Mapping[str, float]]) -> str:
-    """Whether the last evaluation that both have tells them apart."""
+    """Whether the last common evaluation tells them apart."""
     both = [s for s in sorted(a) if "eval/accuracy" in a[s] and "eval/accuracy" in b.get(s, {})]
     if not both:
         return ""

@@ -1,12 +1,12 @@
-"""A picture of a few steps of a run's timeline, as an SVG that moves: docs/april.svg is made by it.
+"""A figure of a few steps of a run's timeline, as an animated SVG: docs/april.svg is made by it.
 
     python -m rlpost.viewing.timeline_figure RUN_DIR OUT.svg [--first STEP] [--steps N]
 
-A bar is a stay of a sample in the engine, a row one of the engine's slots, a colour the policy version that sampled.
-What is interrupted at the end of a step goes on in the next one, under the next policy; one such sample is outlined and
-told in words. Between two rollouts, while the trainer has its turn, time is drawn shorter than it was. The picture
-stands whole, then is drawn again from left to right; whoever has asked their system for less motion sees it standing.
-It brings its own light and dark colours. Reads ``timeline.jsonl`` only.
+A bar is a stay of a sample in the engine, a row is one of the engine's slots, a color is the policy version that
+sampled. A sample that is interrupted at the end of a step resumes in the next one, under the next policy; one such
+sample is outlined and described in words. Time between two rollouts, while the trainer works, is drawn shorter than it
+was. The complete figure is shown first, then drawn again from left to right; for users who have asked their system for
+reduced motion it stays still. It has its own light and dark colors. Reads ``timeline.jsonl`` only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rlpost.reporting.timeline import COLUMNS, StepTimeline, assign_slots, read_
 WIDTH, LEFT, RIGHT = 960, 20, 20
 TOP, BOTTOM = 84, 96  # above and below the rows
 ROWS_HEIGHT, MAX_ROW_HEIGHT = 384, 14
-HUES = 5  # policy versions beyond so many use the colours again
+HUES = 5  # further policy versions reuse the colors
 HOLD_S, DRAW_S = 5, 12
-CUT_WIDTH = 1.6  # of the mark where an answer was interrupted
+CUT_WIDTH = 1.6  # of the mark where a response was interrupted
 TURN_WIDTH = 64  # of the trainer's turn, however long it was
 
 STYLE = """
@@ -54,7 +54,7 @@ Span = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Rollout:
-    """The generation of one step: its stays, their beginning and end in seconds and in the picture."""
+    """The generation of one step: its stays, and its start and end in seconds and in the figure."""
 
     step: int
     spans: list[Span]
@@ -69,7 +69,7 @@ class _Rollout:
 
 
 def draw(steps: Sequence[StepTimeline], *, name: str) -> str:
-    """The SVG's text. ``steps`` are consecutive; raises RunError where none of them has a stay in an engine."""
+    """The SVG's text. ``steps`` are consecutive; raises RunError if none of them has a stay in an engine."""
     rollouts = _place(steps)
     if not rollouts:
         raise RunError(explain("figure", "steps without a rollout", "steps that generated", "choose others: --first"))
@@ -78,7 +78,7 @@ def draw(steps: Sequence[StepTimeline], *, name: str) -> str:
     row = min(MAX_ROW_HEIGHT, ROWS_HEIGHT / (max(slots) + 1))
     height = TOP + row * (max(slots) + 1) + BOTTOM
     bottom = height - BOTTOM
-    story = _choose_story(spans)
+    highlight = _choose_highlight(spans)
     versions = sorted({span["policy_version"] for span in spans})
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
@@ -90,8 +90,8 @@ def draw(steps: Sequence[StepTimeline], *, name: str) -> str:
         f'<clipPath id="rows"><rect x="{LEFT}" y="{TOP - 2}" width="{WIDTH - LEFT - RIGHT}" '
         f'height="{bottom - TOP + 4:.0f}"/></clipPath>',
         f'<text x="{LEFT}" y="30" font-size="15" font-weight="bold">{_title(steps, name)}</text>',
-        f'<text class="soft" x="{LEFT}" y="50">A row is a place in the engine, a bar an answer being written there; '
-        "its colour is the policy that writes.</text>",
+        f'<text class="soft" x="{LEFT}" y="50">A row is a slot in the engine, a bar is a response being generated; '
+        "its color is the policy that samples it.</text>",
     ]
     for before, after in zip([None, *rollouts], rollouts, strict=False):
         lines += _heading(before, after, bottom)
@@ -108,14 +108,14 @@ def draw(steps: Sequence[StepTimeline], *, name: str) -> str:
             bars.append(
                 f'<rect class="cut" x="{cut:.1f}" y="{top:.1f}" width="{CUT_WIDTH}" height="{row * 0.82:.1f}"/>'
             )
-        if _sample(span) == _sample(story[0]):
+        if _sample(span) == _sample(highlight[0]):
             size = f'width="{width + 2:.1f}" height="{row * 0.82 + 2:.1f}"'
             bars.append(f'<rect class="story" x="{left - 1:.1f}" y="{top - 1:.1f}" {size}/>')
     size = f'width="{WIDTH - LEFT - RIGHT}" height="{bottom - TOP + 4:.0f}"'
     cover = f'<rect class="cover" x="{LEFT}" y="{TOP - 2}" {size}/>'
     lines += ['<g clip-path="url(#rows)">', *bars, cover, "</g>"]
     lines += _legend(versions, bottom + 46)
-    lines += [f'<text x="{LEFT}" y="{bottom + 78:.0f}">{html.escape(_tell(story))}</text>', "</svg>"]
+    lines += [f'<text x="{LEFT}" y="{bottom + 78:.0f}">{html.escape(_describe(highlight))}</text>', "</svg>"]
     return "\n".join(lines) + "\n"
 
 
@@ -143,9 +143,9 @@ def _place(steps: Sequence[StepTimeline]) -> list[_Rollout]:
     return rollouts
 
 
-def _choose_story(spans: Sequence[Span]) -> list[Span]:
-    """The stays of a sample that begins and ends within the picture, of those the one with the most stays, then with
-    the most tokens."""
+def _choose_highlight(spans: Sequence[Span]) -> list[Span]:
+    """The stays of a sample that begins and ends within the figure; of those, the one with the most stays, then the
+    most tokens."""
     stays: dict[tuple[str, int], list[Span]] = defaultdict(list)
     for span in spans:
         stays[_sample(span)].append(span)
@@ -158,12 +158,12 @@ def _tokens(stays: Sequence[Span]) -> int:
     return sum(span["tokens"] for span in stays)
 
 
-def _tell(stays: Sequence[Span]) -> str:
+def _describe(stays: Sequence[Span]) -> str:
     parts = ", then ".join(f"{_count(s['tokens'])} by policy {s['policy_version']}" for s in stays)
     ended = "interrupted again" if stays[-1]["end"] == "paused" else "finished"
     times = {2: "once", 3: "twice"}.get(len(stays), f"{len(stays) - 1} times")
     how = f"interrupted {times} and {ended}" if len(stays) > 1 else ended
-    return f"Outlined: one answer, {how}: {parts}. No token was written twice."
+    return f"Outlined: one response, {how}: {parts}. No token was generated twice."
 
 
 def _count(tokens: int) -> str:
@@ -175,7 +175,7 @@ def _title(steps: Sequence[StepTimeline], name: str) -> str:
 
 
 def _heading(before: _Rollout | None, rollout: _Rollout, bottom: float) -> Iterator[str]:
-    """Names a rollout, and the trainer's turn since the one before it."""
+    """Names a rollout, and the trainer's turn since the previous one."""
     middle = (rollout.left + rollout.right) / 2
     seconds = rollout.end_s - rollout.start_s
     words = f"step {rollout.step}: {seconds:.1f} s of generation"
@@ -210,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--first", type=int, default=1, help="the first step shown")
-    parser.add_argument("--steps", type=int, default=3, help="how many")
-    parser.add_argument("--name", help="what the run is called in the title; its folder's name if not given")
+    parser.add_argument("--steps", type=int, default=3, help="number of steps shown")
+    parser.add_argument("--name", help="the run's name in the title; default: its folder's name")
     options = parser.parse_args(arguments)
     last = options.first + options.steps - 1
     steps = [step for step in read_timeline(options.run_dir) if options.first <= step.step <= last]

@@ -1,8 +1,8 @@
-"""``rlpost watch``: a run seen from outside, live in a terminal. Only ever reads the run's files.
+"""``rlpost watch``: a run seen from outside, live in a terminal. Only reads the run's files.
 
-It looks at ``status.json`` (what is going on now), the metrics, the newest file of ``rollouts/`` and
-``warnings.jsonl``, once a second, and draws one frame; a file that has not changed is not read again. The run does not
-know that it is watched. ``--once`` prints a single frame, for a pipe or a script.
+Once a second it reads ``status.json`` (the current activity), the metrics, the newest file in ``rollouts/`` and
+``warnings.jsonl``, and draws one frame; unchanged files are not read again. The run does not know that it is watched.
+``--once`` prints a single frame, for a pipe or a script.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from rlpost.viewing.run_list import find_state, is_locked, is_run
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SILENT_S = 10.0  # a worker that made no progress for so long is said to
+SILENT_S = 10.0  # a worker without progress for this long is shown as such
 BLOCKS = "▁▂▃▄▅▆▇█"
-EVERY_S = 1.0  # between two looks at the files
+EVERY_S = 1.0  # between two reads of the files
 BAR_WIDTH, LABEL_WIDTH = 24, 18
-CURVE_WIDTH, STORY_WIDTH = 40, 42  # the curve is what gives way in a narrow window
-NUM_ANSWERS, ANSWER_LINES = 3, 2
+CURVE_WIDTH, STORY_WIDTH = 40, 42  # in a narrow window, the curve shrinks first
+NUM_RESPONSES, RESPONSE_LINES = 3, 2
 NUM_WARNINGS = 4
-ANSWER_COLUMNS = ["uid", "prompt", "response", "reward", "finish_reason", "policy_versions", "token_ids"]
+RESPONSE_COLUMNS = ["uid", "prompt", "response", "reward", "finish_reason", "policy_versions", "token_ids"]
 
 Format = Callable[[float], str]
 
-# metric -> what the curve is called, how a value of it is written
+# metric -> label of the curve, format of its values
 CURVES: dict[str, tuple[str, Format]] = {
     "eval/accuracy": ("accuracy", percent),
     "reward/mean": ("reward", "{:.3f}".format),
-    "rollout/length/admitted_mean": ("answer length", "{:.0f} tokens".format),
+    "rollout/length/admitted_mean": ("response length", "{:.0f} tokens".format),
     "rollout/truncated_share": ("cut at the limit", percent),
     "loss/entropy": ("entropy", "{:.3g} nats".format),
     "loss/grad_norm": ("gradient norm", "{:.3g}".format),
@@ -53,18 +53,18 @@ CURVES: dict[str, tuple[str, Format]] = {
 
 
 class View:
-    """What is known of one run; :meth:`look` brings it up to date."""
+    """What is known about one run; :meth:`look` updates it."""
 
     def __init__(self, run: Path) -> None:
-        """Raises RunError where there is no run."""
+        """Raises RunError if there is no run."""
         if not is_run(run):
             raise RunError(explain("watch", str(run), "a run directory", "check the path; `rlpost runs` lists them"))
         self.run = run
         self.status: dict[str, Any] = {}
         self.state = ""
         self.steps: list[dict[str, float]] = []
-        self.answers: list[dict[str, Any]] = []
-        self.answers_step = 0
+        self.responses: list[dict[str, Any]] = []
+        self.responses_step = 0
         self.warnings: list[dict[str, Any]] = []
         self._seen: dict[str, tuple[int, int]] = {}
 
@@ -78,9 +78,9 @@ class View:
         newest = max((self.run / "rollouts").glob("step-*.parquet"), default=None)
         if newest is not None and self._changed(f"rollouts/{newest.name}"):
             try:
-                self.answers = _read_answers(newest)
-                self.answers_step = int(newest.stem.removeprefix("step-"))
-            except FileNotFoundError:  # a resume has just taken it away
+                self.responses = _read_responses(newest)
+                self.responses_step = int(newest.stem.removeprefix("step-"))
+            except FileNotFoundError:  # a resume has just removed it
                 self._seen.clear()
 
     @property
@@ -107,7 +107,7 @@ class View:
 
 
 def watch(run: Path, *, once: bool = False, every_s: float = EVERY_S) -> None:
-    """Draw until the run ends or the user leaves with Ctrl-C; ``once``: a single frame."""
+    """Draw until the run ends or the user exits with Ctrl-C; ``once``: a single frame."""
     from rich.console import Console
     from rich.live import Live
 
@@ -138,12 +138,12 @@ def watch(run: Path, *, once: bool = False, every_s: float = EVERY_S) -> None:
         left = False
     console.print(draw(view, console.width))
     if left:
-        console.print("the run goes on; nobody watches it now" if view.state == "running" else "")
+        console.print("the run continues unwatched" if view.state == "running" else "")
 
 
 def is_starting(run: Path) -> bool:
-    """Whether a process holds the directory and has not written its configuration yet: libraries are imported, a model
-    is loaded."""
+    """Whether a process holds the directory and has not written its configuration yet: it is importing libraries and
+    loading a model."""
     return not is_run(run) and is_locked(run / "lock")
 
 
@@ -155,17 +155,17 @@ def draw(view: View, width: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text.assemble((str(view.run), "bold"), "  ", (view.state, _colour(view.state)))]
+    parts: list[RenderableType] = [Text.assemble((str(view.run), "bold"), "  ", (view.state, _color(view.state)))]
     parts += [Text(line) for line in _now(view)]
-    for section in (_curves(view, width), _warnings(view), _answers(view, width)):  # a low window cuts the end
+    for section in (_curves(view, width), _warnings(view), _responses(view, width)):  # a short window cuts off the end
         if section is not None:
             parts += [Text(""), section]
     return Group(*parts)
 
 
 def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
-    """The curve in ``width`` characters at most: each is the mean of its share of the values, from the lowest block
-    (the smallest of them) to the highest; a constant curve lies in the middle."""
+    """The curve in at most ``width`` characters: each is the mean of its share of the values, from the lowest block
+    (the minimum) to the highest; a constant curve is drawn in the middle."""
     if len(values) > width:
         edges = [round(n * len(values) / width) for n in range(width + 1)]
         parts = [values[a:b] for a, b in zip(edges, edges[1:], strict=False)]
@@ -182,9 +182,9 @@ def _now(view: View) -> list[str]:
     if view.state != "running":
         words = {
             "finished": f"all {total} steps done",
-            "waiting": f"stopped after step {view.step} of {total}; the same command goes on",
+            "waiting": f"stopped after step {view.step} of {total}; run the same command to resume",
             "failed": f"ended after step {view.step} of {total}: {status.get('reason', '')}",
-            "killed": f"its process is gone, after step {view.step} of {total}; the same command goes on",
+            "killed": f"its process is gone, after step {view.step} of {total}; run the same command to resume",
         }
         return [f"{words[view.state]}; {duration(seconds)} in all"]
     phase = str(status.get("phase", "start"))
@@ -237,20 +237,20 @@ def _curves(view: View, width: int) -> RenderableType | None:
     return _stack(lines)
 
 
-def _answers(view: View, width: int) -> RenderableType | None:
+def _responses(view: View, width: int) -> RenderableType | None:
     from rich.padding import Padding
     from rich.text import Text
 
-    if not view.answers:
+    if not view.responses:
         return None
-    lines: list[RenderableType] = [Text(f"answers trained in step {view.answers_step}", "bold")]
-    for row in view.answers:
+    lines: list[RenderableType] = [Text(f"responses trained in step {view.responses_step}", "bold")]
+    for row in view.responses:
         reward = "no reward" if row["reward"] is None else f"reward {row['reward']:.3g}"
         versions = sorted(set(row["policy_versions"]))
         by = f"policy {versions[0]}" if len(versions) == 1 else f"policies {versions[0]} to {versions[-1]}"
         about = f"{reward}, {len(row['token_ids'])} tokens, {row['finish_reason']}" + (f", {by}" if versions else "")
         text = f"{printable(row['prompt'])} → {printable(row['response'])}"
-        room = ANSWER_LINES * (width - 2)
+        room = RESPONSE_LINES * (width - 2)
         good = row["reward"] is not None and row["reward"] > 0
         lines.append(Text(about, "green" if good else "yellow"))
         shown = Text(text if len(text) <= room else text[: room - 1] + "…", overflow="fold")
@@ -279,27 +279,27 @@ def _stack(lines: Sequence[RenderableType]) -> RenderableType | None:
     return Group(*lines) if lines else None
 
 
-def _colour(state: str) -> str:
+def _color(state: str) -> str:
     return {"running": "green", "finished": "green", "waiting": "yellow"}.get(state, "red")
 
 
 def printable(text: str) -> str:
-    """On one line, and nothing in it that a terminal would obey: a model may write any character."""
+    """On one line, without anything that a terminal would interpret: a model may write any character."""
     return "".join(c if c.isprintable() else "⏎" if c == "\n" else "�" for c in text.strip())
 
 
-def _read_answers(file: Path) -> list[dict[str, Any]]:
-    """The best answer of the file, the worst, and the last, from different prompts where there are several."""
+def _read_responses(file: Path) -> list[dict[str, Any]]:
+    """The best response in the file, the worst, and the last, from different prompts if there are several."""
     import pyarrow.parquet as parquet
 
-    rows: list[dict[str, Any]] = parquet.read_table(file, columns=ANSWER_COLUMNS).to_pylist()
-    judged = [row for row in rows if row["reward"] is not None]
+    rows: list[dict[str, Any]] = parquet.read_table(file, columns=RESPONSE_COLUMNS).to_pylist()
+    scored = [row for row in rows if row["reward"] is not None]
     chosen: list[dict[str, Any]] = []
     for pick in (lambda r: max(r, key=_reward), lambda r: min(r, key=_reward), lambda r: r[-1]):
-        others = [row for row in judged or rows if row["uid"] not in {c["uid"] for c in chosen}]
+        others = [row for row in scored or rows if row["uid"] not in {c["uid"] for c in chosen}]
         if others:
             chosen.append(pick(others))
-    return chosen[:NUM_ANSWERS]
+    return chosen[:NUM_RESPONSES]
 
 
 def _reward(row: Mapping[str, Any]) -> float:

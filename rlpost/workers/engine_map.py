@@ -1,8 +1,8 @@
-"""Which workers make up which engine, and where they are placed. Pure: no Ray, no device.
+"""Which workers make up which engine, and where they are placed. Pure functions: no Ray, no device.
 
 A worker has one device and one trainer rank. An engine spans ``engine.tensor_parallel`` workers with consecutive ranks,
-as vLLM divides a world into tensor parallel groups; the lowest leads and is the one that the controller talks to.
-No engine has a port of its own: all groups meet at the store of the trainer's ranks, on a free port where rank 0 is.
+as vLLM divides a world into tensor-parallel groups; the lowest rank leads and is the one the controller talks to. No
+engine needs a port of its own: all groups use the store of the trainer's ranks, on a free port of rank 0's machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rlpost.config import Config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineMap:
-    """Ranks of the workers to numbers of the engines, and back. ``tensor_parallel`` divides ``num_workers``."""
+    """Maps the workers' ranks to engine numbers, and back. ``tensor_parallel`` divides ``num_workers``."""
 
     num_workers: int
     tensor_parallel: int = 1
@@ -50,7 +50,7 @@ class EngineMap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Bundles of a placement group: each lies on one machine as a whole."""
+    """Bundles of a placement group: each is placed on one machine as a whole."""
 
     bundles: list[dict[str, float]]
     workers_per_bundle: int
@@ -60,7 +60,7 @@ class Placement:
 
 
 def place(workers: EngineMap, worker: Mapping[str, float], machines: Sequence[Mapping[str, float]]) -> Placement:
-    """A bundle for each engine, so that its members share a machine; where there is no room, one for each worker.
+    """A bundle for each engine, so that its members share a machine; if there is no room, one for each worker.
 
     Args:
         worker: resources of one worker, such as ``{"CPU": 1, "GPU": 1}``.

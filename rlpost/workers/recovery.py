@@ -1,8 +1,8 @@
-"""Workers that come back: whatever is asked of them is repeated with fresh processes where some are lost in it.
+"""Workers that recover: a call that loses workers is repeated with fresh processes.
 
-:class:`RecoveringWorkers` is what the loop drives. It owns how often workers were lost within one step, whether the
-engines have the weights of this step, and whose turn the device must be for a call; how workers come back is their own
-business (``workers.protocol.Workers.recover``). With one worker, in the run's own process, none is ever lost.
+:class:`RecoveringWorkers` is what ``run`` and ``loop`` drive. It owns how often workers were lost within one step,
+whether the engines have the weights of this step, and who must have the device for a call; how workers come back is
+their own concern (``workers.protocol.Workers.recover``). With one worker, in the run's own process, none is ever lost.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 
 class RecoveringWorkers:
-    """``step`` counts finished steps; fresh workers take over the state after it.
+    """``step`` counts finished steps; fresh workers start from the state after it.
 
     Args:
-        workers: what is lost and comes back.
+        workers: the workers that may be lost and come back.
         limit: how often within one step.
-        begin: called with a phase's name (publish, update, recover) where it begins.
-        say: takes messages for the user.
-        timed: ``timed(part)`` takes the time of a part of the step (hand_over, keep_state, recover).
+        begin: called with a phase's name (publish, update, recover) when it begins.
+        say: receives messages for the user.
+        timed: ``timed(part)`` measures a part of the step (hand_over, keep_state, recover).
 
-    Every method that asks something of the workers raises ShardsLost where the state after ``step`` is gone with them,
-    and RunError where workers are lost too often in one step.
+    Every method that calls the workers raises ShardsLost if the state after ``step`` is lost with them, and RunError if
+    workers are lost too often in one step.
     """
 
     def __init__(
@@ -59,30 +59,30 @@ class RecoveringWorkers:
     def close(self) -> None:
         self._workers.close()
 
-    # ---- what the loop asks ---------------------------------------------------------------------------------
+    # ---- called by the run ----------------------------------------------------------------------------------
 
     def resume(self, step: int, load: Callable[[PolicyTrainer], None] | None) -> None:
-        """Begin after ``step``; ``load`` puts the trainer there (None: it is as it started)."""
+        """Start after ``step``; ``load`` brings the trainer to that state (None: it is as it started)."""
         self.step = step
         if load is not None:
             self.with_trainer(load)
         self._with_recovery(lambda: self._workers.keep(step))
 
     def publish(self) -> Publication:
-        """The trainer's weights become the engines'."""
+        """Copy the trainer's weights to the engines."""
         return self._with_recovery(self._publish)
 
     @contextmanager
     def generating(self) -> Iterator[Engine]:
-        """The engines' turn, with the weights of this step; leaves with nothing in flight.
+        """The engines' turn, with the weights of this step; nothing is left in flight.
 
-        Replicas that are lost meanwhile are the caller's to see (``Engine.max_slots``)."""
+        The caller must check for replicas lost in the meantime (``Engine.max_slots``)."""
         self._with_recovery(self._publish_if_needed)
         with self._workers.device.generating():
             yield self._workers.engine
 
     def with_engine(self, call: Callable[[Engine], T]) -> T:
-        """``call`` on the engines with the weights of this step; again, from its start, where it loses all of them."""
+        """Run ``call`` on the engines with the weights of this step; restart it if it loses all of them."""
 
         def attempt() -> T:
             self._publish_if_needed()
@@ -94,7 +94,7 @@ class RecoveringWorkers:
         return self._with_recovery(attempt)
 
     def with_trainer(self, call: Callable[[PolicyTrainer], T]) -> T:
-        """``call`` while the trainer has the device; again, from its start, where it loses workers."""
+        """Run ``call`` while the trainer has the device; restart it if it loses workers."""
 
         def attempt() -> T:
             with self._workers.device.training():
@@ -103,7 +103,7 @@ class RecoveringWorkers:
         return self._with_recovery(attempt)
 
     def update(self, call: Callable[[PolicyTrainer], T]) -> T:
-        """The step's update. Its outcome is then kept outside the workers, who lose it no more."""
+        """Run the step's update, then keep its result outside the workers, so that they can no longer lose it."""
 
         def attempt() -> T:
             with self._timed("hand_over"), self._workers.device.training():
@@ -133,7 +133,7 @@ class RecoveringWorkers:
             self._publish()
 
     def _with_recovery(self, call: Callable[[], T]) -> T:
-        """``call()`` with all workers present; again with fresh ones where some are lost in it."""
+        """Run ``call()`` with all workers present; repeat it with fresh ones if some are lost."""
         losses: Sequence[str] = self._workers.losses()
         while True:
             try:
@@ -146,7 +146,7 @@ class RecoveringWorkers:
     def _restart(self, losses: str) -> None:
         self._num_losses += 1
         if self._num_losses > self._limit:
-            do = "look at the workers' logs (workers/ in the run's folder); the same command resumes"
+            do = "check the workers' logs (workers/ in the run's folder), then run the same command to resume"
             raise RunError(
                 explain("workers lost within one step", f"{self._num_losses} times ({losses})", f"<= {self._limit}", do)
             )

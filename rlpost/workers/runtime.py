@@ -1,8 +1,8 @@
 """What the machine offers a run, and the process environment: the only place that writes it.
 
-``choose_device`` and ``choose_threads`` decide what the configuration leaves open; ``write_environment`` comes before
-the first heavy import of a process. Called by ``session``, ``sft`` and each cluster worker; importing this module
-changes nothing.
+``choose_device`` and ``choose_threads`` decide what the configuration leaves open; ``write_environment`` is called
+before the first heavy import of a process. Called by ``session``, ``sft`` and each cluster worker; importing this
+module changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     pass
 
 
-SMALL_MODEL_PARAMS = 20_000_000  # below this a second OpenMP thread costs more than it gives (measured on 2 cores)
+SMALL_MODEL_PARAMS = 20_000_000  # below this a second OpenMP thread costs more than it gains (measured on 2 cores)
 SMALL_VOCABULARY = 32_768  # below this vLLM's CPU sampler needs no compiled kernel
 
 
@@ -31,7 +31,7 @@ def has_gpu() -> bool:
 
 
 def choose_device(cfg: Config) -> str:
-    """ "cpu" or "cuda". Raises ConfigError where a GPU was asked for and there is none."""
+    """ "cpu" or "cuda". Raises ConfigError if a GPU was requested and there is none."""
     device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
     if device == "cuda" and not has_gpu():
         raise ConfigError(explain("device", "cuda", "an NVIDIA GPU with its driver", "use device=cpu or device=auto"))
@@ -39,18 +39,18 @@ def choose_device(cfg: Config) -> str:
 
 
 def choose_threads(cfg: Config, device: str, *, num_params: int) -> int:
-    """CPU threads of a worker: as set, else one for a small model on a CPU, else the worker's share of the cores."""
+    """CPU threads per worker: as set, else one for a small model on a CPU, else the worker's share of the cores."""
     cores = len(os.sched_getaffinity(0)) // cfg.cluster.num_workers
     return cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
 
 
 def write_environment(*, device: str, threads: int, vocab_size: int, rank: int = 0, world: int = 1) -> None:
-    """Everything the libraries read from the environment; before the first heavy import of the process."""
+    """Set everything the libraries read from the environment; call it before the process's first heavy import."""
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
-        "LOCAL_RANK": "0",  # DeepSpeed needs it even alone; a worker sees one device only
+        "LOCAL_RANK": "0",  # DeepSpeed needs it even for one process; a worker sees one device only
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -60,16 +60,16 @@ def write_environment(*, device: str, threads: int, vocab_size: int, rank: int =
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # of a private Ray's workers; its 15 lets anything else on the machine go first
-        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # what the peers of a lost worker raise, as they must
+        "RAY_worker_niceness": "0",  # for a private Ray's workers; its default of 15 yields to everything else
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # the peers of a lost worker raise errors, as they must
     }
     if device == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"
         environment["CUDA_VISIBLE_DEVICES"] = ""
         if vocab_size < SMALL_VOCABULARY:
-            environment["TORCHDYNAMO_DISABLE"] = "1"  # spares a compilation of seconds at the first step
+            environment["TORCHDYNAMO_DISABLE"] = "1"  # saves seconds of compilation at the first step
     os.environ.update(environment)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # in GiB, and it would override engine.kv_cache_bytes
-    for category in (FutureWarning, UserWarning):  # of libraries, about libraries: nothing a user of ours can mend
+    for category in (FutureWarning, UserWarning):  # from libraries, about libraries: nothing that our users can fix
         warnings.filterwarnings("ignore", category=category, module="torch|deepspeed|vllm|transformers")
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available": it is not needed

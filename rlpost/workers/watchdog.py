@@ -1,7 +1,7 @@
-"""A run that hangs says where: all stacks and the phase's name, then a non-zero exit.
+"""A run that hangs reports where: all stacks and the phase's name, then a nonzero exit.
 
-Owns one daemon thread. ``loop`` calls :meth:`Watchdog.beat` wherever there is progress; a phase that makes none for
-``limit_s`` ends the process with exit code 70.
+Owns one daemon thread. ``reporting`` and cluster workers call :meth:`Watchdog.beat` whenever there is progress; a phase
+that makes none for ``limit_s`` ends the process with exit code 70.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EXIT_CODE = 70
 
 
 class Watchdog:
-    """``limit_s`` of 0 switches it off."""
+    """``limit_s=0`` disables it."""
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
@@ -33,7 +33,7 @@ class Watchdog:
         self._last_beat_s = time.monotonic()
 
     def rest(self) -> None:
-        """Nothing is to be done until the next beat."""
+        """Nothing is expected until the next beat."""
         self._last_beat_s = math.inf
 
     @property
@@ -51,7 +51,7 @@ class Watchdog:
                 print(
                     f"watchdog: no progress in phase {self.phase!r} for {silent_s:.0f} s "
                     f"(watchdog_s={self.limit_s:g}); all stacks follow, then the run ends; "
-                    "the same command resumes from the last checkpoint",
+                    "run the same command to resume from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -40,7 +40,7 @@ def test_worked_by_hand() -> None:
 def slow(name: str, groups: list[list[float]], eps: float) -> list[list[float]]:
     """The definitions, one number at a time."""
     everything = [r for g in groups for r in g]
-    centred = [r - sum(g) / len(g) for g in groups for r in g]
+    centered = [r - sum(g) / len(g) for g in groups for r in g]
     result = []
     for g in groups:
         row = []
@@ -57,7 +57,7 @@ def slow(name: str, groups: list[list[float]], eps: float) -> list[list[float]]:
                 std = statistics.stdev(everything) if len(everything) > 1 else 0.0
                 row.append((r - sum(everything) / len(everything)) / (std + eps))
             else:
-                std = statistics.stdev(centred) if len(centred) > 1 else 0.0
+                std = statistics.stdev(centered) if len(centered) > 1 else 0.0
                 row.append((r - mean) / (std + eps))
         result.append(row)
     return result

@@ -177,4 +177,4 @@ def test_a_run_that_lost_its_reader_does_not_end_as_a_success(command, expected)
         f"cli.run_{command} = run_{command}; sys.exit(cli.main(['{command}', 'recipe=math/arithmetic']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == expected and ("went away" in done.stderr) == bool(expected)
+    assert done.returncode == expected and ("was closed" in done.stderr) == bool(expected)

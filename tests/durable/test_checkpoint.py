@@ -27,7 +27,7 @@ def names(root):
 
 def newest(root):
     said = []
-    found = checkpoint.newest_sound(root, said.append)
+    found = checkpoint.newest_intact(root, said.append)
     return (found[1].name if found else None), said
 
 
@@ -74,7 +74,7 @@ HOW = {
     "missing": "trainer/weights is missing",
     "no manifest": "no manifest.json",
     "half a manifest": "manifest.json cannot be read",
-    "another format": "format 1, where this version of rlpost reads 2",
+    "another format": "format 1, but this version of rlpost reads 2",
 }
 
 
@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path):
         (folder / "half").write_text("...")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(RunError, match="No space left on device.*run again to resume"):
+    with pytest.raises(RunError, match="No space left on device.*run the same command to resume"):
         checkpoint.save(tmp_path, Name(4), {"trainer": full})
     assert os.listdir(tmp_path) == ["step-000002"]
 
@@ -151,7 +151,7 @@ def test_a_disk_that_fills_under_torch_is_the_same_clear_line(tmp_path):
         folder.mkdir()
         torch.save(torch.zeros(1 << 16), "/dev/full")
 
-    with pytest.raises(RunError, match="expected a disk with room; .*run again to resume"):
+    with pytest.raises(RunError, match="expected a disk with room; .*run the same command to resume"):
         checkpoint.save(tmp_path, Name(4), {"trainer": full})
     assert os.listdir(tmp_path) == []
 

@@ -37,7 +37,7 @@ def test_determinism_allows_what_computes_nothing(change):
 )
 def test_determinism_refuses_the_rest_by_name(change):
     key = change.split(": {")[-1].split(":")[0]
-    with pytest.raises(RunError, match=f"deterministic=true: .*{key}.*as it was"):
+    with pytest.raises(RunError, match=f"deterministic=true: .*{key}.*restore the old value"):
         refuse_changes(changed_keys("{}", change))
 
 

@@ -25,7 +25,7 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_makes_room(tmp_path):
     make_checkpoint(first.path, 2)
     first.lock.close()
     again = open_run_dir(str(tmp_path), "a", resume="auto")
-    assert again.path == first.path and "going on with the unfinished run" in again.note
+    assert again.path == first.path and "resuming the unfinished run" in again.note
     finish(again.path, {"steps": 1})
     again.lock.close()
     second = open_run_dir(str(tmp_path), "a", resume="auto")
@@ -72,7 +72,7 @@ def test_a_named_checkpoint_of_the_run_itself_is_gone_back_to_once(tmp_path):
     assert open_again().start_from == older.resolve() and (run.path / "finished.json").exists(), "nothing changed yet"
     note_going_back(run.path, older)
     assert not (run.path / "finished.json").exists(), "it is not finished any more"
-    assert open_again().start_from is None and "going on with the unfinished run" in open_again().note
+    assert open_again().start_from is None and "resuming the unfinished run" in open_again().note
     finish(run.path, {"steps": 4})
     assert open_again().start_from == older.resolve()
 
@@ -96,7 +96,7 @@ def test_another_runs_checkpoint_is_where_a_new_one_begins_until_it_has_its_own(
     make_checkpoint(run.path, 6)
     run.lock.close()
     again = open_run_dir(str(tmp_path), "a", resume=str(other.path))
-    assert again.start_from is None and "going on with the unfinished run" in again.note
+    assert again.start_from is None and "resuming the unfinished run" in again.note
 
 
 def test_resume_must_name_something(tmp_path):

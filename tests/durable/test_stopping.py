@@ -44,15 +44,14 @@ def ask(*numbers, deadline_s=5.0, boundaries=True, seconds=0.6):
 @pytest.mark.parametrize("number, word", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
 def test_a_request_waits_for_a_boundary(number, word):
     status, output, _ = ask(number)
-    assert status == 128 + number and f"{word}: saving what there is, within 5 s" in output
+    assert status == 128 + number and f"{word}: saving, within 5 s" in output
     assert output.endswith("stopped at a boundary\n")
 
 
 def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
     assert ask(signal.SIGINT, signal.SIGINT, seconds=20)[:2] == (
         130,
-        "Ctrl-C: saving what there is, within 5 s, then the run ends; press Ctrl-C again to end at once\n"
-        "stopped at once\n",
+        "Ctrl-C: saving, within 5 s, then the run ends; press Ctrl-C again to exit immediately\nstopped at once\n",
     )
     assert ask(signal.SIGTERM, signal.SIGTERM)[1].endswith("stopped at a boundary\n")
 
@@ -61,7 +60,7 @@ def test_the_deadline_ends_a_process_that_does_not_reach_a_boundary():
     started = time.monotonic()
     status, output, errors = ask(signal.SIGTERM, deadline_s=0.3, seconds=30)
     assert status == 143 and time.monotonic() - started < 20
-    assert "not saved within 0.3 s of SIGTERM" in errors and "the last checkpoint stands" in errors
+    assert "not saved within 0.3 s of SIGTERM" in errors and "the last checkpoint remains" in errors
     assert "stopped" not in output
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rlpost.workers.cluster.shards import PREFIX, life_folder
+from rlpost.workers.cluster.shards import PREFIX, attempt_dir
 from rlpost.workers.cluster.workers import SCRATCH
 
 from .program import SMALL, command
@@ -64,11 +64,11 @@ class Place:
 
     def kept(self, run: Path = RUN) -> Path:
         """Where a run keeps states, but for the end of the name, which each life has for itself."""
-        return life_folder("/dev/shm", PREFIX, self.folder / run)
+        return attempt_dir("/dev/shm", PREFIX, self.folder / run)
 
     def left_outside(self, run: Path = RUN) -> list[str]:
         """Folders outside the run's own."""
-        places = self.kept(run), life_folder("/tmp", SCRATCH, self.folder / run)
+        places = self.kept(run), attempt_dir("/tmp", SCRATCH, self.folder / run)
         return [str(p) for life in places for p in life.parent.glob(life.name.rpartition("-")[0] + "-*")]
 
     def traces(self, run: Path = RUN) -> list[str]:

@@ -45,7 +45,7 @@ def test_a_run_survives_a_death_in_generation_one_in_the_update_and_a_hang(place
     output, assassin = run_and_strike(place, "steps=8", *DATA, strikes=strikes)
     assert assassin.struck == strikes, output
     assert output.count("restarting all workers") == 3, output
-    assert "died in phase 'update'" in output and re.search("no sign of life for .* s in phase|did not end its", output)
+    assert "died in phase 'update'" in output and re.search("no heartbeat for .* s in phase|did not end its", output)
     assert "restarts from its latest checkpoint" not in output, "the state was kept: no finished step is made again"
     assert "Traceback" not in output and "Unhandled error" not in output, "what is survived needs no trace"
     check_account(place, 8)

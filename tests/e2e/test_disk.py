@@ -51,7 +51,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(nursery, whole, disk):
     run = [*RUN, *SAME, "name=full"]
     life = nursery.live(*run, cwd=disk)
     assert life.status == 3, life.output
-    assert "rlpost: checkpoint: got" in life.output and "free space, run again to resume" in life.output
+    assert "rlpost: checkpoint: got" in life.output and "free space, then run the same command to resume" in life.output
     assert "step 6/12" in life.output and "Traceback" not in life.output
     life = nursery.live(*run, cwd=disk)
     assert life.status == 3 and "resumed after step 4" in life.output, "still full: still clear, still resumable"

@@ -113,5 +113,5 @@ def test_the_trained_model_loads_and_differs_from_the_start(run, model):
 
 
 def test_the_closing_table_says_what_a_newcomer_asks(run):
-    for words in ("Accuracy before", "Accuracy after", "Answer length", "Idle share", "Everything is in"):
+    for words in ("Accuracy before", "Accuracy after", "Response length", "Idle share", "Everything is in"):
         assert words in run[1]

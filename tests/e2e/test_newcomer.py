@@ -61,7 +61,7 @@ def test_the_first_run_goes_as_the_page_says(first_run: tuple[Path, dict[str, st
     assert "rollouts; open it in a browser" in printed["rlpost report runs/arithmetic"]
     assert (folder / "runs/arithmetic/report.html").is_file() and (folder / "compare.html").is_file()
     (check,) = [text for command, text in printed.items() if command.startswith("rlpost check")]
-    assert "my_reward.right_and_short, an answer at a time, in 2 worker processes, at most 30 s a call" in check
+    assert "my_reward.right_and_short, a response at a time, in 2 worker processes, at most 30 s per call" in check
     compared = printed["rlpost runs --compare runs/arithmetic runs/short"]
     setting = next(line for line in compared.splitlines() if line.startswith("reward.function"))
     assert setting.split() == ["reward.function", "exact_answer", "my_reward.right_and_short"]

@@ -93,7 +93,7 @@ def test_a_run_is_watched_live(run):
     assert sum(any(phase in frame for frame in frames) for phase in phases) >= 2
     assert any("samples running" in frame or " responses" in frame for frame in frames)
     last = frames[-1]
-    assert "accuracy" in last and "reward" in last and "answers trained in step" in last and "→" in last
+    assert "accuracy" in last and "reward" in last and "responses trained in step" in last and "→" in last
     assert any("left" in frame for frame in frames)
 
 

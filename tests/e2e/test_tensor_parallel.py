@@ -51,7 +51,7 @@ def test_an_engine_that_loses_a_member_is_built_anew(place: Place) -> None:
     output, assassin = run_and_strike(place, *settings, strikes=strikes, timeout_s=1700)
     assert assassin.struck == strikes, output
     assert output.count("restarting all workers") == 3, output
-    assert "died in phase 'update'" in output and re.search("no sign of life for .* s in phase|did not end its", output)
+    assert "died in phase 'update'" in output and re.search("no heartbeat for .* s in phase|did not end its", output)
     check_account(place, 8)
     assert eventually(lambda: shared_memory() <= before)
     check_nothing_is_left(place)

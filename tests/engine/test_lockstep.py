@@ -155,7 +155,7 @@ def test_a_member_that_drops_a_request_stops_all_before_a_batch_is_computed() ->
     dropped = engines[2]._engine.submit
     engines[2]._engine.submit = lambda requests: dropped(requests[:-1])  # type: ignore[method-assign]
     message = stopped(engines)
-    assert "requests in flight of worker 2, at engine step 0: got '3'; expected 4, as worker 0 has it" in message
+    assert "requests in flight of worker 2, at engine step 0: got '3'; expected 4, as at worker 0" in message
     assert [e._engine.now() for e in engines] == [0.0] * 3, "a batch was computed"
 
 
@@ -170,7 +170,7 @@ def test_a_scheduler_that_differs_unseen_stops_all_before_that_batch_is_computed
 
     member.agree = one_fewer  # type: ignore[attr-defined]
     message = stopped(engines)
-    assert "samples in the batch of worker 1, at engine step 3: got '2'; expected 3, as worker 0 has it" in message
+    assert "samples in the batch of worker 1, at engine step 3: got '2'; expected 3, as at worker 0" in message
     assert [e._engine.now() for e in engines] == [3.0, 3.0], "the fourth batch was computed"
 
 
@@ -191,9 +191,8 @@ def test_a_member_that_samples_another_token_stops_all_at_once_also_in_the_last_
 
     member.step = other_token  # type: ignore[method-assign]
     message = stopped(engines, [(3,)]) if at == "last" else stopped(engines)
-    assert (
-        f"checksum of what went in and came out of worker 1, at engine step {(last if at == 'last' else at) + 1}"
-        in (message)
+    assert f"checksum of inputs and outputs of worker 1, at engine step {(last if at == 'last' else at) + 1}" in (
+        message
     )
 
 

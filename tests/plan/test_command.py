@@ -43,7 +43,7 @@ def test_json_holds_the_same_and_what_is_extrapolated(capsys, short):
         parts = (row[name] for name in ("generate_s", "update_s", "publish_s", "other_s"))
         assert row["step_s"] == pytest.approx(sum(parts)) and row["step_s_error"] > 0
     said = "\n".join(plan["extrapolated"])
-    for words in ("cluster=local", "2 workers where the run had 1", "cost.reduce_s", "max_slots=64", "train.lr"):
+    for words in ("cluster=local", "2 workers, but the run had 1", "cost.reduce_s", "max_slots=64", "train.lr"):
         assert words in said
     assert "seed" not in said
 
@@ -78,7 +78,7 @@ def test_without_a_run_lengths_and_costs_may_be_given(capsys):
         (["lengths=lognormal", *GIVEN, *TWO_WORKERS], "no cost.reduce_s"),
         (["lengths=nosuch", *GIVEN], "lognormal"),
         (["from=nowhere"], "nowhere"),
-        (["from=a", "from=b"], "from=a was given"),
+        (["from=a", "from=b"], "from=a was already given"),
         (["cost.speed=1"], "cost.speed"),
         (["cost.sample_s=fast"], "a number >= 0"),
         (["from=.", "--ratios", "9"], "max_staleness + 1 = 4"),

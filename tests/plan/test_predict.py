@@ -100,7 +100,7 @@ def test_a_kv_cache_that_held_fewer_samples_is_the_limit_again(folder):
     made = plan(run, "rollout.oversample=1.0")
     truth = record(folder / "small cache, synchronous", ["rollout.oversample=1.0"], steps=STEPS, kv_slots=10)
     check(made.rows[0], truth)
-    assert made.extrapolated == ["the run's KV cache held 10 samples at once; that is taken as the limit again"]
+    assert made.extrapolated == ["the run's KV cache held 10 samples at once; that is used as the limit again"]
 
 
 def test_steps_that_find_their_groups_complete_generate_nothing_and_idle_nothing(folder):

@@ -389,7 +389,7 @@ def test_rewards(cfg, tmp_path, monkeypatch):
     check(cfg)
     cfg.reward.function = {"_target_": "my_rewards.score"}
     check(cfg)
-    assert "my_rewards.score, an answer at a time, in" in str(check(cfg))
+    assert "my_rewards.score, a response at a time, in" in str(check(cfg))
     cfg.reward.function = "my_rewards.trl"
     cfg.reward.args = {}
     assert "a group at a time" in str(check(cfg))
@@ -493,11 +493,11 @@ def test_the_plan_says_how_many_samples_the_kv_cache_holds(cfg, monkeypatch):
     monkeypatch.setattr(checks, "_device_bytes", lambda device: 1 << 40)
     assert "holds 64 samples of 64 tokens: all 64 in flight" in str(check(cfg))
     cfg.engine.kv_cache_bytes = 10 * 64 * 256 + 100
-    assert "10 samples of 64 tokens: so many are in flight at first, then as many" in str(check(cfg))
+    assert "10 samples of 64 tokens: this many are in flight at first, then as many" in str(check(cfg))
     cfg.rollout.max_in_flight = 10
     assert "10 samples of 64 tokens: all 10 in flight" in str(check(cfg))
     cfg.rollout.max_in_flight = 11
-    assert "10 samples of 64 tokens; of 11 in flight vLLM interrupts some" in str(check(cfg))
+    assert "10 samples of 64 tokens; with 11 in flight, vLLM preempts some" in str(check(cfg))
 
 
 def test_units():

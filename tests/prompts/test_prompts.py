@@ -50,7 +50,7 @@ def test_jsonl_rows_keep_their_columns_and_line_numbers(tmp_path):
         ('{"prompt": ', "not JSON"),
         ("[1, 2]", "got list"),
         ("prompt,answer", "not JSON"),
-        ('{"prompt": "\\ud83d"}', "half a surrogate pair"),
+        ('{"prompt": "\\ud83d"}', "a lone surrogate"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )

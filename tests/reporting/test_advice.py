@@ -41,19 +41,23 @@ HEALTHY = {
 # rule -> (what later steps show, facts, words of the sentence)
 WRONG = {
     "shared_prompts": ({}, {"num_eval_prompts_in_train": 7}, "7 of 100 evaluation prompts"),
-    "constant_reward": ({"reward/min": 0.0, "reward/max": 0.0}, {}, "was 0, so nothing can be learnt: look at answers"),
+    "constant_reward": (
+        {"reward/min": 0.0, "reward/max": 0.0},
+        {},
+        "was 0, so nothing can be learned: look at responses",
+    ),
     "filtered_groups": ({"rollout/accepted_share": 0.1}, {}, "rejected 90% of the groups"),
     "equal_groups": ({"reward/equal_groups_share": 0.9}, {}, "in 90% of the groups"),
     "truncated": (
         {"rollout/truncated_share": 0.5},
         {},
-        "50% of the answers of the last 3 steps were cut at 192 tokens",
+        "50% of the responses of the last 3 steps were cut at 192 tokens",
     ),
     "entropy_collapse": ({"loss/entropy": 0.005}, {}, "entropy fell from 0.1 to 0.005 nats"),
-    "length_collapse": ({"rollout/length/admitted_mean": 5.0}, {}, "answers shrank from 40 to 5 tokens"),
-    "growing_mismatch": ({"mismatch/lag_0/abs_log_ratio": 0.02}, {}, "differ by 0.02 nats, 0.0001 at first"),
-    "idle_tail": ({"rollout/idle_share": 0.5}, {}, "50% of the engine's places stood empty"),
-    "full_kv_cache": ({"rollout/preemptions": 70}, {}, "interrupted 110 answers in the last 3 steps"),
+    "length_collapse": ({"rollout/length/admitted_mean": 5.0}, {}, "responses shrank from 40 to 5 tokens"),
+    "growing_mismatch": ({"mismatch/lag_0/abs_log_ratio": 0.02}, {}, "differ by 0.02 nats, up from 0.0001"),
+    "idle_tail": ({"rollout/idle_share": 0.5}, {}, "50% of the engine's slots were empty"),
+    "full_kv_cache": ({"rollout/preemptions": 70}, {}, "preempted 110 responses in the last 3 steps"),
     "failing_rewards": ({"reward/failed": 64}, {}, "128 rewards of the last 3 steps failed, 14% of all"),
     "skipped_updates": ({"loss/skipped_updates": 1}, {}, "NaN or infinite"),
 }

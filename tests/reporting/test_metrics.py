@@ -139,7 +139,7 @@ def test_lines_that_cannot_be_read_are_dropped_and_said(tmp_path: Path) -> None:
     again.log(2, {"loss/total": 2.0})
     again.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
-    assert len(said) == 1 and "4 lines" in said[0]
+    assert len(said) == 1 and "4 unreadable lines" in said[0]
 
 
 def test_what_only_the_end_of_a_run_logs_is_logged_once(tmp_path: Path) -> None:

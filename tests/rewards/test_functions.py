@@ -21,7 +21,7 @@ def load(function, *, reference_key="answer", messages=False, **spec):
 
 def judge(function, responses=TWO, **settings):
     loaded = load(function, **settings)
-    return loaded.judge(QUESTION, responses if loaded.facts.per_group else responses[:1])
+    return loaded.score(QUESTION, responses if loaded.facts.per_group else responses[:1])
 
 
 def rewards(outcomes):
@@ -117,7 +117,7 @@ def test_an_async_function_has_a_deadline_also_in_the_process():
         await asyncio.sleep(600)
 
     never.timeout_s = 0.05
-    assert judge(never)[0].failure == "timeout: no verdict within 0.05 s"
+    assert judge(never)[0].failure == "timeout: no result within 0.05 s"
 
     async def its_own(response):
         raise TimeoutError("the database")
@@ -136,8 +136,8 @@ def test_an_async_close_runs_where_the_calls_ran():
 
     client = Client()
     loaded = LoadedFunction(FunctionSpec(function=client), RewardConfig())
-    loaded.judge(QUESTION, TWO[:1])
-    loaded.judge(QUESTION, TWO[:1])
+    loaded.score(QUESTION, TWO[:1])
+    loaded.score(QUESTION, TWO[:1])
     loaded.close()
     assert client.closed_in is client.loop
 
@@ -255,7 +255,7 @@ def test_several_functions_with_weights_and_arguments():
     assert (right.facts.name, right.facts.weight, form.facts.weight) == ("right", 2.0, 1.0)
     question = Question(prompt="", reference="#### 5", columns={})
     response = [Response(text="#### 5", finish_reason="stop")]
-    assert rewards(right.judge(question, response)) == [1.5] and rewards(form.judge(question, response)) == [1.0]
+    assert rewards(right.score(question, response)) == [1.5] and rewards(form.score(question, response)) == [1.0]
 
 
 @pytest.mark.parametrize(

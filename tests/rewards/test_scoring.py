@@ -156,7 +156,7 @@ def test_training_and_evaluation_never_get_each_others_verdicts():
 def test_no_opinion_anywhere_is_a_failure_of_its_own_kind():
     scorer = scorer_of({"a": lambda completions: [None], "b": lambda response: None})
     submit(scorer, "x")
-    assert scorer.poll()[0].failure == "none: no function of the reward gave a verdict"
+    assert scorer.poll()[0].failure == "none: no function of the reward gave a result"
 
 
 def test_evaluation_on_the_same_scorer_has_its_own_group_size():
@@ -235,7 +235,7 @@ def test_a_damaged_cache_is_replaced_and_an_unusable_one_is_said_and_left_out(tm
     said = []
     (tmp_path / "file").write_text("")
     cache = RewardResultCache(tmp_path / "file", said.append)
-    assert cache.get("k") is None and len(said) == 1 and "going on without it" in said[0]
+    assert cache.get("k") is None and len(said) == 1 and "continuing without it" in said[0]
     cache.put([("k", [])])
     cache.close()
     assert len(said) == 1

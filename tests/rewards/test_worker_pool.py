@@ -116,7 +116,7 @@ def test_verdicts_come_back_whole_and_failures_are_named(start, tmp_path):
     assert raised.failure == "reward_error: KeyError: 'x'"
     assert refused.failure == "no_judge: not today at all"
     assert nan.failure.startswith("reward_error: ValueError: a reward must be finite")
-    assert none.failure == "none: no function of the reward gave a verdict"
+    assert none.failure == "none: no function of the reward gave a result"
     assert all(v.reward is None for v in (raised, refused, nan, none))
 
 
@@ -144,7 +144,7 @@ def test_a_call_past_its_deadline_is_killed_and_others_go_on(start):
     desk = Desk(workers)
     began = time.monotonic()
     late, *others = desk.judge("sleep 600", "fine", "fine")
-    assert late.failure == "timeout: no verdict within 0.5 s" and [v.reward for v in others] == [1.0, 1.0]
+    assert late.failure == "timeout: no result within 0.5 s" and [v.reward for v in others] == [1.0, 1.0]
     assert time.monotonic() - began < 30 and workers.take_replaced() == 1
 
 
@@ -173,7 +173,7 @@ def test_an_answer_that_takes_for_ever_to_compare_is_a_timeout():
     try:
         workers.wait_ready()
         endless, right = Desk(workers, reference="5").judge(r"\boxed{10^{10^{10}}}", r"\boxed{10/2}")
-        assert endless.failure == "timeout: no verdict within 5 s" and right.reward == 1.0
+        assert endless.failure == "timeout: no result within 5 s" and right.reward == 1.0
     finally:
         workers.close()
 
@@ -185,7 +185,7 @@ def test_a_function_may_have_a_deadline_of_its_own(start, monkeypatch, tmp_path)
     try:
         workers.wait_ready()
         assert workers.facts[0].timeout_s == 0.5
-        assert Desk(workers).judge("9")[0].failure == "timeout: no verdict within 0.5 s"
+        assert Desk(workers).judge("9")[0].failure == "timeout: no result within 0.5 s"
     finally:
         workers.close()
 
@@ -248,13 +248,13 @@ def test_async_calls_share_a_worker(start):
 def test_an_async_call_past_its_deadline_takes_no_other_with_it(start):
     workers = start("slowly", timeout_s=1.0)
     late, *others = Desk(workers).judge("sleep 600", "sleep 0.1", "sleep 0.1")
-    assert late.failure == "timeout: no verdict within 1 s" and [v.reward for v in others] == [1.0, 1.0]
+    assert late.failure == "timeout: no result within 1 s" and [v.reward for v in others] == [1.0, 1.0]
     assert workers.take_replaced() == 0
 
 
 def test_an_async_function_that_blocks_its_loop_is_killed(start):
     late, other = Desk(start("slowly", timeout_s=0.5)).judge("block 600", "fine")
-    assert late.failure == "timeout: no verdict within 0.5 s" and other.reward == 1.0
+    assert late.failure == "timeout: no result within 0.5 s" and other.reward == 1.0
 
 
 def test_a_crash_among_async_calls_is_found_out(start):

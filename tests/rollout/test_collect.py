@@ -174,7 +174,7 @@ def test_the_ledger_notices_a_lost_token_and_a_lost_group():
     with pytest.raises(LedgerError, match="past their staleness deadline"):
         buffer.check_conservation()
     waiting.oldest_version = None
-    with pytest.raises(LedgerError, match="counted wrongly"):
+    with pytest.raises(LedgerError, match="miscounted"):
         buffer.check_conservation()
     waiting.oldest_version = 0
     buffer.check_conservation()

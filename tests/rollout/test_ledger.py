@@ -236,8 +236,8 @@ def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume(tmp_pat
         """Never gives the verdicts of the second group."""
 
         def poll(self):
-            given = [v for v in self._verdicts if v.uid == "0:0"]
-            self._verdicts = [v for v in self._verdicts if v.uid != "0:0"]
+            given = [v for v in self._unpolled if v.uid == "0:0"]
+            self._unpolled = [v for v in self._unpolled if v.uid != "0:0"]
             return given
 
     shape = {"n": 1, "g": 2, "oversample": 2.0, "staleness": 1, "slots": 4, "length_of": lambda request_id: 3}

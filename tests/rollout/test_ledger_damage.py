@@ -8,7 +8,7 @@ import pytest
 from rlpost.errors import RunError
 from rlpost.rollout.accounts import LedgerError
 from rlpost.rollout.ledger import DamagedLedger, Ledger
-from rlpost.rollout.ledger_recovery import Recovery
+from rlpost.rollout.ledger_recovery import RecoveredLedger
 from tests.rollout.ledger_life import Life, identity, uninterrupted
 from tests.rollout.simulation import prompts
 
@@ -32,7 +32,7 @@ def test_a_run_whose_checkpoints_were_taken_away_is_not_started_over(tmp_path):
     life.recovery.ledger.compact(3)
     life.close()
     before = (tmp_path / "ledger.sqlite").read_bytes()
-    with pytest.raises(RunError, match="checkpoints: got .*tells of some.*resume=never"):
+    with pytest.raises(RunError, match="checkpoints: got .*mentions some.*resume=never"):
         Life(tmp_path).begin()
     assert (tmp_path / "ledger.sqlite").read_bytes() == before
 
@@ -60,7 +60,7 @@ def test_whatever_a_resume_rests_on_is_compared(tmp_path, table):
     db.commit()
     db.close()
     life = Life(tmp_path, slots=4).resume(4)
-    assert f"its {table} are not what the checkpoint's copy has" in life.recovery.note
+    assert f"its {table} differ from the checkpoint's copy" in life.recovery.note
     assert identity(life.step(4)) == expected
 
 
@@ -80,11 +80,11 @@ def test_a_stale_ledger_is_noticed_also_where_no_group_is_open(tmp_path):
     life.close()
     (tmp_path / "ledger.sqlite").write_bytes(old)
     life = Life(tmp_path, **shape).resume(3)
-    assert "its steps are not what" in life.recovery.note
+    assert "its steps differ from" in life.recovery.note
 
 
 def recover_nothing(folder):
-    return Recovery(ledger=Ledger(folder / "ledger.sqlite"))
+    return RecoveredLedger(ledger=Ledger(folder / "ledger.sqlite"))
 
 
 def state_of_one_step(life):
@@ -153,7 +153,7 @@ def test_tokens_that_changed_on_disk_are_noticed_when_they_are_read(tmp_path):
     db = sqlite3.connect(tmp_path / "ledger.sqlite")
     db.execute("UPDATE tokens SET rollout_logprobs = zeroblob(length(rollout_logprobs))")
     db.commit()
-    with pytest.raises(DamagedLedger, match="other bytes.*resumes from the last checkpoint"):
+    with pytest.raises(DamagedLedger, match="other bytes.*resume from the last checkpoint"):
         for step in range(1, 4):
             life.step(step)
 
@@ -196,6 +196,6 @@ def test_a_resume_that_could_miss_deadlines_is_refused(tmp_path, change):
     life.step(0)
     life.save(1)
     life.close()
-    with pytest.raises(RunError, match="resuming: rollout.*as it was"):
+    with pytest.raises(RunError, match="resuming: rollout.*restore the old value"):
         Life(tmp_path, **change).resume(1)
     Life(tmp_path, n=4, staleness=4).resume(1)

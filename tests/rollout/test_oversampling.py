@@ -21,7 +21,7 @@ def test_the_limit_is_what_a_step_trains_and_what_keeps_the_slots_busy():
     choosing.step_done([[10, 30]] * 4)  # mean 20, longest 30: a group keeps 2 x 20/30 slots busy, 16 slots need 12
     choice = choosing.choose()
     assert choice.max_open == 4 + 12
-    assert "20 tokens in the mean and 30" in choice.reason and "takes 3.0 steps" in choice.reason
+    assert "20 tokens on average and 30" in choice.reason and "takes 3.0 steps" in choice.reason
 
 
 def test_the_limit_lies_between_a_step_and_the_staleness_budget():
@@ -58,7 +58,7 @@ def test_averages_fade_and_dropped_groups_count_as_seen_but_not_accepted():
     choosing = controller()
     choosing.note_dropped([40, 40])
     choosing.step_done([[20, 20]])
-    assert "30 tokens in the mean and 30" in choosing.choose().reason and "50% accepted" in choosing.choose().reason
+    assert "30 tokens on average and 30" in choosing.choose().reason and "50% accepted" in choosing.choose().reason
     choosing.step_done([[10, 10]] * 2)  # (0.8 x 60 + 20) / (0.8 x 2 + 2)
     assert f"{(0.8 * 60 + 20) / 3.6:.0f} tokens in the mean" in choosing.choose().reason
 

@@ -50,5 +50,5 @@ def is_alive(pid: int) -> bool:
 
 
 def processes_of(box: Sandbox) -> set[int]:
-    assert box._keeper is not None and box._owner == os.getpid()
-    return descendants(box._keeper.pid)
+    assert box._guardian is not None and box._owner == os.getpid()
+    return descendants(box._guardian.pid)

@@ -59,7 +59,7 @@ def read_programs(name: str) -> dict[str, tuple[str, str]]:
 
 EXHAUSTING = read_programs("exhausting") | {
     "nests too deeply for the parser": ("(" * 5000 + ")" * 5000, "syntax"),
-    "half a surrogate pair as source": ("x = '\ud800'", "syntax"),
+    "a lone surrogate as source": ("x = '\ud800'", "syntax"),
     "a zero byte as source": ("x = 1\0", "syntax"),
 }
 
@@ -173,12 +173,12 @@ for root, folders, files in os.walk("/"):
     print(root, folders, files)
 for path in ("/etc/passwd", "/root", "/home", "/proc/self/environ", "/proc/1/cmdline", "/sys", "/usr", "/run", "/var"):
     if os.path.exists(path): print("found", path)
-print(os.listdir("/keeper"), os.listdir("/tmp"), sorted(os.listdir("/dev")), dict(os.environ), os.uname().nodename)
+print(os.listdir("/guardian"), os.listdir("/tmp"), sorted(os.listdir("/dev")), dict(os.environ), os.uname().nodename)
 """
     lines = report(sandbox, source).splitlines()
-    assert lines[0] in (f"['dev', 'keeper', {lib}'python', 'tmp']" for lib in ("", "'lib', ", "'lib64', "))
+    assert lines[0] in (f"['dev', 'guardian', {lib}'python', 'tmp']" for lib in ("", "'lib', ", "'lib64', "))
     assert lines[-1] == "[] [] ['null', 'random', 'urandom', 'zero'] {} sandbox"
-    allowed = ("/tmp [] []", "/keeper [] []", "/lib", "/python/lib/python3")
+    allowed = ("/tmp [] []", "/guardian [] []", "/lib", "/python/lib/python3")
     assert all(line.startswith(allowed) and "found" not in line for line in lines[1:-1]), lines
     packages = [line for line in lines if "-packages" in line and not line.endswith("[] []")]
     assert not packages
@@ -209,7 +209,7 @@ def test_links_lead_nowhere(sandbox: Sandbox) -> None:
     source = """
 import os
 opened = []
-for number, target in enumerate(("/etc/passwd", "/../../etc/passwd", "/proc/1/root", "/keeper/proc", "/dev/mem")):
+for number, target in enumerate(("/etc/passwd", "/../../etc/passwd", "/proc/1/root", "/guardian/proc", "/dev/mem")):
     os.symlink(target, f"/tmp/{number}")
     try: opened.append(open(f"/tmp/{number}").name)
     except OSError: pass
@@ -266,7 +266,7 @@ X86 = {
     "clone3": (435, 0, 0),
     "setns": (308, 0, 0),
     "mount": (165, b"tmpfs", b"/tmp", b"tmpfs", 0, 0),
-    "umount": (166, b"/keeper", 2),
+    "umount": (166, b"/guardian", 2),
     "move_mount": (429, 0, 0, 0, 0, 0),
     "pivot_root": (155, b"/", b"/tmp"),
     "chroot": (161, b"/tmp"),
@@ -376,9 +376,9 @@ def test_every_layer_holds_by_itself(sandbox: Sandbox) -> None:
     thread.start()
     time.sleep(0.6)
     (program,) = processes_of(sandbox) - at_rest
-    keeper = max(at_rest)
+    guardian = max(at_rest)
     status = dict(re.findall(r"^(\w+):\t(.*)$", Path(f"/proc/{program}/status").read_text(), re.MULTILINE))
-    spaces = {n: [os.readlink(f"/proc/{pid}/ns/{n}") for pid in (program, keeper, os.getpid())] for n in SPACES}
+    spaces = {n: [os.readlink(f"/proc/{pid}/ns/{n}") for pid in (program, guardian, os.getpid())] for n in SPACES}
     open_files = [os.readlink(f"/proc/{program}/fd/{fd}") for fd in os.listdir(f"/proc/{program}/fd")]
     limits = Path(f"/proc/{program}/limits").read_text()
     mounts = [line.split() for line in Path(f"/proc/{program}/mountinfo").read_text().splitlines()]
@@ -387,13 +387,13 @@ def test_every_layer_holds_by_itself(sandbox: Sandbox) -> None:
     assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     assert set(status["Uid"].split()) == {str(os.getuid() or 65534)}
-    for name, (of_program, of_keeper, of_host) in spaces.items():
+    for name, (of_program, of_guardian, of_host) in spaces.items():
         assert of_program != of_host, name
-        assert (of_program != of_keeper) == (name in ("pid", "mnt", "ipc")), name
+        assert (of_program != of_guardian) == (name in ("pid", "mnt", "ipc")), name
     assert sorted(open_files) == ["/dev/null", "/memfd:rlpost (deleted)", "/memfd:rlpost (deleted)"]
     writable = {mount[4] for mount in mounts if "ro" not in mount[5].split(",")}
-    assert writable - {f"/dev/{name}" for name in ("null", "zero", "random", "urandom")} == {"/tmp", "/keeper/proc"}
-    assert mounts[-1][4] == "/keeper" and "ro" in mounts[-1][5]  # covers that /proc
+    assert writable - {f"/dev/{name}" for name in ("null", "zero", "random", "urandom")} == {"/tmp", "/guardian/proc"}
+    assert mounts[-1][4] == "/guardian" and "ro" in mounts[-1][5]  # covers that /proc
     assert oom_score == 1000
     for name, value in (("cpu time", 2), ("file size", QUICK.output_bytes), ("open files", 64), ("processes", 32)):
         assert re.search(rf"Max {name} +{value} +{value} ", limits), limits
@@ -405,7 +405,7 @@ def test_expected_values_are_in_no_memory_but_the_testers(sandbox: Sandbox) -> N
     marker = "expected-" + os.urandom(12).hex()
     tests = FunctionTests(tests=[f"def check(candidate):\n    assert candidate(1) == {marker!r}\n"], entry_points=["f"])
     at_rest = processes_of(sandbox)
-    for _ in range(3):  # what earlier runs of the same tests leave in the keeper would be found, too
+    for _ in range(3):  # what earlier runs of the same tests leave in the guardian would be found, too
         sandbox.run_functions("def f(x): return 'x'", tests, QUICK)
     source = "import time\ndef f(x): time.sleep(1.2); return 'x'"
     thread = threading.Thread(target=sandbox.run_functions, args=(source, tests, QUICK))

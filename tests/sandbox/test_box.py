@@ -16,7 +16,7 @@ import pytest
 
 from rlpost.errors import ConfigError
 from rlpost.sandbox import bubblewrap
-from rlpost.sandbox.box import FunctionTests, NoVerdict, Sandbox
+from rlpost.sandbox.box import FunctionTests, NoOutcome, Sandbox
 from rlpost.sandbox.limits import Limits
 from rlpost.sandbox.turns import Turns
 
@@ -176,7 +176,7 @@ def test_partial_credit_counts_asserts(sandbox: Sandbox, source: str, passed: in
     ],
 )
 def test_broken_tests_are_no_verdict_on_the_program(sandbox: Sandbox, tests: str, said: str) -> None:
-    with pytest.raises(NoVerdict, match=said) as caught:
+    with pytest.raises(NoOutcome, match=said) as caught:
         sandbox.run_functions("def f(x): return 1", FunctionTests(tests=[tests], entry_points=["f"]), QUICK)
     assert caught.value.kind == "bad_tests"
 
@@ -190,7 +190,7 @@ def test_text_that_the_tests_evaluate_cannot_pass_for_broken_tests(sandbox: Sand
 def test_a_child_that_cannot_be_confined_is_no_verdict() -> None:
     with Sandbox() as box:
         for limits in (Limits(tmp_bytes=-1), Limits(threads=-7)):  # no file system, no limit that the kernel takes
-            with pytest.raises(NoVerdict, match="sandbox_error: .*could not be confined"):
+            with pytest.raises(NoOutcome, match="sandbox_error: .*could not be confined"):
                 box.run_script("print(1)", b"", limits)
         assert box.run_script("print(1)", b"", QUICK).kind == "passed"
 
@@ -198,7 +198,7 @@ def test_a_child_that_cannot_be_confined_is_no_verdict() -> None:
 def test_a_prompt_that_does_not_load_is_no_verdict(sandbox: Sandbox) -> None:
     prompt = "import numpy\ndef f(x):\n    pass\n"
     tests = FunctionTests(tests=["assert f(1) == 2"], entry_points=["f"], helpers=prompt)
-    with pytest.raises(NoVerdict, match="bad_tests: ModuleNotFoundError.*numpy"):
+    with pytest.raises(NoOutcome, match="bad_tests: ModuleNotFoundError.*numpy"):
         sandbox.run_functions("def f(x): return 2 * x", tests, QUICK, prelude=prompt)
     prose = "Write f, which doubles."
     tests = FunctionTests(tests=["assert f(1) == 2"], entry_points=["f"], helpers=prose)
@@ -207,7 +207,7 @@ def test_a_prompt_that_does_not_load_is_no_verdict(sandbox: Sandbox) -> None:
 
 def test_tests_that_end_their_own_process_are_no_verdict(sandbox: Sandbox) -> None:
     tests = FunctionTests(tests=["import os\ndef check(candidate):\n    os._exit(3)"], entry_points=["f"])
-    with pytest.raises(NoVerdict, match="tester_crash: .*status 3"):
+    with pytest.raises(NoOutcome, match="tester_crash: .*status 3"):
         sandbox.run_functions("def f(x): return 1", tests, QUICK)
 
 
@@ -280,7 +280,7 @@ def test_a_program_that_sleeps_is_run_once_more_alone_and_stalled(tmp_path: Path
 
 def test_a_program_that_was_slow_for_another_reason_is_no_verdict(sandbox: Sandbox) -> None:
     source = "from time import *\nwhile True:\n sleep(0.05)\n end = monotonic() + 0.003\n while monotonic() < end: pass"
-    with pytest.raises(NoVerdict, match="overload: 2 s were not enough for 0.2 s"):
+    with pytest.raises(NoOutcome, match="overload: 2 s were not enough for 0.2 s"):
         sandbox.run_script(source, b"", SHORT)
 
 
@@ -293,16 +293,16 @@ def test_a_program_that_sleeps_less_than_the_backstop_passes(sandbox: Sandbox) -
 
 def test_nothing_starts_before_the_first_program_and_nothing_stays_after_close() -> None:
     box = Sandbox()
-    assert box._keeper is None
+    assert box._guardian is None
     assert box.run_script("print(1)", b"", QUICK).kind == "passed"
-    below = processes_of(box) | {box._keeper.pid}
+    below = processes_of(box) | {box._guardian.pid}
     box.close()
     assert wait_until(lambda: not any(map(is_alive, below)))
     assert box.run_script("print(1)", b"", QUICK).kind == "passed"  # usable again
     box.close()
 
 
-def test_a_keeper_that_is_killed_is_one_failure_and_the_next_program_gets_a_new_one() -> None:
+def test_a_guardian_that_is_killed_is_one_failure_and_the_next_program_gets_a_new_one() -> None:
     with Sandbox() as box:
         box.start()
         result: list[object] = []
@@ -310,13 +310,13 @@ def test_a_keeper_that_is_killed_is_one_failure_and_the_next_program_gets_a_new_
         def work() -> None:
             try:
                 result.append(box.run_script("import time; time.sleep(60)", b"", QUICK))
-            except NoVerdict as error:
+            except NoOutcome as error:
                 result.append(error.kind)
 
         thread = threading.Thread(target=work)
         thread.start()
         time.sleep(0.3)
-        os.kill(sorted(processes_of(box))[1], signal.SIGKILL)  # started second: the keeper
+        os.kill(sorted(processes_of(box))[1], signal.SIGKILL)  # started second: the guardian
         thread.join(20)
         assert result == ["sandbox_error"]
         assert box.run_script("print(1)", b"", QUICK).kind == "passed"
@@ -359,13 +359,13 @@ box.run_script({program!r}, b'', Limits(cpu_s=60))
 def test_a_forked_process_gets_a_sandbox_of_its_own() -> None:
     with Sandbox() as box:
         box.start()
-        keeper = box._keeper
+        guardian = box._guardian
         pid = os.fork()
         if pid == 0:
             kind = box.run_script("print(1)", b"", QUICK).kind
-            os._exit(0 if kind == "passed" and box._keeper is not keeper else 1)
+            os._exit(0 if kind == "passed" and box._guardian is not guardian else 1)
         assert os.waitpid(pid, 0)[1] == 0
-        assert box.run_script("print(1)", b"", QUICK).kind == "passed" and box._keeper is keeper
+        assert box.run_script("print(1)", b"", QUICK).kind == "passed" and box._guardian is guardian
 
 
 def test_a_program_that_the_machine_kills_is_no_verdict() -> None:
@@ -373,7 +373,7 @@ def test_a_program_that_the_machine_kills_is_no_verdict() -> None:
         box.start()
         at_rest = processes_of(box)
         threading.Timer(0.4, lambda: [os.kill(pid, signal.SIGKILL) for pid in processes_of(box) - at_rest]).start()
-        with pytest.raises(NoVerdict, match="killed: the machine"):
+        with pytest.raises(NoOutcome, match="killed: the machine"):
             box.run_script("import time; time.sleep(60)", b"", QUICK)
 
 

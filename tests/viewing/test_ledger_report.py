@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rlpost.errors import RunError
-from rlpost.viewing.ledger_report import glance, life
+from rlpost.viewing.ledger_report import describe_draw, describe_ledger
 from tests.rollout.ledger_life import Life, reward_with_failures
 
 
@@ -36,7 +36,7 @@ def test_the_sums_are_the_buffers(tmp_path, compacted):
     if compacted:
         run.save(5)
         assert run.recovery.ledger.compact(5) > 0
-    text = glance(tmp_path)
+    text = describe_ledger(tmp_path)
     assert "after step 7" in text and "discarded[restart]" in text and "rejected[odd]" in text
     assert ("were freed" in text) == compacted
     assert_agrees(text, run.buffer)
@@ -50,10 +50,10 @@ def test_after_a_rollback_and_from_a_checkpoints_copy_it_still_balances(tmp_path
     run.step(3)
     run.close()
     run = Life(tmp_path).resume(3)
-    text = glance(tmp_path)
+    text = describe_ledger(tmp_path)
     assert_agrees(text, run.buffer)
     assert number(text, r"undone   ([\d,]+) tokens") == run.recovery.tokens_undone > 0
-    assert_agrees(glance(tmp_path / "snapshots/3.sqlite"), run.buffer)
+    assert_agrees(describe_ledger(tmp_path / "snapshots/3.sqlite"), run.buffer)
 
 
 def test_while_a_step_is_under_way_it_tells_what_is_stored(tmp_path):
@@ -63,7 +63,7 @@ def test_while_a_step_is_under_way_it_tells_what_is_stored(tmp_path):
     run.step(0)
     collect(run.engine, run.buffer, run.stream, run.scorer, run.settings, step=1)
     run.buffer.store()
-    text = glance(tmp_path)
+    text = describe_ledger(tmp_path)
     assert "after step 1" in text and "balance" not in text
     assert number(text, r"groups   ([\d,]+) drawn") == run.buffer.accounts.num_drawn
 
@@ -73,7 +73,7 @@ def test_an_account_that_does_not_balance_is_said(tmp_path):
     run.step(0)
     run.recovery.ledger.execute("DELETE FROM ends WHERE draw = (SELECT min(draw) FROM ends)")
     run.recovery.ledger.execute("DELETE FROM segments WHERE id = (SELECT min(id) FROM segments)")
-    assert "do not balance" in glance(tmp_path)
+    assert "do not balance" in describe_ledger(tmp_path)
 
 
 @pytest.mark.parametrize(("keep_kv", "word"), [(False, "resumed"), (True, "kept")])
@@ -90,7 +90,7 @@ def test_a_life_tells_versions_and_verdicts(tmp_path, keep_kv, word):
     run = Life(tmp_path, **shape).begin()
     for step in range(6):
         run.step(step)
-    told = life(tmp_path, "0:0").splitlines()
+    told = describe_draw(tmp_path, "0:0").splitlines()
     assert told[0].startswith("0:0: draw 0, in step 1; trained in step ")
     assert told[1] == "prompt   p0"
     assert told[2:5] == [
@@ -103,20 +103,20 @@ def test_a_life_tells_versions_and_verdicts(tmp_path, keep_kv, word):
     assert f": {word}, " in told[7]
     assert sum(int(re.search(r"(\d+) tokens", line)[1]) for line in told[6:] if "policy" in line) == 40
     waiting = [g.uid for g in run.buffer.groups.values()][-1]
-    assert life(tmp_path, waiting).splitlines()[0].endswith("; open")
+    assert describe_draw(tmp_path, waiting).splitlines()[0].endswith("; open")
 
 
 def test_what_is_not_there_is_said_in_one_line(tmp_path):
     with pytest.raises(RunError, match="nothing at .*ledger.sqlite"):
-        glance(tmp_path)
+        describe_ledger(tmp_path)
     run = Life(tmp_path).begin()
     run.step(0)
     with pytest.raises(RunError, match="uid: got '7:7'.*the last draw was 0:"):
-        life(tmp_path, "7:7")
+        describe_draw(tmp_path, "7:7")
     elsewhere = tmp_path / "run"
     elsewhere.mkdir()
     (elsewhere / "ledger.location").write_text(f"{tmp_path}/ledger.sqlite\n")
-    assert "after step 1" in glance(elsewhere)
+    assert "after step 1" in describe_ledger(elsewhere)
 
 
 def test_a_look_at_a_run_under_way_sees_one_moment(tmp_path):
@@ -133,7 +133,7 @@ def test_a_look_at_a_run_under_way_sees_one_moment(tmp_path):
         assert writer.stdout is not None and writer.stdout.readline() == "0\n"
         texts = []
         while writer.poll() is None and len(texts) < 300:
-            texts.append(glance(tmp_path))
+            texts.append(describe_ledger(tmp_path))
     finally:
         writer.kill()
         writer.wait()
@@ -148,16 +148,16 @@ def test_a_folder_that_can_only_be_read(tmp_path):
     run = Life(tmp_path).begin()
     run.step(0)
     run.close()
-    expected = glance(tmp_path)
+    expected = describe_ledger(tmp_path)
     if os.geteuid():
         os.chmod(tmp_path, 0o555)
-        assert glance(tmp_path) == expected
+        assert describe_ledger(tmp_path) == expected
         os.chmod(tmp_path, 0o755)
         return
     script = (  # root may write anywhere but to a read-only mount
         f"mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path} && "
-        f"{sys.executable} -c 'from pathlib import Path; from rlpost.viewing.ledger_report import glance; "
-        f'print(glance(Path("{tmp_path}")))\''
+        f"{sys.executable} -c 'from pathlib import Path; from rlpost.viewing.ledger_report import describe_ledger; "
+        f'print(describe_ledger(Path("{tmp_path}")))\''
     )
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == expected, done.stderr

@@ -49,7 +49,7 @@ def test_every_stay_is_a_bar_as_wide_as_it_was_long() -> None:
 
 def test_the_outlined_answer_is_the_one_that_went_on() -> None:
     svg = draw(TWO_STEPS, name="run")
-    assert "one answer, interrupted once and finished: 30 tokens by policy 0, then 1 token by policy 1." in svg
+    assert "one response, interrupted once and finished: 30 tokens by policy 0, then 1 token by policy 1." in svg
     assert svg.count('class="story"') == 2
 
 

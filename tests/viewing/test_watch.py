@@ -113,7 +113,7 @@ def test_answers_and_warnings(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     warning = {"step": 3, "name": "truncated", "text": "40% were cut", "wakes": False}
     (run / "warnings.jsonl").write_text(json.dumps(warning) + "\n")
     text = frame(live(run, monkeypatch))
-    assert "answers trained in step 4" in text and "step 3: 40% were cut" in text
+    assert "responses trained in step 4" in text and "step 3: 40% were cut" in text
     best, worst, last = (text.index(f"question 0:{n}") for n in (1, 2, 0))
     assert best < worst < last
     assert "reward 1, 3 tokens, stop, policy 1" in text and "\x1b" not in text and "line⏎with �[31mcolour" in text

@@ -1,10 +1,10 @@
-"""What the table says: strategies compared in pairs of runs of one seed, at equal samples and at equal time.
+"""What the table shows: strategies compared in pairs of runs with the same seed, at equal samples and at equal time.
 
 A difference is in points of accuracy, strategy minus synchronous. Its interval is Student's t over seeds, two-sided
-95 %, so its lower end is the bound of a one-sided 97.5 % statement. *No worse* is said only of a comparison whose
-seeds, fixed beforehand, are all there, and only where the lower end lies above -2 points; until then, and else, it is
-*not shown*. Intervals of unfinished comparisons are printed, but nothing is concluded from them: looking again after
-each seed and stopping at a good one would make any bound worthless. Pure; called by ``page`` and ``figures``.
+95 %, so its lower end is the bound of a one-sided 97.5 % statement. *No worse* is only claimed for a comparison whose
+seeds, fixed in advance, are all present, and only if the lower end is above -2 points; otherwise it is *not shown*.
+Intervals of unfinished comparisons are printed, but nothing is concluded from them: checking after each seed and
+stopping at a good one would invalidate any bound. Pure functions; called by ``page`` and ``figures``.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from rlpost.bench.learning.cells import SEEDS, STRATEGIES, SYNC, Cell, main_cell
 from rlpost.bench.learning.table import Point, Row
 from rlpost.evaluation.intervals import Interval, t_interval
 
-MARGIN = -2.0  # points: what is lost below this is worse
+MARGIN = -2.0  # points: a loss greater than this counts as worse
 NO_WORSE, NOT_SHOWN = "no worse", "not shown"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One strategy against another over the seeds that both have."""
+    """One strategy versus another over the seeds that both have."""
 
     algo: str
     strategy: str
     baseline: str
     seeds: tuple[int, ...]
     num_planned: int
-    points: tuple[float, ...]  # one for each seed
+    points: tuple[float, ...]  # one per seed
     interval: Interval | None  # None with fewer than two seeds
 
     @property
@@ -39,15 +39,16 @@ class Difference:
         return len(self.seeds) == self.num_planned
 
     @property
-    def verdict(self) -> str:
+    def conclusion(self) -> str:
         shown = self.is_complete and self.interval is not None and self.interval.low > MARGIN
         return NO_WORSE if shown else NOT_SHOWN
 
 
 def compare(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC, *, at: str = "samples") -> Difference:
-    """``at``: "samples", when both have trained as many, at the end of the run; or "time", when the slower one of a
-    pair has spent as much CPU time on training as the faster one's whole run took. Times of two machines cannot be
-    compared, nor can those of a crowded one: a pair that was not made on one, or in a crowd, is left out there."""
+    """``at``: "samples", when both have trained the same number, at the end of the run; or "time", when the slower one
+    of a pair has spent as much CPU time on training as the faster one's whole run took. Times from two machines, or
+    from a crowded one, cannot be compared: pairs not made on one machine, or made on a crowded one, are excluded
+    then."""
     assert at in ("samples", "time")
     mine, theirs = (by_seed(rows, algo, name) for name in (strategy, baseline))
     pairs = sorted(mine.keys() & theirs.keys())
@@ -69,9 +70,9 @@ def _times_compare(one: Row, other: Row) -> bool:
 
 
 def behind(rows: Sequence[Row], algo: str, strategy: str, baseline: str = SYNC) -> Interval | None:
-    """How many rollouts later a strategy has the accuracy that it has: mean over a run's evaluations but the first,
-    t interval over seeds, None with fewer than two. Where the other run never gets there its end is taken, so a lead
-    counts as less than it is; so it is measured both ways round and halved, and of two equals neither is behind."""
+    """How many rollouts later a strategy reaches the accuracy it has: mean over a run's evaluations except the first,
+    t interval over seeds, None with fewer than two. If the other run never gets there, its end is used, which
+    understates a lead; so it is measured in both directions and halved, and of two equal runs neither is behind."""
     mine, theirs = (by_seed(rows, algo, name) for name in (strategy, baseline))
     means = [_mean_behind(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
     return t_interval(means) if len(means) > 1 else None
@@ -89,7 +90,7 @@ def _mean_delay(late: Row, early: Row) -> float:
 
 
 def samples_at(curve: Sequence[Point], accuracy: float) -> float:
-    """Where the curve first has it, linear between two evaluations; its end where it never does."""
+    """Where the curve first reaches it, linear between two evaluations; its end if it never does."""
     for before, after in pairwise(curve):
         if before.accuracy >= accuracy:
             return before.samples
@@ -106,7 +107,7 @@ def by_seed(rows: Sequence[Row], algo: str, strategy: str) -> dict[int, Row]:
 
 
 def comparisons() -> list[tuple[str, str, str]]:
-    """(algorithm, strategy, baseline) of every comparison that is made: both forms of APRIL with synchronous."""
+    """(algorithm, strategy, baseline) of every comparison: both forms of APRIL with synchronous."""
     return [(algo, strategy, SYNC) for algo in SEEDS for strategy in STRATEGIES if strategy != SYNC]
 
 
@@ -118,7 +119,7 @@ def _difference(mine: Row, theirs: Row, at: str) -> float:
 
 
 def accuracy_at(curve: Sequence[Point], position: float, axis: str = "cpu_s") -> float:
-    """Linear between two evaluations, and that of the first or last one outside; ``axis``: samples, wall_s or cpu_s."""
+    """Linear between two evaluations, constant outside them; ``axis``: samples, wall_s or cpu_s."""
     xs = [getattr(point, axis) for point in curve]
     after = bisect_right(xs, position)
     if after in (0, len(curve)):
@@ -130,8 +131,8 @@ def accuracy_at(curve: Sequence[Point], position: float, axis: str = "cpu_s") ->
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Mean over seeds at some positions of an axis, and its 95 % t interval where there are three seeds or more: of two
-    the interval is as good as none."""
+    """Mean over seeds at several positions of an axis, and its 95 % t interval if there are at least three seeds: with
+    two, the interval is useless."""
 
     positions: list[float]
     mean: list[float]
@@ -141,7 +142,7 @@ class Band:
 
 
 def band_of(rows: Sequence[Row], axis: str, *, num_positions: int = 40) -> Band:
-    """Over the rows of one algorithm and strategy (one each seed), as far as the shortest of them goes."""
+    """Over the rows of one algorithm and strategy (one per seed), up to the end of the shortest."""
     end = min(getattr(row.final, axis) for row in rows)
     if axis == "samples":  # evaluated at the same numbers of samples: nothing to interpolate
         positions = sorted({float(p.samples) for row in rows for p in row.curve if p.samples <= end})
@@ -156,7 +157,7 @@ def band_of(rows: Sequence[Row], axis: str, *, num_positions: int = 40) -> Band:
 
 
 def explored(rows: Sequence[Row], cells: Sequence[Cell]) -> dict[tuple[float, int, bool], list[Row]]:
-    """(oversample, staleness, corrected) -> the rows there are."""
+    """(oversample, staleness, corrected) -> the available rows."""
     cell_of = {cell.name: cell for cell in cells}
     found: dict[tuple[float, int, bool], list[Row]] = {}
     for row in rows:
@@ -167,5 +168,5 @@ def explored(rows: Sequence[Row], cells: Sequence[Cell]) -> dict[tuple[float, in
 
 
 def last_gain(row: Row) -> float:
-    """Points of held-out accuracy gained since the evaluation before the last one. Above 0, learning was not over."""
+    """Points of held-out accuracy gained since the second-to-last evaluation. Above 0, learning had not ended."""
     return 100 * (row.final.accuracy - row.curve[-2].accuracy)

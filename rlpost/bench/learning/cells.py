@@ -1,8 +1,8 @@
-"""Which runs the study consists of, decided beforehand: algorithms x strategies x seeds, and an exploration.
+"""Which runs the study consists of, decided in advance: algorithms x strategies x seeds, and an exploration.
 
 A cell is one run. All cells share the recipe ``math/arithmetic_long``; a cell adds the algorithm, the strategy and the
 seed. Cells of one seed are paired: the seed decides the order of the prompts and the noise of every response, so runs
-of one seed begin alike and meet the same prompts in the same order. Imports nothing heavy.
+of one seed start alike and see the same prompts in the same order. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlpost.config.compose import load_config
 RECIPE = "math/arithmetic_long"
 SYNC, PLAIN, CORRECTED = "sync", "april, no correction", "april, correction"
 STRATEGIES = (SYNC, PLAIN, CORRECTED)
-OVERSAMPLE, MAX_STALENESS = 2.0, 4  # of the main cells: the defaults, and the paper's
+OVERSAMPLE, MAX_STALENESS = 2.0, 4  # of the main cells: the defaults, and the paper's values
 SEEDS = {"grpo": range(5), "gspo": range(5), "dapo": range(3)}
 EXPLORED_OVERSAMPLE, EXPLORED_STALENESS, EXPLORED_SEEDS = (1.5, 2.0, 3.0), (1, 4, 8), range(2)
 
@@ -38,7 +38,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Such as ``gspo-april-s3``, ``grpo-sync-s0``, ``grpo-april-o3-v8-plain-s1`` (oversample 3, staleness 8)."""
+        """For example ``gspo-april-s3``, ``grpo-sync-s0``, ``grpo-april-o3-v8-plain-s1`` (oversample 3, staleness
+        8)."""
         parts = [self.algo, "april" if self.max_staleness else "sync"]
         if self.max_staleness and not self.is_main:
             parts += [f"o{self.oversample:g}", f"v{self.max_staleness}"]
@@ -51,12 +52,12 @@ class Cell:
 
     @property
     def overrides(self) -> list[str]:
-        """What ``rlpost train`` gets; everything else is the recipe's."""
+        """The arguments of ``rlpost train``; everything else is the recipe's."""
         return [*self._groups, *(f"{key}={value}" for key, value in self._values.items())]
 
     def compose(self) -> Config:
-        """The configuration that the overrides make; composed once for all cells of the same groups, since Hydra takes
-        its time."""
+        """The configuration given by the overrides; composed once for all cells of the same groups, since Hydra is
+        slow."""
         cfg = copy.deepcopy(_compose(self._groups))
         for key, value in self._values.items():
             *sections, name = key.split(".")
@@ -84,8 +85,8 @@ def _compose(groups: tuple[str, ...]) -> Config:
 
 
 def main_cells() -> list[Cell]:
-    """Seed by seed, so that whole pairs are there early; within a seed the strategies take turns at being first, so
-    that a machine that grows slower or faster meanwhile favours none."""
+    """Seed by seed, so that complete pairs are available early; within a seed the strategies take turns at being first,
+    so that a machine that becomes slower or faster over time favors none."""
     cells = []
     for seed in range(max(map(len, SEEDS.values()))):
         for algo, seeds in SEEDS.items():
@@ -96,7 +97,7 @@ def main_cells() -> list[Cell]:
 
 
 def main_cell(algo: str, strategy: str, seed: int) -> Cell:
-    """Synchronous rollouts have the correction on as well: of the engine's mismatch alone, so it changes nothing."""
+    """Synchronous rollouts also have the correction on: it only sees the engine's mismatch, so it changes nothing."""
     sync = strategy == SYNC
     return Cell(
         algo=algo,
@@ -108,7 +109,7 @@ def main_cell(algo: str, strategy: str, seed: int) -> Cell:
 
 
 def explored_cells() -> list[Cell]:
-    """GRPO, where oversample <= staleness + 1; those that are main cells, too, are run once."""
+    """GRPO, with oversample <= staleness + 1; cells that are also main cells are run once."""
     return [
         Cell(algo="grpo", seed=seed, oversample=oversample, max_staleness=staleness, corrected=corrected)
         for seed, oversample, staleness, corrected in itertools.product(

@@ -1,7 +1,7 @@
-"""The study's pictures, as SVG files: accuracy over samples and over time, and the exploration.
+"""The study's figures, as SVG files: accuracy over samples and over time, and the exploration.
 
-Written by hand, as ``bench.plot`` is: no plotting library is among the dependencies. A line is the mean over seeds; the
-band round it is the 95 % t interval, drawn where three seeds or more are there. Called by ``page``.
+Written by hand, like ``bench.plot``: there is no plotting library among the dependencies. A line is the mean over
+seeds; the band around it is the 95 % t interval, drawn if there are at least three seeds. Called by ``page``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlpost.bench.learning.cells import CORRECTED, PLAIN, SEEDS, STRATEGIES, SYN
 from rlpost.bench.learning.table import Row
 
 COLORS = {SYNC: "#c2673a", PLAIN: "#4a7fc1", CORRECTED: "#2f855a"}
-WIDTH, HEIGHT, LEFT, TOP, GAP_X, GAP_Y = 270, 170, 62, 62, 30, 66  # pixels; of a panel and round it
+WIDTH, HEIGHT, LEFT, TOP, GAP_X, GAP_Y = 270, 170, 62, 62, 30, 66  # pixels; of a panel and around it
 LEGEND_WIDTH = 530
 AXES = (("samples", "samples trained"), ("cpu_s", "CPU seconds of training"))
 INK, SOFT = "#1a202c", "#cbd5e0"
@@ -79,7 +79,7 @@ def draw_curves(rows: Sequence[Row]) -> str:
 
 
 def draw_exploration(rows: Sequence[Row]) -> str:
-    """Accuracy at the end for each oversample ratio and staleness bound: a dot for each seed, a bar for their mean."""
+    """Final accuracy for each oversample ratio and staleness bound: a dot for each seed, a bar for their mean."""
     found = explored(rows, explored_cells())
     places = sorted({(staleness, oversample) for oversample, staleness, _ in found})
     sync = [row.final.accuracy for seed, row in by_seed(rows, "grpo", SYNC).items() if seed in (0, 1)]
@@ -144,7 +144,7 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str =
 
 
 def _y_range(values: Sequence[float]) -> tuple[float, float]:
-    """Whole tenths round the values."""
+    """Whole tenths around the values."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     return math.floor(10 * low - 0.2) / 10 if low > 0.02 else 0.0, min(1.0, math.ceil(10 * high + 0.2) / 10)
 

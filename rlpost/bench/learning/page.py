@@ -1,6 +1,6 @@
-"""The study in words and tables, written into a page of the documentation between two markers. Called by ``cli``.
+"""The study as text and tables, written into a page of the documentation between two markers. Called by ``cli``.
 
-``docs/april.md`` holds the markers; nothing between them is typed by hand, and a test holds the page to the table.
+``docs/april.md`` contains the markers; nothing between them is written by hand, and a test checks it against the table.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Report:
 
 
 def write_report(table: Path, page: Path) -> Report:
-    """Puts the tables into ``page`` and the pictures beside ``table``.
+    """Puts the tables into ``page`` and the figures beside ``table``.
 
     Raises DataError for a page without the markers, before anything is written.
     """
@@ -59,19 +59,19 @@ def replace_section(page: str, text: str, *, name: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise DataError(explain(name, "no place for the report", f"a line {BEGIN} and later one {END}", "add them"))
+        raise DataError(explain(name, "no section for the report", f"a line {BEGIN} and later one {END}", "add them"))
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
 def make_report(rows: Sequence[Row], *, num_left_out: int = 0, folder: str = "studies") -> Report:
-    """``rows``: those that are valid today; ``num_left_out``: how many are not. ``folder``: of the pictures, seen from
+    """``rows``: those that are valid today; ``num_left_out``: how many are not. ``folder``: of the figures, relative to
     the page."""
     pictures = {}
     parts = [_state(rows, num_left_out)]
     if rows:
         pictures[CURVES] = draw_curves(rows)
         alt = "Accuracy on the held-out problems over trained samples and over CPU seconds, mean over seeds"
-        parts += [f"![{alt}; bands: 95 % t intervals]({folder}/{CURVES})", _verdicts(rows), _runs_table(rows)]
+        parts += [f"![{alt}; bands: 95 % t intervals]({folder}/{CURVES})", _conclusions(rows), _runs_table(rows)]
     found = explored(rows, explored_cells())
     if any(key[:2] != (2.0, 4) for key in found):
         pictures[EXPLORATION] = draw_exploration(rows)
@@ -105,7 +105,7 @@ def _state(rows: Sequence[Row], num_left_out: int) -> str:
     return text
 
 
-def _verdicts(rows: Sequence[Row]) -> str:
+def _conclusions(rows: Sequence[Row]) -> str:
     """What is claimed, and what is not."""
     lines = ["Differences to synchronous rollouts, in points of accuracy, pairs of one seed, 95 % t interval:", ""]
     lines += ["| Algorithm | Strategy | Pairs | At equal samples | At equal CPU time | Rollouts behind |"]
@@ -132,7 +132,7 @@ def _difference(difference: Difference) -> str:
     if difference.interval is None:
         return f"{mean:+.1f} (one pair); not shown to be no worse"
     ends = f"{mean:+.1f} ({difference.interval.low:+.1f} to {difference.interval.high:+.1f})"
-    if difference.verdict == NO_WORSE:
+    if difference.conclusion == NO_WORSE:
         return f"{ends}; **no worse**"
     why = "" if difference.is_complete else ", pairs are missing"
     return f"{ends}; not shown to be no worse{why}"
@@ -145,10 +145,10 @@ def _behind(rollouts: Interval | None) -> str:
 def _runs_table(rows: Sequence[Row]) -> str:
     lines = [
         "The runs, means over their seeds. Carried: trained tokens that an older policy sampled; two and more: by two "
-        "versions or more. Last gain: points since the evaluation before the last one, a fifth of the run earlier. "
-        "Right: mean length of the right responses at the end, tokens.",
+        "versions or more. Last gain: points since the second-to-last evaluation, a fifth of the run earlier. "
+        "Correct: mean length of the correct responses at the end, tokens.",
         "",
-        "| Algorithm | Strategy | Runs | Accuracy before and after | Last gain | Length before and after | Right "
+        "| Algorithm | Strategy | Runs | Accuracy before and after | Last gain | Length before and after | Correct "
         "| Carried | Two and more | Clipped below, above | Truncated weights | CPU s, training | CPU s, all |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -184,7 +184,7 @@ def _run_cells(runs: Sequence[Row], strategy: str) -> str:
 
 def _exploration_table(rows: Sequence[Row]) -> str:
     lines = [
-        "Exploration: GRPO, accuracy at the end, % (one number a seed); two seeds prove nothing.",
+        "Exploration: GRPO, accuracy at the end, % (one number per seed); two seeds prove nothing.",
         "",
         "| Staleness bound S | Oversample | Without correction | With correction | Idle | Carried "
         "| abs(log r), lag 2 and more |",
@@ -224,7 +224,7 @@ def _span(dates: Sequence[str]) -> str:
 
 
 def list_cells(table: Path) -> str:
-    """Every cell in the order in which it is run, and whether its row is there."""
+    """Every cell in the order in which it is run, and whether its row exists."""
     cells = all_cells()
     valid = {row.cell for row in valid_rows(cells, digest_cells(cells), read_table(table))}
     return "\n".join(f"{'done' if cell.name in valid else 'open':5} {cell.name}" for cell in cells)

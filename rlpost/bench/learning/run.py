@@ -1,7 +1,7 @@
 """One cell of the study: `rlpost train` in a fresh process on one core, then the trained model's evaluation in another.
 
-Gives a :class:`Row`, or raises and leaves nothing behind. One thread each, so that what the processes use of the CPU is
-what the run would take on a core of its own. Called by ``study``.
+Returns a :class:`Row`, or raises and leaves nothing behind. The processes have one thread each, so that the CPU time
+they use is what the run would take on a core of its own. Called by ``study``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rlpost.bench.machine import describe_machine, find_revision, find_versions
 from rlpost.errors import RunError, explain
 from rlpost.reporting.metrics import read_steps
 
-FINAL_SAMPLES = 4  # responses a problem in the last evaluation: mean@4
+FINAL_SAMPLES = 4  # responses per problem in the last evaluation: mean@4
 TAIL_LINES = 12  # of a failed process's output, shown
 
 
 def run_cell(cell: Cell, *, digest: str, folder: Path, core: int | None) -> Row:
-    """``folder`` takes the run's directory and logs. ``core``: the only one the processes may use; None: all.
+    """``folder`` receives the run's directory and logs. ``core``: the only one the processes may use; None: all.
 
-    Raises RunError where a process fails, with the end of what it said.
+    Raises RunError if a process fails, with the end of its output.
     """
     started_at, load_before, revision = datetime.now(UTC), os.getloadavg()[0], find_revision()
     quiet = ["logging=quiet", "logging.keep_rollouts=false", "threads=1", f"runs_dir={folder}"]
@@ -80,7 +80,7 @@ def run_cell(cell: Cell, *, digest: str, folder: Path, core: int | None) -> Row:
 
 
 def _curve(steps: Sequence[Mapping[str, float]]) -> list[Point]:
-    """A point for each evaluation on the way."""
+    """A point for each evaluation during the run."""
     points, samples, wall_s, cpu_s = [], 0, 0.0, 0.0
     for row in steps:
         wall_s += row.get("time/step", 0.0)
@@ -104,7 +104,7 @@ def _curve(steps: Sequence[Mapping[str, float]]) -> list[Point]:
 
 
 def _summary(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The rest of a row, of the steps that trained."""
+    """The rest of a row, from the steps that trained."""
     tokens = [row["rollout/consumed_tokens"] for row in steps]
 
     def mean(name: str, weights: Sequence[float] | None = None) -> float:
@@ -145,11 +145,11 @@ class Used:
 
 
 def _run(arguments: Sequence[str], log: Path, core: int | None) -> Used:
-    """Waits for the process; whatever ends this one by an exception ends that one first."""
+    """Waits for the process; if an exception ends this process, it ends that one first."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with open(log, "wb") as out:
-        # A session of its own: Ctrl-C comes to this process alone, which then ends that one and all it started.
+        # A separate session: Ctrl-C reaches this process alone, which then ends that one and all it started.
         process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,

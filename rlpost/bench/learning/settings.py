@@ -1,7 +1,7 @@
-"""What a row of the table stands for: the settings that have a say in what a run learns, as a digest.
+"""What a row of the table represents: the settings that affect what a run learns, as a digest.
 
-A row whose digest is not that of its cell today belongs to another study: it is neither used nor overwritten, and the
-cell is run again. Called by ``study``. Imports no torch.
+A row whose digest differs from its cell's current one belongs to another study: it is neither used nor overwritten, and
+the cell is run again. Called by ``study``. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from rlpost.config.locations import resolve_path
 from rlpost.durable.config_changes import is_harmless
 from rlpost.prompts.rows import load_rows
 
-# Beside what a resume may change: keys that guard a run or say how its work is laid out, and change no sample.
+# In addition to what a resume may change: keys that guard a run or control how its work is laid out, and change no
+# sample.
 SILENT = set(
     """recipe threads canary_threshold mismatch_stop model.shape model.revision data.long_prompts reward.workers
     reward.timeout_s reward.start_timeout_s reward.concurrency reward.memory_bytes reward.cache reward.cache_dir
     reward.max_failure_share engine.load_format train.sleep_offload train.logprob_chunk_tokens""".split()
 )
 
-# Settings that count even at their default: were a default to change, the rows would be of another study. A key that
+# Settings that count even at their default: if a default changed, the rows would belong to another study. A key that
 # the program gets later counts as soon as the recipe or a cell sets it.
 FIXED = set(
     """deterministic device steps data.shuffle algo.advantage algo.advantage_eps algo.loss algo.clip_low algo.clip_high
@@ -51,12 +52,12 @@ def settings_of(cfg: Config) -> dict[str, Any]:
 
 
 def digest_settings(settings: dict[str, Any], material: str) -> str:
-    """12 hex digits. ``material``: what :func:`digest_material` says of the model and the data."""
+    """12 hex digits. ``material``: :func:`digest_material` of the model and the data."""
     return _hash(json.dumps([settings, material], sort_keys=True).encode())
 
 
 def digest_material(cfg: Config) -> str:
-    """Of the weights that training starts from and of the problems, training and held-out, in their order."""
+    """Of the weights that training starts from and of the problems, training and held-out, in order."""
     parts = [file.read_bytes() for file in sorted(Path(resolve_path(cfg.model.path)).glob("*.safetensors"))]
     for source in (cfg.data.train, cfg.data.eval):
         rows = load_rows(source, prompt_key=cfg.data.prompt_key)

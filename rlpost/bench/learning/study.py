@@ -1,7 +1,7 @@
 """Makes the runs that are missing from the table, one after another. Called by ``cli``.
 
-Whatever stops it (Ctrl-C, SIGTERM, a run that fails, ``--limit``, ``--minutes``): the table holds the runs that were
-finished, the one under way leaves nothing, and the same command goes on with the next missing one.
+Whatever stops it (Ctrl-C, SIGTERM, a run that fails, ``--limit``, ``--minutes``): the table holds the finished runs,
+the interrupted one leaves nothing, and the same command continues with the next missing one.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ TABLE = Path("docs/studies/learning.jsonl")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     table: Path = TABLE
-    only: Sequence[str] = ()  # patterns of cells' names; none: all
+    only: Sequence[str] = ()  # patterns of cell names; none: all
     limit: int | None = None  # runs made by this call
-    minutes: float | None = None  # after so many, no run is begun
+    minutes: float | None = None  # after this many, no run is started
     core: int | None = None  # None: the last one this process may use
     runs: Path | None = None  # keeps the runs' directories; None: they are removed
-    again: bool = False  # also those whose rows were made in a crowd, once each
+    again: bool = False  # also repeat those whose rows were made on a crowded machine, once each
 
 
 def say_at_once(line: str) -> None:
-    """A run takes minutes, and the study's output may be a file that somebody reads meanwhile."""
+    """A run takes minutes, and the study's output may be a file that somebody is reading."""
     print(line, flush=True)
 
 
 def run_study(plan: Plan, say: Callable[[str], None] = say_at_once) -> int:
-    """The number of runs made. Raises ConfigError for a pattern that fits no cell or settings that cannot work."""
+    """The number of runs made. Raises ConfigError for a pattern that matches no cell, or settings that cannot work."""
     cells = choose_cells(plan.only)
     digests = digest_cells(cells)
     started, made = time.monotonic(), list[Cell]()
@@ -66,12 +66,13 @@ def choose_cells(only: Sequence[str]) -> list[Cell]:
     for pattern in only:
         if not any(fnmatchcase(cell.name, pattern) for cell in cells):
             expected = f"a pattern of names such as {cells[0].name}"
-            raise ConfigError(explain("--only", pattern, expected, "rlpost bench learning --list shows all"))
+            raise ConfigError(explain("--only", pattern, expected, "see `rlpost bench learning --list`"))
     return [cell for cell in cells if not only or any(fnmatchcase(cell.name, pattern) for pattern in only)]
 
 
 def digest_cells(cells: Sequence[Cell]) -> dict[Cell, str]:
-    """What a row of each cell must carry to count today. Each configuration is checked as `rlpost train` would."""
+    """The digest that a row of each cell must have to count today. Checks each configuration as `rlpost train`
+    would."""
     digests = {}
     material = None
     for cell in cells:
@@ -94,7 +95,7 @@ def find_crowded(cells: Sequence[Cell], digests: dict[Cell, str], rows: Sequence
 
 
 def valid_rows(cells: Sequence[Cell], digests: dict[Cell, str], rows: Sequence[Row]) -> list[Row]:
-    """Those that stand for a cell as it is set today; of several of one cell the last."""
+    """Those that represent a cell as it is set today; of several for one cell the last."""
     wanted = {(cell.name, digests[cell]) for cell in cells}
     return list({row.key: row for row in rows if row.key in wanted}.values())
 
@@ -107,12 +108,12 @@ def _make(cell: Cell, digest: str, plan: Plan, say: Callable[[str], None]) -> Ro
         folder = nullcontext(str(plan.runs))
     else:
         folder = tempfile.TemporaryDirectory(prefix="rlpost-learning-")
-    say(f"{cell.name} begins on core {core}")
+    say(f"{cell.name} starts on core {core}")
     with folder as path:
         row = run_cell(cell, digest=digest, folder=Path(path), core=core)
     say(
-        f"{cell.name}: {100 * row.final.accuracy:.1f} % of {row.final.num_judged} responses right after "
-        f"{row.samples:,} samples; training took {row.cpu_s:.0f} s of CPU ({row.wall_s:.0f} s passed), "
-        f"the whole run {row.total_cpu_s + row.eval_cpu_s:.0f} s of CPU"
+        f"{cell.name}: {100 * row.final.accuracy:.1f} % of {row.final.num_judged} responses correct after "
+        f"{row.samples:,} samples; training took {row.cpu_s:.0f} s of CPU time ({row.wall_s:.0f} s elapsed), "
+        f"the whole run {row.total_cpu_s + row.eval_cpu_s:.0f} s of CPU time"
     )
     return row

@@ -1,1 +1,1 @@
-"""The rewards that ship with rlpost. ``rlpost.rewards`` names them."""
+"""The rewards that ship with rlpost. ``rlpost.rewards`` lists them."""

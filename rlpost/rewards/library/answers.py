@@ -1,6 +1,6 @@
-"""Rewards that compare a final answer with the reference, and one that any model can vary in.
+"""Rewards that compare a final answer with the reference, and one that varies for any model.
 
-Called in the scorer; never raises on any response text, but does on a reference it cannot read (a data error).
+Called by the scorer; they never raise on any response text, but do on a reference they cannot read (a data error).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
 def exact_answer(response: str, *, reference: str, marker: str = "#", **_: Any) -> dict[str, float]:
-    """1 when the text after the last ``marker`` equals the reference exactly, else 0; also whether work was shown.
+    """1 if the text after the last ``marker`` equals the reference exactly, else 0; also whether work was shown.
 
-    Parts: ``reward`` and ``accuracy`` (0 or 1), ``shows_work`` (1 when text stands before the marker; not rewarded).
+    Parts: ``reward`` and ``accuracy`` (0 or 1), ``shows_work`` (1 if there is text before the marker; not rewarded).
     """
     work, found, answer = response.rpartition(marker)
     correct = float(bool(found) and answer.strip() == str(reference).strip())
@@ -23,9 +23,9 @@ def exact_answer(response: str, *, reference: str, marker: str = "#", **_: Any) 
 
 
 def gsm8k(response: str, *, reference: str, format_reward: float = 0.0, **_: Any) -> dict[str, float]:
-    """GSM8K: the number after ``####`` (else the last number) equals the reference's, commas and trailing zeros aside.
+    """GSM8K: the number after ``####`` (else the last number) equals the reference, ignoring commas and trailing zeros.
 
-    ``format_reward`` is added where the response uses the marker. Parts: ``reward``, ``accuracy``, ``format``.
+    ``format_reward`` is added if the response uses the marker. Parts: ``reward``, ``accuracy``, ``format``.
     """
     gold = _read_number(str(reference).rpartition("####")[2])
     if gold is None:
@@ -37,7 +37,7 @@ def gsm8k(response: str, *, reference: str, format_reward: float = 0.0, **_: Any
 
 
 def last_number(response: str, *, reference: str, **_: Any) -> float:
-    """1 when the last number of the response equals the reference."""
+    """1 if the last number in the response equals the reference."""
     gold = _read_number(str(reference))
     if gold is None:
         raise ValueError(f"no number in the reference {reference!r}")
@@ -45,7 +45,7 @@ def last_number(response: str, *, reference: str, **_: Any) -> float:
 
 
 def format_match(response: str, *, pattern: str, **_: Any) -> float:
-    """1 when the regular expression ``pattern`` matches the whole response (``.`` takes line ends, too), else 0."""
+    """1 if the regular expression ``pattern`` matches the whole response (``.`` also matches newlines), else 0."""
     return float(re.fullmatch(pattern, response, re.DOTALL) is not None)
 
 

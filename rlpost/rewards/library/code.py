@@ -1,9 +1,9 @@
-"""Rewards that run the policy's program: functions against tests, and programs against their output.
+"""Rewards that run the policy's program: functions against tests, and programs against their expected output.
 
-Owns what a row must hold and how an outcome becomes a reward; ``rlpost.sandbox`` runs the program, and says what is
-safe about that (docs/sandbox.md). Each instance has a sandbox of its own, started at the first call and ended by
-``close`` or with the process. Where nothing can be said about a program (the machine is overloaded, the tests do not
-load), :class:`RewardFailure` is raised; a wrong program is a 0.
+Owns what a row must contain and how an outcome becomes a reward; ``rlpost.sandbox`` runs the program and documents what
+is safe about that (docs/sandbox.md). Each instance has its own sandbox, started at the first call and ended by
+``close`` or with the process. If nothing can be said about a program (the machine is overloaded, the tests do not
+load), :class:`RewardFailure` is raised; an incorrect program scores 0.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rlpost.errors import ConfigError, explain
 from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.library.compare_output import same_output
 from rlpost.rewards.library.extract_code import extract_function, extract_program, prompt_code
-from rlpost.sandbox.box import FunctionTests, NoVerdict, Outcome, Sandbox
+from rlpost.sandbox.box import FunctionTests, NoOutcome, Outcome, Sandbox
 from rlpost.sandbox.limits import STALLED_CPU_SHARE, WALL_FACTOR, Limits
 
-# Every outcome is a part of its own, so their shares stand in the metrics. `no_code` is ours, the rest the sandbox's.
+# Every outcome is a reward part, so the metrics show its share. `no_code` is ours, the rest are the sandbox's.
 OUTCOMES = (
     "passed",
     "assertion",
@@ -40,9 +40,9 @@ LIMITED = ("time_limit", "memory", "output_limit", "stalled")  # not run on the 
 
 
 class CodeReward:
-    """What both rewards share: limits, a sandbox with a lifetime, and parts."""
+    """What both rewards share: limits, a sandbox with its lifetime, and parts."""
 
-    form: str  # the reward's name, with its own version where its verdicts change
+    form: str  # the reward's name, with its own version that changes when its results do
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class CodeReward:
         partial_credit: bool = False,
         allow_unsafe_execution_without_sandbox: bool = False,
     ) -> None:
-        """Raises ConfigError for a limit that is none, and where this machine cannot isolate programs."""
+        """Raises ConfigError for an invalid limit, or if this machine cannot isolate programs."""
         if not 0 < cpu_s < float("inf"):
             raise ConfigError(explain("reward.args.cpu_s", cpu_s, "> 0 seconds", "use 4.0"))
         for name, value, least in (("memory_mb", memory_mb, 16), ("tmp_mb", tmp_mb, 1), ("output_mb", output_mb, 1)):
@@ -76,12 +76,12 @@ class CodeReward:
 
     @property
     def version(self) -> str:
-        """Names everything a verdict depends on besides the row and the response: part of a cache's key."""
+        """Names everything a result depends on besides the row and the response: part of a cache key."""
         return f"{self.form} " + json.dumps(self._settings(), sort_keys=True)
 
     @property
     def timeout_s(self) -> float:
-        """For a caller's own clock: two runs, and as long again for those that must run alone first, all of them
+        """For the caller's own clock: two runs, and as long again for programs that must run alone first, all of them
         stopped by the wall clock."""
         return 4 * self._wall_s() + 300
 
@@ -105,7 +105,7 @@ class CodeFunctions(CodeReward):
     """``code_functions``: the program's functions pass the row's tests (HumanEval, MBPP).
 
     The reference is one test source or a list of them: asserts, or a ``check(candidate)``. The columns ``entry_point``
-    (the function's name) and ``test_setup_code`` are used where they exist.
+    (the function's name) and ``test_setup_code`` are used if they exist.
     """
 
     form = "code_functions 1"
@@ -127,18 +127,18 @@ class CodeFunctions(CodeReward):
         )
         try:
             outcome = self._sandbox.run_functions(extracted.source, bench, self._limits, prelude=extracted.prelude)
-        except NoVerdict as failure:
+        except NoOutcome as failure:
             raise RewardFailure(failure.kind, failure.detail) from None
         share = 1.0 if outcome.kind == "passed" else outcome.num_passed / max(1, outcome.num_tests)
         return self._parts(outcome.kind, share)
 
 
 class CodeStdio(CodeReward):
-    """``code_stdio``: the program prints what every test expects (contests).
+    """``code_stdio``: the program prints what every test expects (programming contests).
 
     The reference is a list of ``{"input": text, "output": text}``, or ``{"inputs": [...], "outputs": [...]}``, or one
-    of these as JSON text. Each test is a run of its own, with the limits to itself; without partial credit the first
-    wrong one is the last. All tests of a program together may use ``total_cpu_s``.
+    of these as JSON text. Each test is a separate run with its own limits; without partial credit, the first failed
+    test is the last one run. All tests of a program together may use ``total_cpu_s``.
     """
 
     form = "code_stdio 1"
@@ -156,7 +156,7 @@ class CodeStdio(CodeReward):
         partial_credit: bool = False,
         allow_unsafe_execution_without_sandbox: bool = False,
     ) -> None:
-        """Raises as :class:`CodeReward`."""
+        """Raises like :class:`CodeReward`."""
         super().__init__(
             cpu_s=cpu_s,
             memory_mb=memory_mb,
@@ -186,30 +186,30 @@ class CodeStdio(CodeReward):
         source = extract_program(response)
         if source is None:
             return self._parts("no_code", 0.0)
-        num_passed, first_wrong, cpu_s, wall_s = 0, None, 0.0, 0.0
+        num_passed, first_failed, cpu_s, wall_s = 0, None, 0.0, 0.0
         for given, expected in pairs:
             outcome = self._run_one(source, given, expected)
             cpu_s, wall_s = cpu_s + outcome.cpu_s, wall_s + outcome.wall_s
-            kind = self._judge_total(cpu_s, wall_s) or outcome.kind
+            kind = self._limit_reached(cpu_s, wall_s) or outcome.kind
             num_passed += kind == "passed"
-            first_wrong = first_wrong or (None if kind == "passed" else kind)
-            if first_wrong and (not self._partial or kind in LIMITED):
+            first_failed = first_failed or (None if kind == "passed" else kind)
+            if first_failed and (not self._partial or kind in LIMITED):
                 break
-        return self._parts(first_wrong or "passed", num_passed / len(pairs))
+        return self._parts(first_failed or "passed", num_passed / len(pairs))
 
     def _run_one(self, source: str, given: str, expected: str) -> Outcome:
         try:
             outcome = self._sandbox.run_script(source, given.encode("utf-8", "surrogatepass"), self._limits)
-        except NoVerdict as failure:
+        except NoOutcome as failure:
             raise RewardFailure(failure.kind, failure.detail) from None
         if outcome.kind == "passed" and not same_output(outcome.output, expected, float_tolerance=self._tolerance):
             return replace(outcome, kind="assertion")
         return outcome
 
-    def _judge_total(self, cpu_s: float, wall_s: float) -> str | None:
-        """The same rules over all tests of a program: CPU time decides, wall time catches one that sleeps through them.
+    def _limit_reached(self, cpu_s: float, wall_s: float) -> str | None:
+        """The same rules over all tests of a program: CPU time decides, wall time catches programs that sleep.
 
-        Raises RewardFailure for one that was slow but did work: the machine may have been."""
+        Raises RewardFailure for one that was slow but did work: the machine may have been slow."""
         if cpu_s > self._total_cpu_s:
             return "time_limit"
         if wall_s <= WALL_FACTOR * self._total_cpu_s:
@@ -220,11 +220,11 @@ class CodeStdio(CodeReward):
 
 
 def read_tests(reference: Any) -> list[str]:
-    """Test sources of a row. Raises ValueError for anything else than text or a list of texts."""
+    """Test sources of a row. Raises ValueError for anything other than text or a list of texts."""
     tests = [reference] if isinstance(reference, str) else reference
     readable = isinstance(tests, Sequence) and all(isinstance(test, str) and test.strip() for test in tests)
     if not readable or not tests:
-        raise ValueError(f"the reference must be test code, or a list of it, got {str(reference)[:80]!r}")
+        raise ValueError(f"the reference must be test code or a list of it, got {str(reference)[:80]!r}")
     return list(tests)
 
 

@@ -1,6 +1,6 @@
-"""What a contest's judge does with a program's output: line by line, spaces at the ends of lines aside.
+"""Compares a program's output as contest judges do: line by line, ignoring spaces at the ends of lines.
 
-Pure functions on the host; the program never sees what it is compared with.
+Pure functions on the host; the program never sees the expected output.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import math
 
 
 def same_output(written: bytes, expected: str, *, float_tolerance: float | None = None) -> bool:
-    """Whether lines agree, trailing spaces and empty lines at the end aside.
+    """Whether the lines agree, ignoring trailing spaces and empty lines at the end.
 
     Args:
-        float_tolerance: where lines differ, words that are numbers agree within this, absolute or relative to the
-            expected number; None: text only.
+        float_tolerance: if lines differ, words that are numbers agree within this, absolute or relative to the
+            expected number; None: compare text only.
     """
     given, wanted = _lines(written.decode("utf-8", "surrogateescape")), _lines(expected)
     if given == wanted:
@@ -42,5 +42,5 @@ def _same_word(given: str, wanted: str, tolerance: float) -> bool:
         a, b = float(given), float(wanted)
     except ValueError:
         return False
-    # NaN and infinity are answers only where they are written as expected, which was compared above.
+    # NaN and infinity only match if they are written exactly as expected, which was compared above.
     return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= tolerance * max(1.0, abs(b))

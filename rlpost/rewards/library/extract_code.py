@@ -1,7 +1,7 @@
-"""From a model's answer to the source that is run. Text in, text out: hostile code is never parsed on the host.
+"""From a model's response to the source that is run. Text in, text out: hostile code is never parsed on the host.
 
-Three forms are read, in this order: a fenced block (what chat models write), a whole program, and the continuation of a
-prompt that is code (what base models write).
+Three forms are recognized, in this order: a fenced block (what chat models write), a whole program, and the
+continuation of a prompt that is code (what base models write).
 """
 
 from __future__ import annotations
@@ -9,59 +9,59 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# A fence opens at the end of a line, with the language or nothing behind it, and closes on a line of its own; the last
-# may be cut off by the limit.
+# A fence opens at the end of a line, followed by the language or nothing, and closes on a line of its own; the last one
+# may be cut off by the length limit.
 _OPENING = r"^(?:[^\n`]*```|[ \t]*~~~)[ \t]*([\w+-]*)[^\n`]*\n"
 _FENCE = re.compile(_OPENING + r"(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 PYTHON = ("", "python", "python3", "py", "py3")
 THOUGHT_END = "</think>"
-# What may stand in the first column and still belong to the continuation of a function.
+# What may start in the first column and still belong to the continuation of a function.
 _CONTINUES = re.compile(r"(?:\s|def |async def |class |@|import |from |#|[)\]}]|$)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extracted:
-    """``prelude`` is the prompt's code, which runs first where the answer does not repeat it."""
+    """``prelude`` is the prompt's code, which runs first unless the response repeats it."""
 
     source: str
     prelude: str = ""
 
 
 def extract_program(response: str) -> str | None:
-    """The last fenced Python block, else the whole answer where it has no fence; None where there is nothing to run.
+    """The last fenced Python block, or the whole response if it has no fence; None if there is nothing to run.
 
-    What stands before ``</think>`` is not part of the answer; an unfinished thought holds no program.
+    Text before ``</think>`` is not part of the response; an unfinished thought contains no program.
     """
-    answer = _after_thought(response)
-    blocks = _python_blocks(answer)
+    text = _after_thought(response)
+    blocks = _python_blocks(text)
     if blocks:
         return blocks[-1]
-    return answer if answer.strip() and not _FENCE.search(answer) else None
+    return text if text.strip() and not _FENCE.search(text) else None
 
 
 def extract_function(response: str, *, prompt: str, entry_point: str | None) -> Extracted | None:
     """The program with the function that the tests call.
 
-    Of several fenced blocks the last that defines ``entry_point`` counts (the last, where none does: an example of use
-    often follows the solution). Without a fence, an answer that defines it is a program, and any other continues the
-    prompt's code.
+    Of several fenced blocks, the last one that defines ``entry_point`` counts (or the last one, if none does: a usage
+    example often follows the solution). Without a fence, a response that defines it is a program, and any other
+    continues the prompt's code.
     """
-    answer = _after_thought(response)
+    text = _after_thought(response)
     code = prompt_code(prompt)
     defines = _definition_of(entry_point)
-    blocks = _python_blocks(answer)
+    blocks = _python_blocks(text)
     if blocks:
         defining = [block for block in blocks if defines.search(block)]
         return Extracted(source=(defining or blocks)[-1], prelude=code)
-    if not answer.strip():
+    if not text.strip():
         return None
-    if defines.search(answer):
-        return Extracted(source=answer, prelude=code)
-    return Extracted(source=prompt + cut_continuation(answer) if code == prompt else answer, prelude="")
+    if defines.search(text):
+        return Extracted(source=text, prelude=code)
+    return Extracted(source=prompt + cut_continuation(text) if code == prompt else text, prelude="")
 
 
 def prompt_code(prompt: str) -> str:
-    """The code in a prompt: its last fenced block where it has one, else all of it (prose is found out inside)."""
+    """The code in a prompt: its last fenced block if it has one, else all of it (prose is detected in the sandbox)."""
     blocks = _python_blocks(prompt)
     return blocks[-1] if blocks else prompt
 
@@ -80,10 +80,10 @@ def _python_blocks(text: str) -> list[str]:
 
 
 def _after_thought(response: str) -> str:
-    head, found, answer = response.rpartition(THOUGHT_END)
+    head, found, text = response.rpartition(THOUGHT_END)
     if found:
-        return answer
-    return "" if "<think>" in head + answer else answer
+        return text
+    return "" if "<think>" in head + text else text
 
 
 def _definition_of(name: str | None) -> re.Pattern[str]:

@@ -1,8 +1,8 @@
-"""The ``http`` reward: a service judges; this asks it, patiently but within bounds.
+"""The ``http`` reward: calls a scoring service, with bounded retries.
 
-aiohttp because a request under way must end when its deadline passes, however slowly bytes drip in: the standard
-library's clients block a thread until the server lets go. At most ``concurrency`` requests are under way in a worker;
-what is beyond that waits in the run's queue.
+aiohttp, because a request in flight must end when its deadline passes, however slowly bytes trickle in: the standard
+library's clients block a thread until the server lets go. A worker has at most ``concurrency`` requests in flight; the
+rest wait in the run's queue.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 1 << 20
 MAX_BACKOFF_S = 30.0
-TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HttpReward:
     """POSTs ``{"response", "prompt", "reference", "finish_reason", "columns"}`` as JSON.
 
-    The service answers with a number, an object of numbers (named parts, ``reward`` the total), or null for no opinion.
-    A connection that fails, a late or unreadable answer and the statuses of ``TRY_AGAIN`` are tried again, with pauses
-    that double from ``backoff_s`` (a Retry-After in seconds is kept to); any other status is a failure at once.
+    The service responds with a number, an object of numbers (named parts, ``reward`` the total), or null for no
+    opinion. Failed connections, late or unreadable responses and the statuses in ``RETRIED`` are retried, with pauses
+    that double from ``backoff_s`` (a Retry-After in seconds is honored); any other status is an immediate failure.
 
     Args:
-        retries: further attempts after the first.
+        retries: additional attempts after the first.
         attempt_timeout_s: for one attempt, from connecting to the last byte.
-        token_env: environment variable with a bearer token, so that it stands in no configuration.
-        version: enters the key of cached verdicts; change it with the service.
+        token_env: environment variable with a bearer token, so that it appears in no configuration.
+        version: part of the key of cached results; change it with the service.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class HttpReward:
         self._attempt_timeout_s = attempt_timeout_s
         self._session: aiohttp.ClientSession | None = None
         self.concurrency, self.version, self.cacheable = concurrency, version, cacheable
-        # Room for every attempt and every pause, at the pauses' longest.
+        # Enough for every attempt and every pause at its longest.
         self.timeout_s = self._attempts * attempt_timeout_s + sum(2 * self._pause_s(n) for n in range(retries)) + 1.0
 
     async def __call__(self, response: str, **rest: Any) -> Any:
@@ -79,10 +79,10 @@ class HttpReward:
         for attempt in range(self._attempts):
             try:
                 return await self._attempt({"response": response, **body})
-            except _TryAgain as error:
+            except _Retry as error:
                 reason = str(error)
                 if attempt + 1 < self._attempts:
-                    pause = self._pause_s(attempt) * (1.0 + random.random())  # spreads what failed together
+                    pause = self._pause_s(attempt) * (1.0 + random.random())  # spreads retries of simultaneous failures
                     await asyncio.sleep(min(MAX_BACKOFF_S, max(pause, error.after_s)))
         raise RewardFailure("http_error", f"{reason} ({self._attempts} attempts)")
 
@@ -101,46 +101,46 @@ class HttpReward:
             timeout = aiohttp.ClientTimeout(total=self._attempt_timeout_s)
             self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
         try:
-            # dumps escapes half surrogate pairs, which UTF-8 has no form for.
+            # dumps escapes lone surrogates, which UTF-8 cannot represent.
             data = json.dumps(body).encode("ascii")
             post = self._session.post(
                 self._url, data=data, headers={"Content-Type": "application/json"}, allow_redirects=False
             )
-            async with post as answer:
-                if answer.status in TRY_AGAIN:
-                    raise _TryAgain(f"status {answer.status}", _seconds(answer.headers.get("Retry-After")))
-                if answer.status != 200:
-                    raise RewardFailure("http_error", f"status {answer.status}")
-                content = await answer.content.read(MAX_BODY_BYTES)
-                while chunk := await answer.content.read(MAX_BODY_BYTES):
+            async with post as reply:
+                if reply.status in RETRIED:
+                    raise _Retry(f"status {reply.status}", _seconds(reply.headers.get("Retry-After")))
+                if reply.status != 200:
+                    raise RewardFailure("http_error", f"status {reply.status}")
+                content = await reply.content.read(MAX_BODY_BYTES)
+                while chunk := await reply.content.read(MAX_BODY_BYTES):
                     content += chunk
                     if len(content) > MAX_BODY_BYTES:
-                        raise RewardFailure("http_error", f"an answer of more than {MAX_BODY_BYTES} bytes")
+                        raise RewardFailure("http_error", f"a response of more than {MAX_BODY_BYTES} bytes")
         except TimeoutError:
-            raise _TryAgain(f"no answer within {self._attempt_timeout_s:g} s") from None
+            raise _Retry(f"no response within {self._attempt_timeout_s:g} s") from None
         except aiohttp.ClientError as error:
-            raise _TryAgain(shorten(f"{type(error).__name__}: {error}")) from None
-        return read_answer(content)
+            raise _Retry(shorten(f"{type(error).__name__}: {error}")) from None
+        return read_reply(content)
 
 
-def read_answer(content: bytes) -> Any:
-    """The service's verdict, checked; raises for anything but the three forms."""
+def read_reply(content: bytes) -> Any:
+    """The service's result, validated; raises for anything but the three forms."""
     try:
         value = json.loads(content)
         if value is not None:
             read_outcome(value)
     except (ValueError, TypeError) as error:
         got = shorten(content[:100].decode("utf-8", "replace"))
-        raise _TryAgain(shorten(f"an answer that is no verdict: {got!r} ({type(error).__name__})")) from None
+        raise _Retry(shorten(f"a response that is not a result: {got!r} ({type(error).__name__})")) from None
     return value
 
 
-class _TryAgain(Exception):
+class _Retry(Exception):
     def __init__(self, reason: str, after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.after_s = after_s
 
 
 def _seconds(text: str | None) -> float:
-    """Retry-After where it is a number of seconds; its other form, a date, is not kept to."""
+    """Retry-After if it is a number of seconds; its other form, a date, is ignored."""
     return float(text) if text is not None and text.isdigit() else 0.0

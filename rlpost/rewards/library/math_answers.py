@@ -1,9 +1,9 @@
-r"""The ``math`` reward: is the final answer of a response equal to the reference, as mathematics?
+r"""The ``math`` reward: is the final answer of a response mathematically equal to the reference?
 
 The answer is what a recipe's ``pattern`` finds, else the content of the last ``\boxed{}`` (braces balanced), else what
 follows the last ``####``. Plain numbers are compared exactly, words as words; everything else goes through math-verify
-(LaTeX, expressions, percentages, sets, intervals), whose comparison can take for ever: its own timeouts need the main
-thread's signals and are off, the worker's deadline stands in for them. So this reward runs in a worker.
+(LaTeX, expressions, percentages, sets, intervals), whose comparison can take forever: its own timeouts need the main
+thread's signals and are off; the worker's deadline replaces them. So this reward runs in a worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from rlpost.rewards.failures import RewardFailure
 
-MAX_ANSWER_CHARS = 1000  # a longer "answer" is none; parsing it could take minutes
+MAX_ANSWER_CHARS = 1000  # a longer "answer" does not count as one; parsing it could take minutes
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 PERCENT = re.compile(r"\s*(?:\\?%|\\%|\\text\{\s*(?:%|\\%|percent)\s*\}|percent)\s*$", re.IGNORECASE)
@@ -37,13 +37,13 @@ class Answer:
 def math_answer(
     response: str, *, reference: Any, pattern: str | None = None, format_reward: float = 0.0, **_: Any
 ) -> dict[str, float]:
-    r"""1 when the marked answer equals the reference's, else 0; a response without a marked answer is wrong.
+    r"""1 if the marked answer equals the reference's, else 0; a response without a marked answer is incorrect.
 
     ``pattern`` is a regular expression whose last match marks the answer, by its first group if it has one.
-    ``format_reward`` is added where an answer is marked. Parts: ``reward``, ``accuracy``, ``format``.
+    ``format_reward`` is added if an answer is marked. Parts: ``reward``, ``accuracy``, ``format``.
 
-    Raises RewardFailure: ``bad_reference`` for a reference without an answer, ``verify_error`` where the comparison
-    itself fails.
+    Raises RewardFailure: ``bad_reference`` for a reference without an answer, ``verify_error`` if the comparison itself
+    fails.
     """
     gold = find_answer(str(reference), pattern)
     gold = str(reference) if gold is None else gold
@@ -62,7 +62,7 @@ math_answer.version = f"math-verify {version('math-verify')}, sympy {version('sy
 
 
 def find_answer(text: str, pattern: str | None = None) -> str | None:
-    r"""The marked answer: by ``pattern`` if there is one, else the last ``\boxed{}``, else after the last ``####``."""
+    r"""The marked answer: by ``pattern`` if given, else the last ``\boxed{}``, else after the last ``####``."""
     if pattern is not None:
         matches = list(re.finditer(pattern, text))
         if matches:
@@ -76,7 +76,7 @@ def find_answer(text: str, pattern: str | None = None) -> str | None:
 
 
 def find_boxed(text: str) -> str | None:
-    r"""The content of the last whole ``\boxed{...}``; ``\{`` and ``\}`` are no braces."""
+    r"""The content of the last complete ``\boxed{...}``; ``\{`` and ``\}`` do not count as braces."""
     for start in reversed(list(BOX.finditer(text))):
         depth, position = 1, start.end()
         while position < len(text) and depth:
@@ -94,13 +94,13 @@ def find_boxed(text: str) -> str | None:
 
 
 def is_equal(gold: str, given: str) -> bool:
-    """Whether two answers are the same; not symmetric where one is an equation (the reference's form counts)."""
+    """Whether two answers are the same; not symmetric if one is an equation (the reference's form counts)."""
     if len(given) > MAX_ANSWER_CHARS:
         return False
     first, second = strip_wrapping(gold), strip_wrapping(given)
     if not first.text or not second.text:
         return False
-    scales = [1] if first.percent == second.percent else [1, 100]  # 50 % is 0.5, and 50 where percent is understood
+    scales = [1] if first.percent == second.percent else [1, 100]  # 50 % is 0.5, and 50 if percent is implied
     wanted, got = read_number(first.text), read_number(second.text)
     if wanted is not None and got is not None:
         larger, smaller = (wanted, got) if first.percent else (got, wanted)
@@ -113,7 +113,7 @@ def is_equal(gold: str, given: str) -> bool:
 
 
 def strip_wrapping(text: str) -> Answer:
-    """Without dollar signs, a last full stop, LaTeX's spaces, thousands separators and the percent sign."""
+    """Removes dollar signs, a final period, LaTeX's spaces, thousands separators and the percent sign."""
     text = text.strip()
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**")):
         if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
@@ -133,7 +133,7 @@ def read_number(text: str) -> Fraction | None:
 
 
 def is_words(text: str) -> bool:
-    """Words such as Monday, not products of letters: three letters or more, or LaTeX text of at least one."""
+    """Words such as Monday, not products of letters: three letters or more, or LaTeX text of at least one letter."""
     inner = TEXT.fullmatch(text.strip())
     return bool(WORDS.fullmatch(text.strip())) or bool(inner and re.search(r"[^\W\d_]", inner.group(1)))
 
@@ -143,13 +143,13 @@ def as_words(text: str) -> str:
 
 
 def verify(gold: str, given: str) -> bool:
-    """math-verify's judgement. Raises RewardFailure where it cannot judge; may never return."""
+    """math-verify's result. Raises RewardFailure if it cannot decide; may never return."""
     from math_verify import verify as compare
 
     parsed = parse(gold)
     if not parsed:
-        raise RewardFailure("bad_reference", f"cannot be read as mathematics: {gold!r}")
-    interval = INTERVAL.search(gold) is not None  # then x < 3 may stand for it; a point (1, 2) is no inequality
+        raise RewardFailure("bad_reference", f"cannot be parsed as mathematics: {gold!r}")
+    interval = INTERVAL.search(gold) is not None  # then x < 3 may replace it; a point (1, 2) is not an inequality
     given_parsed = list(parse(given))
     try:
         return bool(
@@ -161,22 +161,22 @@ def verify(gold: str, given: str) -> bool:
                 allow_set_relation_comp=interval,
             )
         )
-    except Exception as error:  # sympy's own kinds, of any base
+    except Exception as error:  # sympy's own exceptions, with any base class
         raise RewardFailure("verify_error", f"{type(error).__name__}: {error}") from error
 
 
-@lru_cache(maxsize=4096)  # a group's references are one
+@lru_cache(maxsize=4096)  # the samples of a group have one reference
 def parse(text: str) -> tuple[Any, ...]:
-    """What the text says, as sympy's expressions and as text; empty where it cannot be read."""
+    """The text as sympy expressions and as text; empty if it cannot be parsed."""
     import logging
 
     from math_verify import LatexExtractionConfig
     from math_verify import parse as read
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # warns that its timeout is off, which it shall be
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # silences the warning that its timeout is off
     try:
         return tuple(read(f"${text}$", [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True))
-    except Exception:  # noqa: BLE001 - unreadable: the reference's is reported, a response's is no right answer
+    except Exception:  # noqa: BLE001 - unparsable: reported for a reference, incorrect for a response
         return ()
 
 

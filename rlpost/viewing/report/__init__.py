@@ -1,1 +1,1 @@
-"""``rlpost report``: run directories in, one self-contained HTML file out. Reads files only; a run may be going on."""
+"""``rlpost report``: run directories in, one self-contained HTML file out. Only reads files; a run may be active."""

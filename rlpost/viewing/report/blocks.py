@@ -1,4 +1,4 @@
-"""Compressed pieces of the page: JSON, deflated, as text. The browser inflates each when it is first looked at."""
+"""Compressed pieces of the page: JSON, deflated, as text. The browser inflates each one when it is first viewed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Blocks:
-    """``texts[n]`` is block n: base64 of zlib's format, which a browser's DecompressionStream calls deflate."""
+    """``texts[n]`` is block n: base64 of the zlib format, which a browser's DecompressionStream calls deflate."""
 
     texts: list[str] = field(default_factory=list)
 
@@ -20,7 +20,7 @@ class Blocks:
         return sum(map(len, self.texts))
 
     def add(self, value: Any, room: int | None = None) -> int | None:
-        """The new block's number; None, and no block, where it would take more than ``room`` bytes."""
+        """The new block's number; None, and no block, if it would take more than ``room`` bytes."""
         text = encode(value)
         if room is not None and len(text) > room:
             return None
@@ -29,6 +29,6 @@ class Blocks:
 
 
 def encode(value: Any) -> str:
-    """ASCII only: a lone surrogate has no UTF-8. Raises ValueError for NaN, which JSON does not have."""
+    """ASCII only: a lone surrogate has no UTF-8 form. Raises ValueError for NaN, which JSON does not have."""
     plain = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(zlib.compress(plain.encode("ascii"), 7)).decode("ascii")

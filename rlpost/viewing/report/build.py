@@ -1,4 +1,4 @@
-"""From run directories to the page: reads each run, adds up what the charts need, packs it, writes one file.
+"""From run directories to the page: reads each run, aggregates the charts' data, packs it, writes one file.
 
 Owns the share of the page's size that each part gets. ``cli`` calls :func:`write_report`.
 """
@@ -25,7 +25,7 @@ from rlpost.viewing.report.timeline_blocks import pack_timeline
 MAX_BYTES = 20_000_000  # of the whole file
 TIMELINE_SHARE = 0.25  # of what the numbers and the page itself leave; the rollouts get the rest
 OWN_BYTES = 200_000  # the page without data
-MAX_STEPS = 5000  # of a run's curves; of a longer run every second step is drawn, or every third, ...
+MAX_STEPS = 5000  # of a run's curves; for a longer run every second step is drawn, or every third, ...
 FILE = "report.html"
 
 
@@ -46,10 +46,10 @@ class Report:
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None, *, max_bytes: int = MAX_BYTES) -> Report:
-    """One page about ``run_dirs``, in ``out`` (else in the run's folder, or here where there are several).
+    """One page about ``run_dirs``, in ``out`` (else in the run's folder, or in the current one if there are several).
 
     Raises:
-        RunError: a folder that is no run directory, or a place that cannot be written.
+        RunError: a folder is not a run directory, or the output cannot be written.
     """
     runs = [read_run(path) for path in unique(run_dirs)]
     out = out or (runs[0].path / FILE if len(runs) == 1 else Path(FILE))
@@ -80,14 +80,14 @@ def unique(paths: Sequence[Path]) -> list[Path]:
 
 
 def _overview(run: RunFiles) -> dict[str, Any]:
-    """One run's numbers, in columns: what the page shows before a block is looked at."""
+    """One run's numbers, in columns: what the page shows before a block is loaded."""
     rollout, engine = run.config.get("rollout", {}), run.config.get("engine", {})
     trained = lengths.quantiles(lengths_by_step(run.path))
     every = -(-len(run.steps) // MAX_STEPS) or 1
     return {
         "name": run.name,
         "path": str(run.path),
-        "steps": to_columns(run.steps[::-every][::-1]),  # the last one is always there
+        "steps": to_columns(run.steps[::-every][::-1]),  # always includes the last one
         "every": every,
         "evals": to_columns(run.evals),
         "replay": run.replay,
@@ -120,7 +120,7 @@ def _compare(runs: Sequence[RunFiles], overview: Sequence[Mapping[str, Any]]) ->
 
 
 def to_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Name -> one value per row, None where the row has none. Only finite numbers; six digits suffice for a curve."""
+    """Name -> one value per row, None if the row has none. Only finite numbers; six digits suffice for a curve."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [_short(row.get(name)) for row in rows] for name in names}
 
@@ -132,7 +132,7 @@ def _short(value: Any) -> float | int | None:
 
 
 def _describe_metrics(names: set[str]) -> dict[str, dict[str, str]]:
-    """What the registry says of each name that occurs; a name it does not know stays without."""
+    """The registry's entry for each name that occurs; unknown names have none."""
     described = {}
     for name in sorted(names):
         metric = metric_names.find(name)
@@ -152,11 +152,11 @@ def _describe_rollouts(rollouts: Rollouts, blocks: Blocks) -> dict[str, Any]:
 
 
 def _write(out: Path, html: str) -> None:
-    """Whole or not at all."""
+    """Complete or not at all."""
     partial = out.with_name(f".{out.name}.partial")
     try:
         partial.write_text(html, encoding="utf-8")
         os.replace(partial, out)
     except OSError as error:
         do = f"{error.strerror}; choose another with -o"
-        raise RunError(explain("report", str(out), "a file that can be written", do)) from error
+        raise RunError(explain("report", str(out), "a writable file", do)) from error

@@ -1,7 +1,7 @@
-"""Which runs are seeds of one experiment, and in which settings the experiments differ. Pure.
+"""Which runs are seeds of one experiment, and in which settings the experiments differ. Pure functions.
 
-Two runs belong together when their configurations are equal but for the seed and for what changes no result: names,
-folders, logging, what is kept. Called by ``build``.
+Two runs belong together if their configurations are equal except for the seed and for keys that change no result:
+names, folders, logging, what is kept. Called by ``build``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MISSING = "(absent)"
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """``{"train": {"lr": 1e-4}}`` as ``{"train.lr": "0.0001"}``; values as JSON, except that text stays bare."""
+    """``{"train": {"lr": 1e-4}}`` as ``{"train.lr": "0.0001"}``; values as JSON, except that text is unquoted."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -30,7 +30,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def group_seeds(configs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The experiment of each run, numbered by first appearance. A run without a configuration stands alone."""
+    """The experiment of each run, numbered by first appearance. A run without a configuration is its own experiment."""
     seen: dict[str, int] = {}
     numbers = []
     for position, config in enumerate(configs):
@@ -41,7 +41,7 @@ def group_seeds(configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Key -> its value in each run, of the keys whose values differ; names and folders left out, the seed kept."""
+    """Key -> its value in each run, for keys whose values differ; without names and folders, but with the seed."""
     flats = [flatten(config) for config in configs]
     keys = sorted({key for flat in flats for key in flat})
     rows = {key: [flat.get(key, MISSING) for flat in flats] for key in keys}
@@ -50,7 +50,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def name_experiments(run_names: Sequence[str], numbers: Sequence[int]) -> list[str]:
-    """One name for each experiment: what its runs' names begin with, made different where two are alike."""
+    """One name for each experiment: the common beginning of its runs' names, made unique if two are equal."""
     names: list[str] = []
     for number in range(max(numbers, default=-1) + 1):
         members = [name for name, of in zip(run_names, numbers, strict=True) if of == number]

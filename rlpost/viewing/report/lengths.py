@@ -1,6 +1,6 @@
 """How long responses are, step by step: trained (from the rollout files), carried over and started (from the timeline).
 
-First-finished admission favours short answers; these distributions side by side show by how much. Called by ``build``.
+First-finished admission favors short responses; these distributions side by side show how much. Called by ``build``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def quantiles(by_step: Iterable[tuple[int, Sequence[int]]]) -> Columns:
 
 
 def of_timeline(timeline: Sequence[StepTimeline]) -> dict[str, Columns]:
-    """``launched``: tokens by the end of the step of samples first started in it. ``deferred``: tokens so far of those
-    that an abort interrupted at its end."""
+    """``launched``: tokens, at the end of the step, of samples first started in it. ``deferred``: tokens so far of
+    those that an abort interrupted at its end."""
     so_far: dict[tuple[str, int], int] = {}
     launched, deferred = [], []
     for step in timeline:
@@ -42,7 +42,7 @@ def of_timeline(timeline: Sequence[StepTimeline]) -> dict[str, Columns]:
         ):
             sample = (uid, index)
             if kind == "launched":
-                so_far[sample] = 0  # a group drawn again begins anew
+                so_far[sample] = 0  # a group drawn again starts over
                 started.add(sample)
             so_far[sample] = so_far.get(sample, 0) + tokens
             paused[sample] = end in ("paused", "lost")

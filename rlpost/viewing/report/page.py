@@ -1,8 +1,8 @@
-"""The HTML file: our style and script, the plotting library, and the data as text that nothing runs.
+"""The HTML file: our style and script, the plotting library, and the data as inert text.
 
-Everything a run wrote (answers, failures, names) is inside the blocks, whose base64 has no character that HTML reads;
-the script puts it on the page as text only. A content policy lets no script run but the ones written here, and no
-request leave the page. Called by ``build``.
+Everything a run wrote (responses, failures, names) is inside the blocks, whose base64 has no character that HTML
+interprets; the script puts it on the page as text only. A content policy allows only the scripts written here to run,
+and no request to leave the page. Called by ``build``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlpost.viewing.report.blocks import Blocks, encode
 
 STYLES = ("uplot/uPlot.min.css", "report.css")
 LIBRARY = "uplot/uPlot.iife.min.js"
-# One script, in this order: each file uses what stands before it.
+# One script, in this order: each file uses the ones before it.
 SCRIPTS = ("elements.js", "data.js", "charts.js", "overview.js", "details.js", "rollouts.js", "timeline.js", "start.js")
 
 PAGE = """\
@@ -33,7 +33,7 @@ PAGE = """\
 <style>{style}</style>
 </head>
 <body>
-<noscript>This report draws itself with JavaScript, which is off.</noscript>
+<noscript>This report is drawn with JavaScript, which is disabled.</noscript>
 <main id="page"></main>
 {data}
 <!-- uPlot is (c) Leon Sorokin, MIT License:

@@ -1,7 +1,8 @@
-"""The rollouts as compressed blocks for the page, and an index of them. Sampled evenly where they would be too many.
+"""The rollouts as compressed blocks for the page, and an index of them. Sampled evenly if there are too many.
 
-Whole groups are taken, in an order whose every beginning is spread evenly over the steps, until the room is used up.
-So a page that shows all and one that shows a tenth are made alike, and a group is never torn. Called by ``build``.
+Whole groups are taken, in an order whose every prefix is spread evenly over the steps, until the space is used up. So a
+page that shows all of them and one that shows a tenth are built the same way, and a group is never split. Called by
+``build``.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ Decode = Callable[[int], str]
 
 BLOCK_TOKENS = 60_000  # response tokens of one block: about 100 kB, inflated in milliseconds
 PILOT_GROUPS = 40
-INDEX_BYTES = 15  # of one rollout in the index; 5 to 6 were measured, failures and odd rewards take more
-MARGIN = 0.9  # of the room, so that what compresses worse than the pilot still fits
+INDEX_BYTES = 15  # of one rollout in the index; 5 to 6 were measured, failures and unusual rewards take more
+MARGIN = 0.9  # of the space, so that data that compresses worse than the pilot still fits
 MAX_FAILURE_CHARACTERS = 500
 COLUMNS = [
     *("uid", "index", "prompt", "response", "token_ids", "policy_versions", "rollout_logprobs", "reward"),
     *("reward_parts", "finish_reason", "failure", "advantage"),
 ]
-OPTIONAL = ["old_logprobs"]  # files of earlier versions have none
+OPTIONAL = ["old_logprobs"]  # missing in files of earlier versions
 INDEX = (
     *("step", "group", "index", "reward", "advantage", "length", "oldest", "newest", "span", "finish", "failure"),
-    *("block", "position"),  # where its text is: the block, and the group's place in it
+    *("block", "position"),  # where its text is: the block, and the group's position in it
 )
 
 
@@ -46,8 +47,8 @@ class Rollouts:
     index: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in INDEX})
     groups: list[str] = field(default_factory=list)
     num_rollouts: int = 0  # in the files
-    tokens_shown: bool = False  # whether single tokens can be told apart in the text
-    differences_shown: bool = False  # whether the trainer's logprobs are known of any of them
+    tokens_shown: bool = False  # whether single tokens can be distinguished in the text
+    differences_shown: bool = False  # whether the trainer's logprobs are known for any of them
 
     @property
     def num_shown(self) -> int:
@@ -72,7 +73,7 @@ def lengths_by_step(run: Path) -> Iterator[tuple[int, list[int]]]:
 
 
 def pack_rollouts(run: Path, blocks: Blocks, max_bytes: int) -> Rollouts:
-    """Adds blocks to ``blocks``, in the order of the steps, that take ``max_bytes`` at most, the index included."""
+    """Adds blocks to ``blocks``, in step order, that take at most ``max_bytes``, including the index."""
     tokenizer = tokens.find_tokenizer(run)
     decode = tokens.load_decoder(tokenizer) if tokenizer is not None else None
     rollouts = Rollouts(tokens_shown=decode is not None)
@@ -102,7 +103,7 @@ class _Place:
 
 
 def _list_groups(run: Path) -> list[_Place]:
-    """All groups in the order in which they are taken: of every beginning of it, all steps have nearly equal shares."""
+    """All groups in the order in which they are taken: in every prefix of it, all steps have nearly equal shares."""
     import pyarrow.compute as compute
     import pyarrow.parquet as parquet
 
@@ -129,7 +130,7 @@ def spread(number: int) -> float:
 
 
 def _choose(places: Sequence[_Place], decode: Decode | None, max_bytes: int) -> list[_Place]:
-    """As many groups as ``max_bytes`` should hold, judged by how well the first of them compress, ordered by step."""
+    """As many groups as ``max_bytes`` should hold, estimated from how well the first ones compress, ordered by step."""
     pilot = places[:PILOT_GROUPS]
     if not pilot:
         return []
@@ -141,7 +142,7 @@ def _choose(places: Sequence[_Place], decode: Decode | None, max_bytes: int) -> 
 
 
 def _read_groups(places: Sequence[_Place]) -> Iterator[tuple[int, list[Row]]]:
-    """(step, rows) of each group; a file is read once where its groups follow each other."""
+    """(step, rows) of each group; a file is read once if its groups follow each other."""
     import pyarrow.parquet as parquet
 
     for file, members in groupby(places, key=lambda place: place.file):
@@ -169,7 +170,7 @@ def _pack_group(rows: Sequence[Row], decode: Decode | None) -> dict[str, Any]:
 
 
 def _pack_sample(row: Row, decode: Decode | None) -> dict[str, Any]:
-    """``pieces``: characters of each token. ``versions``: [policy version, tokens] one after the other."""
+    """``pieces``: characters of each token. ``versions``: [policy version, tokens] in sequence."""
     rollout, old = np.asarray(row["rollout_logprobs"], np.float64), row.get("old_logprobs")
     pieces = [decode(token) for token in row["token_ids"]] if decode is not None else None
     return {

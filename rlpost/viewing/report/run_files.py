@@ -1,6 +1,6 @@
-"""What a run directory says of its run, as plain containers. Reads files only, and does without any that is absent.
+"""The contents of a run directory as plain containers. Only reads files, and copes with missing ones.
 
-``metrics.jsonl`` and, of a deterministic run, ``timings.jsonl`` beside it, are joined to one row per step and one per
+``metrics.jsonl`` and, for a deterministic run, ``timings.jsonl`` beside it, are joined to one row per step and one per
 evaluation. Called by ``build``.
 """
 
@@ -34,17 +34,17 @@ class RunFiles:
     steps: list[Row]  # the step's metrics, with the times of its checkpoint and of the evaluation after it
     evals: list[Row]  # with the totals of the step they came after
     replay: Row  # replay/*, logged once
-    config: dict[str, Any]  # resolved; empty where the run died before it was written
+    config: dict[str, Any]  # resolved; empty if the run died before it was written
     summary: dict[str, Any] | None  # finished.json; None while a run is unfinished
     warnings: list[Row]  # step, name, text
     timeline: list[StepTimeline]
 
 
 def read_run(path: Path) -> RunFiles:
-    """Everything but the rollouts, which are large.
+    """Everything except the rollouts, which are large.
 
     Raises:
-        RunError: ``path`` is no run directory, or one of its files holds something else.
+        RunError: ``path`` is not a run directory, or one of its files has unexpected contents.
     """
     if not (path / FILE).is_file() and not (path / CONFIG_FILE).is_file():
         what = "a folder without metrics.jsonl" if path.is_dir() else "nothing there"
@@ -57,7 +57,7 @@ def read_run(path: Path) -> RunFiles:
         timeline = read_timeline(path) if (path / TIMELINE_FILE).is_file() else []
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = f"{path} ({type(error).__name__}: {error})"
-        raise RunError(explain("report", reason, "files as rlpost train wrote them", "mend or remove it")) from error
+        raise RunError(explain("report", reason, "files as written by rlpost train", "fix or remove it")) from error
     steps, evals, replay = join_lines(lines)
     return RunFiles(
         path=path,
@@ -73,10 +73,10 @@ def read_run(path: Path) -> RunFiles:
 
 
 def join_lines(lines: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[Row], Row]:
-    """(steps, evaluations, replay) of the lines of both logs, which may be mixed.
+    """(steps, evaluations, replay) from the lines of both logs, which may be mixed.
 
-    A step is saved, evaluated and replayed on lines of their own, under its number; ``time/save`` and ``time/eval`` go
-    into the step's row, the other numbers of an evaluation into a row of the evaluations.
+    A step is saved, evaluated and replayed on separate lines, under its number; ``time/save`` and ``time/eval`` go into
+    the step's row, the other numbers of an evaluation into a row of the evaluations.
     """
     kinds: dict[str, dict[int, Row]] = {"step": {}, "eval": {}, "save": {}, "replay": {}}
     for line in lines:
@@ -108,7 +108,7 @@ def _kind_of(line: Mapping[str, Any]) -> str:
 
 
 def _read_lines(file: Path) -> list[Row]:
-    """Whole lines of JSON; the torn last one of a killed process is left out. None where there is no file."""
+    """Complete lines of JSON, without the torn last one of a killed process. None if there is no file."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")

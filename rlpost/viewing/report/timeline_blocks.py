@@ -1,4 +1,4 @@
-"""The timeline as compressed blocks of consecutive steps; evenly spaced blocks where all would be too many.
+"""The timeline as compressed blocks of consecutive steps; evenly spaced blocks if there are too many.
 
 Called by ``build``.
 """
@@ -17,9 +17,9 @@ COLUMNS = ("index", "replica", "policy_version", "start_s", "end_s", "tokens", "
 
 
 def pack_timeline(timeline: Sequence[StepTimeline], blocks: Blocks, max_bytes: int) -> list[dict[str, Any]]:
-    """Adds blocks of at most ``max_bytes`` together; returns {first, last, block} in the order of the steps.
+    """Adds blocks of at most ``max_bytes`` in total; returns {first, last, block} in step order.
 
-    ``block`` is None for steps that found no room.
+    ``block`` is None for steps that did not fit.
     """
     chunks = list(_chunks(timeline))
     order = sorted(range(len(chunks)), key=spread)
@@ -50,7 +50,7 @@ def _chunks(timeline: Sequence[StepTimeline]) -> Iterator[list[StepTimeline]]:
 
 
 def _pack_step(step: StepTimeline) -> dict[str, Any]:
-    """Uids are long and repeat: ``groups`` has each once, ``spans.group`` points into it. Times to the millisecond."""
+    """Uids are long and repeat: ``groups`` has each once, ``spans.group`` refers to it. Times to the millisecond."""
     groups = list(dict.fromkeys(step.spans["uid"]))
     number = {uid: n for n, uid in enumerate(groups)}
     spans = {name: list(step.spans[name]) for name in COLUMNS}

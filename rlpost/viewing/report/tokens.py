@@ -1,7 +1,8 @@
-"""Which characters of a response each token wrote, and how its logprob is shown. Pure, but for reading a tokenizer.
+"""Which characters of a response each token wrote, and how its logprob is encoded. Pure, except for reading a
+tokenizer.
 
-The text in a rollout file is the truth; a token's own decoding is only looked for in it, since tokenizers drop blanks
-between tokens and split characters over several. Called by ``rollout_blocks``.
+The text in a rollout file is authoritative; a token's own decoding is only searched for in it, since tokenizers drop
+spaces between tokens and split characters over several tokens. Called by ``rollout_blocks``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from rlpost.durable.run_state import MODEL_FILES
 
 TOKENIZER = "tokenizer.json"
 REACH = 2  # characters that a decoder may put between two tokens
-REPLACEMENT = "\ufffd"  # what a decoder writes for a part of a character
+REPLACEMENT = "\ufffd"  # what a decoder writes for part of a character
 
-# A logprob is kept as one printable character: 90 levels, from 0 on ever wider, each within 4 % of the value.
+# A logprob is stored as one printable character: 90 levels, increasingly wide from 0 on, each within 4 % of the value.
 FIRST, LEVELS, SMALLEST, LARGEST = ord("#"), 90, 0.01, 20.0
 # A difference of two logprobs has a sign: 44 levels on each side of 0, each within 13 % of the value.
 SIDE, SMALLEST_DIFFERENCE = 44, 0.001
@@ -35,7 +36,7 @@ def find_tokenizer(run: Path) -> Path | None:
 
 
 def load_decoder(file: Path) -> Callable[[int], str]:
-    """One token's text by its id, each decoded once."""
+    """One token's text by its id; each is decoded once."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
@@ -50,10 +51,10 @@ def load_decoder(file: Path) -> Callable[[int], str]:
 
 
 def piece_lengths(text: str, pieces: Sequence[str]) -> list[int] | None:
-    """How many characters of ``text`` each token wrote; they add up to all of it. None where they do not fit.
+    """How many characters of ``text`` each token wrote; they add up to all of it. None if they do not match.
 
-    A token whose own decoding is not found where it should be (a part of a character) gets no characters; the next one
-    that is found gets what lies between.
+    A token whose own decoding is not found where it should be (part of a character) gets no characters; the next token
+    that is found gets what is between.
     """
     lengths, at, missed = [], 0, 0
     for piece in pieces:
@@ -71,7 +72,7 @@ def piece_lengths(text: str, pieces: Sequence[str]) -> list[int] | None:
 
 
 def encode_logprobs(logprobs: np.ndarray) -> str:
-    """One character a token. ``!`` stands for a value that is no finite number."""
+    """One character per token. ``!`` represents a value that is not a finite number."""
     values = np.asarray(logprobs, np.float64)
     size = np.clip(-values, 0.0, LARGEST)
     with np.errstate(divide="ignore"):
@@ -81,7 +82,7 @@ def encode_logprobs(logprobs: np.ndarray) -> str:
 
 
 def encode_differences(differences: np.ndarray) -> str:
-    """Signed, one character a token; ``!`` stands for a value that is no finite number."""
+    """Signed, one character per token; ``!`` represents a value that is not a finite number."""
     values = np.asarray(differences, np.float64)
     size = np.clip(np.abs(values), 0.0, LARGEST)
     with np.errstate(divide="ignore"):
@@ -92,11 +93,11 @@ def encode_differences(differences: np.ndarray) -> str:
 
 
 def difference_levels() -> list[float]:
-    """What each of the 89 characters stands for, in nats: 44 below 0, 0, 44 above."""
+    """The value of each of the 89 characters, in nats: 44 below 0, 0, 44 above."""
     above = [round(SMALLEST_DIFFERENCE * math.exp(_STEP * n), 5) for n in range(SIDE)]
     return [*(-value for value in reversed(above)), 0.0, *above]
 
 
 def logprob_levels() -> list[float]:
-    """What each of the 90 characters stands for, in nats."""
+    """The value of each of the 90 characters, in nats."""
     return [0.0, *(round(-SMALLEST * _GROWTH**n, 4) for n in range(LEVELS - 1))]

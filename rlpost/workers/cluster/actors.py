@@ -1,14 +1,14 @@
-"""Ray: the workers as actors, their placement, calls to all of them, signs of life, their end.
+"""Ray: the workers as actors, their placement, calls to all of them, heartbeats, shutdown.
 
-Owns every use of Ray, but for the actors that clean up (``workers.cluster.cleanup``).
+Owns every use of Ray except for the actors that clean up (``workers.cluster.cleanup``).
 
 An actor is a :class:`~rlpost.workers.cluster.worker.ClusterWorker` with one GPU, or some CPUs, in one placement group.
-Nothing here knows what the calls mean. A worker that dies, or that gives no sign of life for ``cluster.hang_s`` and is
+Nothing here knows what the calls mean. A worker that dies, or that sends no heartbeat for ``cluster.hang_s`` and is
 killed for it, is reported by the next call as ``errors.WorkerLost``; restarting is all or nothing, since a process
 group is never formed again inside a process that had one.
 
-Who waits for whom: calls wait for all workers' answers, and end early when one is lost. One thread asks every worker
-for its pulse; it is what ends a wait for a worker that hangs.
+Who waits for whom: calls wait for all workers' results, and end early when one is lost. A separate thread requests a
+heartbeat from every worker; it is what ends a wait for a worker that hangs.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from rlpost.config import ClusterConfig
 from rlpost.errors import RunError, UserError, WorkerLost, explain
-from rlpost.workers.cluster.cleanup import Keepers, Sweeper
+from rlpost.workers.cluster.cleanup import Cleaner, Guardians
 from rlpost.workers.cluster.files import check_shared
 from rlpost.workers.cluster.shards import KeptShards
-from rlpost.workers.cluster.worker import ClusterWorker, Introduction, Pulse
+from rlpost.workers.cluster.worker import ClusterWorker, Heartbeat, WorkerInfo
 from rlpost.workers.engine_map import EngineMap, Placement, place
 from rlpost.workers.protocol import WorkerSettings
 
-_POLL_S = 0.5  # how long one wait for answers lasts before the caller's beat
-_BLAME_S = 15.0  # after a rank's collective call failed: how long its peer's death may take to be known
+_POLL_S = 0.5  # how long one wait for results lasts before the caller's beat
+_BLAME_S = 15.0  # after a rank's collective call failed: how long until its peer's death must be known
 _CONNECT_S = 10.0
 _CLOSE_S = 20.0  # a worker that takes longer to end is killed
-_PHASES = {  # of a worker's methods that are not called as their phase
+_PHASES = {  # the phases of worker methods that are not named after their phase
     **dict.fromkeys(
-        ("answer_probe", "clear_lives", "introduce", "node", "address", "open_store", "clear_kept", "can_keep"), "start"
+        ("answer_probe", "clear_attempts", "info", "node", "address", "open_store", "clear_kept", "can_keep"), "start"
     ),
     **dict.fromkeys(("begin_training", "logprobs"), "update"),
     **dict.fromkeys(("drop_kept", "kept_steps"), "keep"),
@@ -58,13 +58,13 @@ _PHASES = {  # of a worker's methods that are not called as their phase
 
 
 class _Actor(ClusterWorker):
-    """A worker whose signs of life have threads of their own."""
+    """A worker whose heartbeats have their own threads."""
 
     def __init__(self, rank: int, settings: WorkerSettings, shards: Path, log: Path) -> None:
         super().__init__(rank, settings, KeptShards(shards, rank, self.node()), log)
 
     @ray.method(concurrency_group="health")
-    def ping(self) -> Pulse:  # type: ignore[override]
+    def ping(self) -> Heartbeat:  # type: ignore[override]
         return super().ping()
 
     @ray.method(concurrency_group="health")
@@ -81,16 +81,18 @@ class _Actor(ClusterWorker):
 
 
 class RayCluster:
-    """The connection to Ray and the room for the workers. ``close()`` gives everything back."""
+    """The connection to Ray and the resources reserved for the workers. ``close()`` releases everything."""
 
-    def __init__(self, cfg: ClusterConfig, engines: EngineMap, *, cpus: int, gpus: int, sweep: Sequence[Path]) -> None:
-        """cpus, gpus: of one worker. ``sweep``: folders removed with this process, however it ends.
+    def __init__(
+        self, cfg: ClusterConfig, engines: EngineMap, *, cpus: int, gpus: int, temporary: Sequence[Path]
+    ) -> None:
+        """cpus, gpus: per worker. ``temporary``: folders removed when this process ends, in whatever way.
 
-        Raises RunError where Ray cannot be reached or has no room for the workers.
+        Raises RunError if Ray cannot be reached or has no room for the workers.
         """
         self.is_private = cfg.address is None
         self._temp = Path(tempfile.mkdtemp(prefix="rlpost-ray-")) if self.is_private else None
-        self._sweeper = Sweeper(sweep, private=self._temp)
+        self._cleaner = Cleaner(temporary, private=self._temp)
         self.cpus, self.gpus = cpus, gpus
         try:
             self._connect(cfg)
@@ -114,7 +116,7 @@ class RayCluster:
             return
         try:
             host, _, port = str(cfg.address).rpartition(":")
-            if port.isdigit():  # Ray itself would try for minutes
+            if port.isdigit():  # Ray itself would retry for minutes
                 socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
             ray.init(address=cfg.address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
@@ -141,11 +143,11 @@ class RayCluster:
 
     def _disconnect(self) -> None:
         ray.shutdown()
-        self._sweeper.sweep()
+        self._cleaner.clean_up()
 
 
 class Actors:
-    """All workers of a run. Calls are made by one thread; a second one listens to their pulse."""
+    """All workers of a run. Calls are made by one thread; a second one listens to their heartbeats."""
 
     def __init__(
         self,
@@ -158,35 +160,35 @@ class Actors:
         beat: Callable[[], None],
         actor: type[_Actor] = _Actor,
     ) -> None:
-        """What every worker gets, and how it is watched.
+        """What every worker is given, and how it is watched.
 
         Args:
             cluster: where workers are started.
             settings: what they are built from.
             shards: folder for kept states, on each worker's machine.
-            scratch: one for files on their way; what is swept with the run.
-            logs: folder for workers' output.
+            scratch: folder for files in transit; removed with the run.
+            logs: folder for the workers' output.
             beat: called while waiting.
-            actor: what a worker is an instance of.
+            actor: the class of the workers.
         """
-        self._actor, self._keepers = actor, Keepers([shards, scratch])
+        self._actor, self._guardians = actor, Guardians([shards, scratch])
         self._cluster, self._settings, self._cfg = cluster, settings, settings.cfg.cluster
         self._shards, self._logs, self._beat = shards, logs, beat
         self.world = self._cfg.num_workers
         self.handles: list[Any] = []
-        self.who: list[Introduction] = []
+        self.infos: list[WorkerInfo] = []
         self.nodes: list[str] = []
         self._lost: dict[int, str] = {}
-        self._pulses: dict[int, Pulse] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
         self.doing = "start"  # what the workers were last told to do
         self._listening = threading.Event()
         self._thread: threading.Thread | None = None
 
-    # ---- life and death -------------------------------------------------------------------------------------
+    # ---- start and end --------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Fresh processes for all ranks. Raises WorkerLost where one dies, RunError where they take too long."""
-        self._lost, self._pulses, self.who, self.doing = {}, {}, [], "start"
+        """Fresh processes for all ranks. Raises WorkerLost if one dies, RunError if they take too long."""
+        self._lost, self._heartbeats, self.infos, self.doing = {}, {}, [], "start"
         self._logs.mkdir(parents=True, exist_ok=True)
         remote: Any = ray.remote(concurrency_groups={"health": 2})(self._actor)  # type: ignore[call-overload]
         self.handles = [
@@ -200,9 +202,9 @@ class Actors:
             ).remote(rank, self._settings, self._shards, self._logs / f"worker-{rank}.log")
             for rank in range(self.world)
         ]
-        self.who = self.call("introduce", timeout_s=self._cfg.start_timeout_s)
+        self.infos = self.call("info", timeout_s=self._cfg.start_timeout_s)
         self.nodes = self.call("node")
-        self._keepers.cover(self.nodes)
+        self._guardians.cover(self.nodes)
         self._listen()
         if self._cfg.shared_storage:
             check_shared(self.call, self.world, self._logs, self.name)
@@ -211,7 +213,7 @@ class Actors:
         self.call("start", host, port, timeout_s=self._cfg.start_timeout_s)
 
     def kill_all(self) -> None:
-        """End every worker's process, now."""
+        """Kill every worker's process immediately."""
         self._listening.set()
         if self._thread is not None:
             self._thread.join()
@@ -220,30 +222,30 @@ class Actors:
         self.handles = []
 
     def close(self) -> None:
-        """Let the workers end in good order, those that can; the others are killed."""
+        """Let the workers shut down cleanly, if they can; kill the others."""
         if self.handles and not self._lost:
             with contextlib.suppress(WorkerLost, UserError):
                 self.call("clear_kept")
                 self.call("close", timeout_s=_CLOSE_S)
         self.kill_all()
-        self._keepers.sweep()
+        self._guardians.clean_up()
 
     def _kill(self, rank: int) -> None:
         with contextlib.suppress(RayError, ValueError):
             ray.kill(self.handles[rank], no_restart=True)
-        if rank < len(self.who):
+        if rank < len(self.infos):
             self._kill_process(rank)
 
     def _kill_process(self, rank: int) -> None:
-        """SIGKILL: Ray's own kill asks a process to end, which one that hangs cannot."""
-        who = self.who[rank]
-        if who.host == socket.gethostname():
-            _kill_here(who.pid)
+        """SIGKILL: Ray's own kill asks a process to exit, which a hanging one cannot."""
+        info = self.infos[rank]
+        if info.host == socket.gethostname():
+            _kill_here(info.pid)
             return
         where = NodeAffinitySchedulingStrategy(self.nodes[rank], soft=False)
         kill: Any = ray.remote(_kill_here)
         with contextlib.suppress(RayError):
-            ray.get(kill.options(num_cpus=0, scheduling_strategy=where).remote(who.pid), timeout=10)
+            ray.get(kill.options(num_cpus=0, scheduling_strategy=where).remote(info.pid), timeout=10)
 
     # ---- calls ----------------------------------------------------------------------------------------------
 
@@ -255,9 +257,9 @@ class Actors:
         only: Sequence[int] | None = None,
         timeout_s: float = math.inf,
     ) -> list[Any]:
-        """The method's results by rank. ``per_rank``: arguments of each rank, in place of the same for all.
+        """The method's results by rank. ``per_rank``: arguments for each rank, instead of the same for all.
 
-        Raises WorkerLost where a worker is lost by then, RunError after ``timeout_s``, and what a worker raised.
+        Raises WorkerLost if a worker is lost by then, RunError after ``timeout_s``, and what a worker raised.
         """
         ranks = range(self.world) if only is None else only
         if self._lost:
@@ -275,14 +277,14 @@ class Actors:
                 results[rank] = self.result(rank, ref)
             if refs and time.monotonic() > deadline:
                 slow = ", ".join(map(self.name, refs.values()))
-                do = f"look at {self._logs}/worker-*.log"
+                do = f"check {self._logs}/worker-*.log"
                 raise RunError(
-                    explain(f"cluster: {method}", f"no answer from {slow}", f"one within {timeout_s:g} s", do)
+                    explain(f"cluster: {method}", f"no response from {slow}", f"one within {timeout_s:g} s", do)
                 )
         return [results[rank] for rank in ranks]
 
     def result(self, rank: int, ref: Any) -> Any:
-        """An answer that is there. Raises WorkerLost where the worker is lost instead, and what it raised."""
+        """A result that has arrived. Raises WorkerLost if the worker is lost instead, and what it raised."""
         try:
             return ray.get(ref)
         except RayTaskError as error:
@@ -290,21 +292,21 @@ class Actors:
             if isinstance(cause, UserError):
                 raise cause from None
             self._wait_for_a_death()
-            if self._lost:  # its peer died in the middle of a collective call: no fault of this one
+            if self._lost:  # its peer died during a collective call: not this worker's fault
                 raise WorkerLost("; ".join(self._lost.values())) from None
             raise
         except RayActorError:
             raise WorkerLost(self.lose(rank)) from None
 
     def lose(self, rank: int) -> str:
-        """Note that a worker is lost; returns what happened to it."""
+        """Record that a worker is lost; returns what happened to it."""
         if rank not in self._lost:
             self._lost[rank] = f"{self.name(rank)} died in phase {self.phase!r} (its output: {self.log(rank)})"
         return self._lost[rank]
 
     @property
     def phase(self) -> str:
-        """What the workers are at, or were last: all of them do the same."""
+        """The workers' current or last phase: all of them do the same."""
         return _PHASES.get(self.doing, self.doing)
 
     @property
@@ -312,21 +314,21 @@ class Actors:
         return dict(self._lost)
 
     def name(self, rank: int) -> str:
-        who = self.who[rank] if rank < len(self.who) else None
-        return f"worker {rank}" + (f" (process {who.pid} on {who.host})" if who else "")
+        info = self.infos[rank] if rank < len(self.infos) else None
+        return f"worker {rank}" + (f" (process {info.pid} on {info.host})" if info else "")
 
     def log(self, rank: int) -> Path:
         return self._logs / f"worker-{rank}.log"
 
     def describe(self) -> list[dict[str, Any]]:
-        """See ``workers.protocol.Workers``; as of each worker's last sign of life."""
-        pulses, unknown = dict(self._pulses), Pulse(phase="start", silent_s=0.0)
-        rows = [asdict(who) | asdict(pulses.get(who.rank, unknown)) for who in self.who]
+        """See ``workers.protocol.Workers``; as of each worker's last heartbeat."""
+        heartbeats, unknown = dict(self._heartbeats), Heartbeat(phase="start", silent_s=0.0)
+        rows = [asdict(info) | asdict(heartbeats.get(info.rank, unknown)) for info in self.infos]
         return [row | {"phase": "lost"} if row["rank"] in self._lost else row for row in rows]
 
     def wait(self, refs: Sequence[Any], deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Any]:
-        """Those of ``refs`` that are there ``gather_s`` after the first one of them, none where ``deadline``
-        (monotonic) passes before; beats meanwhile."""
+        """Those of ``refs`` that are ready ``gather_s`` after the first one; none if ``deadline`` (monotonic) passes
+        before that. Beats in the meantime."""
         while time.monotonic() <= deadline:
             ready, _ = ray.wait(list(refs), num_returns=1, timeout=_POLL_S)
             self._beat()
@@ -337,7 +339,7 @@ class Actors:
         return []
 
     def kill(self, rank: int, reason: str) -> None:
-        """End a worker that does not do what it must; it counts as lost."""
+        """Kill a worker that does not do what it must; it counts as lost."""
         self._lost.setdefault(rank, reason)
         self._kill(rank)
 
@@ -353,15 +355,15 @@ class Actors:
                     continue
             time.sleep(0.2)
 
-    # ---- signs of life --------------------------------------------------------------------------------------
+    # ---- heartbeats -----------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
         self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._hear, args=(self._listening,), name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._receive, args=(self._listening,), name="heartbeats", daemon=True)
         self._thread.start()
 
-    def _hear(self, ended: threading.Event) -> None:
-        """Until told to end: ask all for a pulse; kill whoever gave none for ``hang_s``."""
+    def _receive(self, ended: threading.Event) -> None:
+        """Until ``ended`` is set: request heartbeats from all; kill workers that sent none for ``hang_s``."""
         handles = list(self.handles)
         heard_s = [time.monotonic()] * len(handles)
         asked: dict[int, Any] = {}
@@ -371,15 +373,15 @@ class Actors:
                     continue
                 ref = asked.pop(rank, None) or handle.ping.remote()
                 try:
-                    self._pulses[rank] = ray.get(ref, timeout=0.2)
+                    self._heartbeats[rank] = ray.get(ref, timeout=0.2)
                     heard_s[rank] = time.monotonic()
                 except GetTimeoutError:
                     asked[rank] = ref
                 except RayError:
-                    continue  # it is dead: the call that waits for it says so
+                    continue  # it is dead: the call that waits for it reports that
                 silent_s = time.monotonic() - heard_s[rank]
                 if silent_s > self._cfg.hang_s and not ended.is_set():
-                    reason = f"{self.name(rank)} gave no sign of life for {silent_s:.0f} s in phase {self.phase!r} "
+                    reason = f"{self.name(rank)} sent no heartbeat for {silent_s:.0f} s in phase {self.phase!r} "
                     self.kill(rank, f"{reason}(cluster.hang_s={self._cfg.hang_s:g}) and was killed")
 
 
@@ -388,11 +390,11 @@ def _kill_here(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def open_cluster(settings: WorkerSettings, *, sweep: Sequence[Path]) -> RayCluster:
-    """Connect to Ray, or start a private one, and reserve the room for the workers. ``sweep``: see RayCluster."""
+def open_cluster(settings: WorkerSettings, *, temporary: Sequence[Path]) -> RayCluster:
+    """Connect to Ray, or start a private one, and reserve resources for the workers. ``temporary``: see RayCluster."""
     cfg = settings.cfg
     assert cfg.cluster.cpus_per_worker is not None, "resolved"
     engines = EngineMap.of(cfg)
     return RayCluster(
-        cfg.cluster, engines, cpus=cfg.cluster.cpus_per_worker, gpus=int(cfg.device != "cpu"), sweep=sweep
+        cfg.cluster, engines, cpus=cfg.cluster.cpus_per_worker, gpus=int(cfg.device != "cpu"), temporary=temporary
     )

@@ -1,8 +1,8 @@
-"""Removal of what a run leaves outside its processes, when its controller ends, however that comes.
+"""Removes what a run leaves outside its processes when its controller ends, in whatever way.
 
-On the controller's machine a shell waits for the end of a pipe that the controller holds. On every other machine with
-workers an actor of the controller holds such a pipe: Ray ends the actor with its owner. Workers cannot be trusted with
-it, since what they leave outside is there for the case that they die. Called by ``workers.cluster.actors``.
+On the controller's machine, a shell waits for the end of a pipe that the controller holds. On every other machine with
+workers, an actor of the controller holds such a pipe: Ray ends the actor with its owner. Workers cannot be trusted with
+this, since what they leave outside exists for the case that they die. Called by ``workers.cluster.actors``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlpost.errors import RunError, explain
 
-# The inner shell is no child of this process: Ray ends a process's children with it. A worker that outlives a killed
-# controller for a moment may write again, hence three times. Some processes of a private Ray whose controller was
-# killed stay for a minute or more (its agents try to reach it); they are known by what they have open in its folder.
+# The inner shell is not a child of this process: Ray kills a process's children with it. A worker that briefly outlives
+# a killed controller may write again, so this removes three times. Some processes of a private Ray whose controller was
+# killed linger for a minute or more (its agents try to reach it); they are identified by their open files in its
+# folder.
 _WAIT_AND_REMOVE = """
 exec 3<&0
 {
@@ -43,11 +44,11 @@ exec 3<&0
 _READY_S = 60.0
 
 
-class Sweeper:
-    """Removes folders when :meth:`sweep` is called or this process ends, also where it is killed."""
+class Cleaner:
+    """Removes folders when :meth:`clean_up` is called or this process ends, even if it is killed."""
 
     def __init__(self, folders: Sequence[Path], *, private: Path | None = None) -> None:
-        """``private``: one more folder; where this process is killed, whoever has a file open in it is killed, too."""
+        """``private``: one more folder; if this process is killed, processes with files open in it are killed, too."""
         command = ["sh", "-c", _WAIT_AND_REMOVE, "sh", *map(str, [*folders, *filter(None, [private])])]
         self._shell = subprocess.Popen(
             command,
@@ -58,7 +59,7 @@ class Sweeper:
             env={**os.environ, "PRIVATE": str(private or "")},
         )
 
-    def sweep(self) -> None:
+    def clean_up(self) -> None:
         """Returns when the folders are gone."""
         assert self._shell.stdin is not None and self._shell.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -68,17 +69,17 @@ class Sweeper:
         self._shell.wait()
 
 
-class Keepers:
-    """A :class:`Sweeper` on each machine but the controller's that has workers."""
+class Guardians:
+    """A :class:`Cleaner` on each machine that has workers, except the controller's."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = list(folders)
         self._of_node: dict[str, Any] = {}
 
     def cover(self, nodes: Iterable[str]) -> None:
-        """Have one on each of these nodes (Ray's ids). Raises RunError where a node takes none."""
+        """Start one on each of these nodes (Ray's ids). Raises RunError if that fails on a node."""
         here = ray.get_runtime_context().get_node_id()
-        remote: Any = ray.remote(num_cpus=0, max_restarts=0)(Sweeper)
+        remote: Any = ray.remote(num_cpus=0, max_restarts=0)(Cleaner)
         new = {
             node: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
                 self._folders
@@ -87,15 +88,15 @@ class Keepers:
         }
         self._of_node |= new
         try:
-            ray.get([keeper.__ray_ready__.remote() for keeper in new.values()], timeout=_READY_S)
+            ray.get([guardian.__ray_ready__.remote() for guardian in new.values()], timeout=_READY_S)
         except RayError as error:
-            do = "look at the machine (`ray status`); the same command resumes"
+            do = "check the machine (`ray status`), then run the same command to resume"
             got = f"none within {_READY_S:g} s on one of {sorted(new)} ({type(error).__name__})"
-            raise RunError(explain("cluster: a process that cleans up", got, "one on each machine", do)) from error
+            raise RunError(explain("cluster: cleanup process", got, "one on each machine", do)) from error
 
-    def sweep(self) -> None:
-        for keeper in self._of_node.values():
+    def clean_up(self) -> None:
+        for guardian in self._of_node.values():
             with contextlib.suppress(RayError):  # its machine is gone
-                ray.get(keeper.sweep.remote(), timeout=_READY_S)
-                ray.kill(keeper)
+                ray.get(guardian.clean_up.remote(), timeout=_READY_S)
+                ray.kill(guardian)
         self._of_node.clear()

@@ -1,8 +1,8 @@
-"""Files between the controller's disk and workers that share no storage with it, in bounded pieces through Ray.
+"""Transfers files between the controller's disk and workers without shared storage, in bounded pieces through Ray.
 
-A checkpoint is written by every rank on its own machine and gathered in the run's folder; at a resume each rank gets
-back what it needs. Also the question whether there is shared storage at all. The first functions run where the files
-are, as methods of a worker; the rest is the controller's. Ray is not imported here.
+Every rank writes its part of a checkpoint on its own machine, and the parts are gathered in the run's folder; on resume
+each rank gets back what it needs. Also checks whether there is shared storage at all. The first functions run where the
+files are, as methods of a worker; the rest run on the controller. Ray is not imported here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlpost.errors import RunError, explain
 from rlpost.train.checkpoint_layout import rank_of_file
 from rlpost.workers.cluster.shards import WRITTEN
 
-PIECE_BYTES = 32 << 20  # of a file, at a time in Ray's object store
+PIECE_BYTES = 32 << 20  # of a file, held in Ray's object store at a time
 
 Call = Callable[..., list[Any]]  # Actors.call
 
@@ -26,7 +26,7 @@ Call = Callable[..., list[Any]]  # Actors.call
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Bytes of each file below ``folder``, by its path in it; nothing where there is no such folder."""
+    """Bytes of each file below ``folder``, by its relative path; empty if there is no such folder."""
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -37,7 +37,7 @@ def read_piece(file: Path, offset: int, size: int) -> bytes:
 
 
 def write_piece(file: Path, offset: int, piece: bytes) -> None:
-    """Pieces of a file come in order; the first begins it anew."""
+    """Pieces of a file come in order; the first one starts the file over."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "r+b" if offset else "wb") as opened:
         opened.seek(offset)
@@ -49,7 +49,7 @@ def remove_files(folder: Path) -> None:
 
 
 def answer_probe(folder: Path, token: str, rank: int) -> bool:
-    """Whether the controller's probe is seen here; if so a file of this rank's own is left beside it."""
+    """Whether the controller's probe is visible here; if so, leave this rank's own file beside it."""
     if not (folder / _probe(token)).exists():
         return False
     (folder / _probe(token, rank)).touch()
@@ -64,9 +64,9 @@ def _probe(token: str, rank: int | None = None) -> str:
 
 
 def check_shared(call: Call, world: int, run_dir: Path, name: Callable[[int], str]) -> None:
-    """Raises RunError where a worker's machine and this one do not see each other's files in the run's folder.
+    """Raises RunError if a worker's machine and this one do not see each other's files in the run's folder.
 
-    Names are new each time: a network file system may remember for seconds that a name was not there.
+    Names are new each time: a network file system may remember for seconds that a name did not exist.
     """
     token = secrets.token_hex(8)
     probe = run_dir / _probe(token)
@@ -79,13 +79,13 @@ def check_shared(call: Call, world: int, run_dir: Path, name: Callable[[int], st
             file.unlink(missing_ok=True)
     apart = [name(rank) for rank in range(world) if not (seen[rank] and answered[rank])]
     if apart:
-        do = "put runs_dir on storage that all machines see, or set cluster.shared_storage=false"
-        got = f"{run_dir} is another folder for {', '.join(apart)}"
+        do = "put runs_dir on storage that all machines share, or set cluster.shared_storage=false"
+        got = f"{run_dir} is a different folder for {', '.join(apart)}"
         raise RunError(explain("cluster.shared_storage=true", got, "one folder for all machines", do))
 
 
 def copy_common(call: Call, folders: Sequence[Path], machines: Sequence[str]) -> None:
-    """What rank 0 wrote for all into the folder of a rank on each machine but its own.
+    """Copy what rank 0 wrote for all ranks into the folder of one rank on each other machine.
 
     folders: of a trainer's state, by rank; ranks on one machine share one. machines: each rank's.
     """
@@ -114,7 +114,7 @@ class Courier:
     Args:
         call: calls a method of every worker; see ``cluster.actors.Actors.call``.
         world: number of workers.
-        scratch: folder on each worker's machine, in which every rank has one of its own.
+        scratch: folder on each worker's machine, with a subfolder for every rank.
         piece_bytes: of a file, at a time.
     """
 
@@ -129,7 +129,7 @@ class Courier:
         self._call("remove_files", per_rank=[(folder,) for folder in self.folders()])
 
     def fetch(self, folder: Path) -> None:
-        """What all ranks have in their scratch folders, into ``folder`` here; theirs are empty then."""
+        """Move the contents of all ranks' scratch folders into ``folder`` here."""
         folder.mkdir(parents=True, exist_ok=True)
         listings: list[Mapping[str, int]] = self._call("list_files", per_rank=[(f,) for f in self.folders()])
         for rank, (source, listing) in enumerate(zip(self.folders(), listings, strict=True)):
@@ -141,7 +141,7 @@ class Courier:
         self.clear()
 
     def bring(self, folder: Path) -> None:
-        """What each rank needs of ``folder`` here, into its scratch folder."""
+        """Copy what each rank needs from ``folder`` here into its scratch folder."""
         self.clear()
         for name, size in list_files(folder).items():
             owner = rank_of_file(name)

@@ -1,9 +1,9 @@
-"""Python's search for reference cycles, kept out of the time in which rollouts are generated.
+"""Keeps Python's search for reference cycles out of the time in which rollouts are generated.
 
-The controller of a cluster holds millions of objects while samples are generated, and none of its own are part of a
-cycle: they are freed when the last reference goes. Looking for cycles among them took a tenth to two fifths of its CPU
-time. Others do leave cycles (libraries, reward functions called in the process, exceptions), so everything is searched
-from time to time, between two rollouts.
+A cluster's controller holds millions of objects while samples are generated, and none of its own are part of a cycle:
+they are freed when the last reference goes away. Searching them for cycles took between a tenth and two fifths of its
+CPU time. Other code does leave cycles (libraries, reward functions called in this process, exceptions), so everything
+is searched from time to time, between two rollouts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SHARE = 1 / 1000  # of the time that passes, at most, goes into searching everything
+SHARE = 1 / 1000  # of the elapsed time, at most, is spent on full searches
 
 
 class CycleSearch:
-    """Owned by whoever says when rollouts are generated; acts on the whole process.
+    """Owned by the object that decides when rollouts are generated; acts on the whole process.
 
     Args:
         now: seconds, monotonic.
@@ -26,11 +26,11 @@ class CycleSearch:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self.spent_s = 0.0  # on searches, so far
-        self._due_s = now()  # the first turn ends with a search: its time is not known before
+        self._due_s = now()  # the first turn ends with a search: its duration is not known before
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """No search in it. What is alive at its end is not looked at again before everything is."""
+        """No search inside the context. Objects alive at its end are not searched again before the next full search."""
         was_enabled = gc.isenabled()
         gc.disable()
         try:
@@ -43,7 +43,7 @@ class CycleSearch:
         gc.freeze()
 
     def search(self) -> float:
-        """Look at everything now; returns the seconds it took."""
+        """Search everything now; returns the seconds it took."""
         started = time.perf_counter()
         gc.unfreeze()
         gc.collect()

@@ -1,7 +1,8 @@
 """All trainer ranks as one trainer: rows are spread over the ranks, results are those of the global batch.
 
-Rows carry the denominators of the whole batch, so a rank needs to know nothing of the others' rows; the ranks exchange
-gradients among themselves. Called by ``loop`` through :class:`~rlpost.workers.cluster.workers.ClusterWorkers`.
+Rows carry the denominators of the whole batch, so a rank needs to know nothing about the others' rows; the ranks
+exchange gradients among themselves. Called by ``run`` through
+:class:`~rlpost.workers.cluster.workers.ClusterWorkers`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class TrainerGroup:
 
     Args:
         call: calls a method of every worker; see ``workers.cluster.actors.Actors.call``.
-        hidden_size: of the model; 0 leaves attention out of a row's cost.
-        courier: carries files where ranks share no storage with this process; None where they do.
+        hidden_size: of the model; 0 excludes attention from a row's cost.
+        courier: carries files if ranks share no storage with this process; None if they do.
     """
 
     def __init__(self, call: Call, *, world: int, hidden_size: int, courier: Courier | None = None) -> None:
@@ -75,13 +76,13 @@ class TrainerGroup:
         self._courier.fetch(folder)
 
     def close(self) -> None:
-        """The workers end their ranks themselves."""
+        """The workers close their ranks themselves."""
 
 
 def row_cost(row: PackedRow, hidden_size: int) -> float:
-    """Work of a row in tokens: n for a sequence of n tokens, and its attention, which grows with n squared.
+    """Work of a row in tokens: n for a sequence of n tokens, plus its attention, which grows with n squared.
 
-    A layer's matrices take about 24 h^2 operations a token (h: hidden size), causal attention over n tokens 2 n h on
+    A layer's matrices take about 24 h^2 operations per token (h: hidden size), causal attention over n tokens 2 n h on
     average; their ratio is n / (12 h).
     """
     lengths = np.bincount(row.sequence_ids[row.sequence_ids >= 0])

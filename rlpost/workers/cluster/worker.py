@@ -1,9 +1,9 @@
-"""One worker's process: an engine and a trainer rank that share a device, as methods that a controller calls from afar.
+"""One worker's process: an engine and a trainer rank that share a device, as methods that a controller calls remotely.
 
-Builds the same parts as a run on one device (``workers.local.start_worker``) and owns what is particular to being
-remote: the phase and its progress, the order to halt, and the trainer's state left outside the process. Calls are made
-one at a time, except :meth:`ping` and :meth:`halt`, which are answered while another is under way. Ray is not imported
-here; ``workers.cluster.actors`` makes an actor of this class.
+Builds the same parts as a run on one device (``workers.local.start_worker``) and owns what is specific to being remote:
+the phase and its progress, the order to halt, and the trainer's state kept outside the process. Calls are made one at a
+time, except :meth:`ping` and :meth:`halt`, which are handled while another one runs. Ray is not imported here;
+``workers.cluster.actors`` makes an actor of this class.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlpost.engine.replicas import Exchange, ReplicaLoop, Report
 from rlpost.train.protocol import Objective, UpdateResult
 from rlpost.types import PackedRow, TrainBatch
 from rlpost.workers.cluster import files
-from rlpost.workers.cluster.shards import KeptShards, clear_lives
+from rlpost.workers.cluster.shards import KeptShards, clear_attempts
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.local import Worker, start_worker
 from rlpost.workers.protocol import WorkerSettings
@@ -33,8 +33,8 @@ from rlpost.workers.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Introduction:
-    """Who a worker is; for messages, and for a signal that must reach it."""
+class WorkerInfo:
+    """Identifies a worker; for messages, and for signals that must reach it."""
 
     rank: int
     host: str
@@ -42,11 +42,11 @@ class Introduction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pulse:
-    """A sign of life."""
+class Heartbeat:
+    """What a worker reports when pinged."""
 
     phase: str
-    silent_s: float  # since the phase last made progress; 0 when nothing is asked of the worker
+    silent_s: float  # since the phase last made progress; 0 while the worker has nothing to do
 
 
 class ClusterWorker:
@@ -55,8 +55,8 @@ class ClusterWorker:
     Args:
         rank: of the trainer; the worker's number.
         settings: what every worker of the run is built from.
-        kept: where this rank leaves its state outside the process.
-        log: file that takes what this process prints, if its folder can be seen from here.
+        kept: where this rank keeps its state outside the process.
+        log: file for this process's output, if its folder is visible from here.
     """
 
     def __init__(self, rank: int, settings: WorkerSettings, kept: KeptShards, log: Path) -> None:
@@ -64,13 +64,13 @@ class ClusterWorker:
         if log.parent.is_dir():
             _print_to(log)
         self.rank, self.world, self._settings, self._kept = rank, cfg.cluster.num_workers, settings, kept
-        self._halted = self._stopped = 0  # numbers of the last order to halt, and of the last stop made
+        self._halted = self._stopped = 0  # numbers of the last order to halt, and of the last stop carried out
         self._watchdog = Watchdog(cfg.watchdog_s)
         self._watchdog.rest()
         self._store: Any = None
         self._worker: Worker
         self._replica: ReplicaLoop
-        self._lockstep: LockstepEngine | None = None  # where an engine spans workers
+        self._lockstep: LockstepEngine | None = None  # if an engine spans workers
         assert cfg.threads is not None, "resolved"
         write_environment(
             device=cfg.device, threads=cfg.threads, vocab_size=settings.vocab_size, rank=rank, world=self.world
@@ -78,11 +78,11 @@ class ClusterWorker:
 
     # ---- start and end --------------------------------------------------------------------------------------
 
-    def introduce(self) -> Introduction:
-        return Introduction(rank=self.rank, host=socket.gethostname(), pid=os.getpid())
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(rank=self.rank, host=socket.gethostname(), pid=os.getpid())
 
     def open_store(self, host: str) -> int:
-        """The meeting point of all ranks, on a free port of this machine, which is returned."""
+        """Open the store where all ranks meet, on a free port of this machine; returns the port."""
         from torch.distributed import TCPStore
 
         timeout = timedelta(seconds=self._settings.cfg.cluster.start_timeout_s)
@@ -90,7 +90,7 @@ class ClusterWorker:
         return int(self._store.port)
 
     def start(self, host: str, port: int) -> None:
-        """Trainer and engine; returns when all ranks have met."""
+        """Start trainer and engine; returns when all ranks have joined."""
         with self._phase("start"):
             from torch.distributed import TCPStore
 
@@ -108,15 +108,15 @@ class ClusterWorker:
             self._worker.close()
             self._watchdog.close()
 
-    # ---- signs of life, answered at any time ----------------------------------------------------------------
+    # ---- heartbeats, handled at any time --------------------------------------------------------------------
 
-    def ping(self) -> Pulse:
-        return Pulse(phase=self._watchdog.phase, silent_s=self._watchdog.silent_s)
+    def ping(self) -> Heartbeat:
+        return Heartbeat(phase=self._watchdog.phase, silent_s=self._watchdog.silent_s)
 
     def halt(self, number: int) -> None:
-        """End the exchange under way, and those that wait, at once: the :meth:`stop` of this number is next.
+        """End the running exchange and the waiting ones at once: the :meth:`stop` of this number follows.
 
-        It may arrive after that stop, as calls beside one another do; then there is nothing to end.
+        It may arrive after that stop, since the calls run concurrently; then there is nothing to end.
         """
         self._halted = max(self._halted, number)
 
@@ -133,16 +133,16 @@ class ClusterWorker:
             return report
 
     def follow(self) -> None:
-        """What the leader of this worker's engine does in one exchange, or in one stop."""
+        """Do what the leader of this worker's engine does in one exchange, or in one stop."""
         assert self._lockstep is not None, "this worker's engine has no other members"
         with self._phase("generate"):
             self._lockstep.follow(self._watchdog.beat)
 
-    # ---- whose turn -----------------------------------------------------------------------------------------
+    # ---- sharing the device ---------------------------------------------------------------------------------
 
     def begin_training(self) -> None:
         with self._phase("update"), self._worker.device.training():
-            pass  # the turn lasts until the next publication
+            pass  # the trainer keeps the device until the next publication
 
     def publish(self, policy_version: int) -> Publication:
         with self._phase("publish"):
@@ -199,7 +199,7 @@ class ClusterWorker:
         with self._phase("load"):
             self._worker.trainer.load(self._kept.folder(step))
 
-    # ---- files, where this machine shares no storage with the controller's --------------------------------------
+    # ---- files, if this machine shares no storage with the controller's ----------------------------------------
 
     def answer_probe(self, folder: Path, token: str) -> bool:
         return files.answer_probe(folder, token, self.rank)
@@ -213,8 +213,8 @@ class ClusterWorker:
     def write_piece(self, file: Path, offset: int, piece: bytes) -> None:
         files.write_piece(file, offset, piece)
 
-    def clear_lives(self, folder: Path) -> None:
-        clear_lives(folder)
+    def clear_attempts(self, folder: Path) -> None:
+        clear_attempts(folder)
 
     def remove_files(self, folder: Path) -> None:
         files.remove_files(folder)
@@ -240,7 +240,7 @@ class ClusterWorker:
 
 
 def _print_to(log: Path) -> None:
-    """Standard output and error of this process, its libraries' too, go to a file of their own."""
+    """Redirect this process's standard output and error, including its libraries', to a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()

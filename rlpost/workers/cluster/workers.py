@@ -1,8 +1,8 @@
-"""A run's workers on Ray, behind what the loop knows: one engine, one trainer, one device whose turn it is.
+"""A run's workers on Ray, behind the interface the run knows: one engine, one trainer, one shared device.
 
-Joins the actors with ``engine.replicas`` (generation) and ``workers.cluster.trainer_group`` (updates). A worker that is
-lost takes its ZeRO shard and the process group along, so all ranks are rebuilt in fresh processes and load the state
-that the old ones had left outside. ``workers.recovery`` decides when.
+Joins the actors with ``engine.replicas`` (generation) and ``workers.cluster.trainer_group`` (updates). A lost worker
+takes its ZeRO shard and the process group with it, so all ranks are rebuilt in fresh processes and load the state that
+the old ones kept outside. ``workers.recovery`` decides when.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rlpost.errors import ShardsLost, WorkerLost
 from rlpost.workers.cluster.actors import Actors, RayCluster, open_cluster
 from rlpost.workers.cluster.files import Courier, copy_common
 from rlpost.workers.cluster.gc_pause import CycleSearch
-from rlpost.workers.cluster.shards import PREFIX, life_folder
+from rlpost.workers.cluster.shards import PREFIX, attempt_dir
 from rlpost.workers.cluster.trainer_group import TrainerGroup
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.protocol import WorkerSettings
 from rlpost.workers.publication import Publication
 
 SCRATCH = "rlpost-scratch"
-LOGS = "workers"  # folder of the run directory with what the workers print
+LOGS = "workers"  # folder of the run directory with the workers' output
 
 
 class ClusterWorkers:
@@ -43,7 +43,7 @@ class ClusterWorkers:
         scratch: Path,
         say: Callable[[str], None],
     ) -> None:
-        """``scratch``: folder on each worker's machine, for files where no storage is shared."""
+        """``scratch``: folder on each worker's machine, for files if no storage is shared."""
         self._cluster, self._actors, self._settings, self._say = cluster, actors, settings, say
         self._scratch = scratch
         shared = settings.cfg.cluster.shared_storage
@@ -54,18 +54,18 @@ class ClusterWorkers:
             courier=None if shared else Courier(actors.call, world=actors.world, scratch=scratch),
         )
         self._keeps = settings.cfg.cluster.keep_shards
-        self._kept: int | None = None  # the newest step whose state all workers left outside
+        self._kept: int | None = None  # the newest step whose state all workers have kept outside
         self.device: ClusterDevice
         self.engine: ReplicaEngine
 
     def start(self) -> None:
-        """Raises WorkerLost where workers are lost in it more often than ``cluster.max_recoveries`` says."""
+        """Raises WorkerLost if workers are lost during the start more often than ``cluster.max_recoveries``."""
         cluster = self._settings.cfg.cluster
         for left in reversed(range(cluster.max_recoveries + 1)):
             try:
                 self._actors.start()
                 self._actors.call("clear_kept")
-                self._actors.call("clear_lives", self._scratch)
+                self._actors.call("clear_attempts", self._scratch)
                 can_keep = all(self._actors.call("can_keep"))
                 break
             except WorkerLost as lost:
@@ -75,7 +75,7 @@ class ClusterWorkers:
                 self._actors.kill_all()
         if self._keeps and not can_keep:
             self._say(
-                f"{cluster.shards_dir} has no room for the trainer's state (cluster.keep_shards): a lost worker will "
+                f"{cluster.shards_dir} has no room for the trainer's state (cluster.keep_shards): losing a worker will "
                 "send the run back to its last checkpoint"
             )
             self._keeps = False
@@ -89,13 +89,13 @@ class ClusterWorkers:
             return
         self._actors.call("keep", step)
         self._kept = step
-        with suppress(WorkerLost):  # the step is safe, which is what was asked; the loss is in losses()
+        with suppress(WorkerLost):  # the step is already kept, as requested; the loss is in losses()
             self._actors.call("drop_kept", step)
 
     def recover(self, step: int) -> None:
         turn = self.device.turn
         self._actors.kill_all()
-        gone = f"the trainer's state after step {step} is gone with the lost workers"
+        gone = f"the trainer's state after step {step} was lost with the workers"
         if self._kept != step:
             raise ShardsLost(gone)
         self._actors.start()
@@ -103,7 +103,7 @@ class ClusterWorkers:
             raise ShardsLost(gone)
         copy_common(self._actors.call, self._actors.call("kept_folder", step), self._actors.nodes)
         self._actors.call("load_kept", step)
-        self._renew()  # last: where workers are lost before, the turn is still known
+        self._renew()  # last: if workers are lost before, it is still known who has the device
         if turn == "trainer":
             with self.device.training():
                 pass
@@ -116,7 +116,7 @@ class ClusterWorkers:
         self._cluster.close()
 
     def _renew(self) -> None:
-        """What holds state of the workers' processes."""
+        """Recreate the objects that hold state of the workers' processes."""
         cfg = self._settings.cfg
         slots, timeout_s = cfg.engine.max_slots, cfg.cluster.abort_timeout_s
         transport = RayReplicas(
@@ -131,7 +131,7 @@ class ClusterWorkers:
 
 
 class ClusterDevice:
-    """All workers take their turns together; see ``workers.colocation.SharedDevice``, of which each worker has one."""
+    """All workers take their turns together; each worker has its own device (``workers.colocation``)."""
 
     def __init__(self, actors: Actors, engine: ReplicaEngine) -> None:
         self._actors, self._engine = actors, engine
@@ -153,7 +153,7 @@ class ClusterDevice:
         yield
 
     def publish_weights(self, policy_version: int) -> Publication:
-        """Every rank publishes to the engine beside it. The parts' times are the slowest worker's."""
+        """Every rank publishes to the engine beside it. The parts' times are those of the slowest worker."""
         started = time.perf_counter()
         publications: list[Publication] = self._actors.call("publish", policy_version)
         self.turn = "engine"
@@ -167,8 +167,8 @@ class ClusterDevice:
 class RayReplicas:
     """The transport of ``engine.replicas`` over actors: every engine is a replica.
 
-    An engine's leader takes the exchange and answers; its other members are told to follow, call by call. An engine
-    that loses a member is lost, and what is left of it is ended at once: it may wait for the others for ever.
+    An engine's leader takes the exchange and replies; its other members are told to follow, call by call. An engine
+    that loses a member is lost, and its remaining members are killed at once: they might wait for the others forever.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class RayReplicas:
         self._actors, self._engines = actors, engines
         self._gather_s = gather_s(engines.num_engines, exchange_s)
         self.slots: Sequence[int] = [slots] * engines.num_engines
-        self._under_way: list[deque[Any]] = [deque() for _ in self.slots]  # the leaders' answers to come, in order
+        self._under_way: list[deque[Any]] = [deque() for _ in self.slots]  # the leaders' outstanding replies, in order
         self._following: dict[Any, int] = {}  # calls to other members: rank
         self._timeout_s = abort_timeout_s
         self._num_stops = 0
@@ -192,7 +192,7 @@ class RayReplicas:
     def wait(self) -> Sequence[Report | Loss]:
         reports: list[Report | Loss] = []
         while not reports:
-            reports = self._hear(gather_s=self._gather_s)
+            reports = self._receive(gather_s=self._gather_s)
         return reports
 
     def stop(self, replicas: Sequence[int]) -> Sequence[Report | Loss]:
@@ -205,9 +205,9 @@ class RayReplicas:
         deadline = time.monotonic() + self._timeout_s
         reports: list[Report | Loss] = []
         while any(self._under_way):
-            reports += self._hear(deadline)
+            reports += self._receive(deadline)
             if time.monotonic() > deadline:
-                for n in [n for n, answers in enumerate(self._under_way) if answers]:
+                for n in [n for n, replies in enumerate(self._under_way) if replies]:
                     leader = self._engines.leader(n)
                     reason = f"{self._actors.name(leader)} did not end its requests within {self._timeout_s:g} s"
                     self._actors.kill(leader, f"{reason} (cluster.abort_timeout_s) and was killed")
@@ -221,23 +221,23 @@ class RayReplicas:
         for rank in self._engines.members(n)[1:]:
             self._following[self._actors.handles[rank].follow.remote()] = rank
 
-    def _hear(self, deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Report | Loss]:
-        """What has come in, which may be nothing but calls of members that followed to their end."""
-        heads = {answers[0]: n for n, answers in enumerate(self._under_way) if answers}
+    def _receive(self, deadline: float = math.inf, *, gather_s: float = 0.0) -> list[Report | Loss]:
+        """What has arrived; may be empty if only members' follow calls have returned."""
+        heads = {replies[0]: n for n, replies in enumerate(self._under_way) if replies}
         reports: list[Report | Loss] = []
         for ref in self._actors.wait([*heads, *self._following], deadline, gather_s=gather_s):
             n = heads[ref] if ref in heads else self._engines.engine_of(self._following[ref])
             rank = self._following.pop(ref, self._engines.leader(n))
             if ref in heads and not self._under_way[n]:
-                continue  # its engine was lost meanwhile
+                continue  # its engine was lost in the meantime
             try:
-                answer = self._actors.result(rank, ref)
+                reply = self._actors.result(rank, ref)
             except WorkerLost:
                 reports.append(self._lose(n))
                 continue
             if ref in heads:
                 self._under_way[n].popleft()
-                reports.append(answer)
+                reports.append(reply)
         return reports
 
     def _lose(self, n: int) -> Loss:
@@ -248,18 +248,18 @@ class RayReplicas:
         reason = "; ".join(self._actors.lost[rank] for rank in members if rank in self._actors.lost)
         for rank in members:
             if rank not in self._actors.lost:
-                self._actors.kill(rank, f"{self._actors.name(rank)} was ended: its engine is lost with another member")
+                self._actors.kill(rank, f"{self._actors.name(rank)} was killed: its engine lost another member")
         return Loss(replica=n, reason=reason)
 
 
 def start_cluster(
     settings: WorkerSettings, run_dir: Path, *, say: Callable[[str], None], beat: Callable[[], None]
 ) -> ClusterWorkers:
-    """Ray, the workers and their parts. Raises RunError where there is no room, or they do not start in time."""
+    """Start Ray, the workers and their parts. Raises RunError if there is no room, or they do not start in time."""
     run_dir = run_dir.absolute()
-    shards = life_folder(settings.cfg.cluster.shards_dir, PREFIX, run_dir)
-    scratch = life_folder(settings.cfg.cluster.scratch_dir, SCRATCH, run_dir)
-    cluster = open_cluster(settings, sweep=[shards, scratch])
+    shards = attempt_dir(settings.cfg.cluster.shards_dir, PREFIX, run_dir)
+    scratch = attempt_dir(settings.cfg.cluster.scratch_dir, SCRATCH, run_dir)
+    cluster = open_cluster(settings, temporary=[shards, scratch])
     try:
         actors = Actors(cluster, settings, shards=shards, scratch=scratch, logs=run_dir / LOGS, beat=beat)
         workers = ClusterWorkers(cluster, actors, settings, scratch=scratch, say=say)

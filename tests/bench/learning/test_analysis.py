@@ -35,13 +35,13 @@ def reversed_order(rows):
 def test_nothing_is_claimed_before_all_seeds_are_there():
     accuracies = {SYNC: [0.8] * 5, CORRECTED: [0.801, 0.800, 0.802, 0.801, 0.800]}
     rows = table("grpo", accuracies)
-    assert compare(rows, "grpo", CORRECTED).verdict == NO_WORSE
+    assert compare(rows, "grpo", CORRECTED).conclusion == NO_WORSE
     some = compare(rows[:-1], "grpo", CORRECTED)
-    assert some.interval.low > -2 and not some.is_complete and some.verdict == NOT_SHOWN
+    assert some.interval.low > -2 and not some.is_complete and some.conclusion == NOT_SHOWN
 
 
 @pytest.mark.parametrize(
-    "points, verdict",
+    "points, conclusion",
     [
         # 5 seeds: half width 2.7764 s / sqrt(5); s = 1 point: 1.2416
         ((-1.0, -1.0, -1.0, 0.0, 0.0), NO_WORSE),  # mean -0.6, s 0.5477, low -1.28
@@ -50,9 +50,9 @@ def test_nothing_is_claimed_before_all_seeds_are_there():
         ((-2.1, -2.1, -2.1, -2.1, -2.1), NOT_SHOWN),  # surely worse
     ],
 )
-def test_no_worse_needs_the_lower_end_above_two_points_less(points, verdict):
+def test_no_worse_needs_the_lower_end_above_two_points_less(points, conclusion):
     rows = table("grpo", {SYNC: [0.8] * 5, PLAIN: [0.8 + p / 100 for p in points]})
-    assert compare(rows, "grpo", PLAIN).verdict == verdict
+    assert compare(rows, "grpo", PLAIN).conclusion == conclusion
 
 
 def test_a_pair_that_lacks_its_other_half_is_left_out():
@@ -95,7 +95,7 @@ def test_times_of_two_machines_are_not_compared():
     rows[-1] = dataclasses.replace(rows[-1], machine="64 cores, another processor")
     assert compare(rows, "dapo", PLAIN).seeds == (0, 1, 2)
     at_time = compare(rows, "dapo", PLAIN, at="time")
-    assert at_time.seeds == (0, 1) and at_time.verdict == NOT_SHOWN
+    assert at_time.seeds == (0, 1) and at_time.conclusion == NOT_SHOWN
     assert "| 3 of 3; at equal time 2 |" in make_report(rows).text
 
 

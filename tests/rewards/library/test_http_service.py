@@ -84,7 +84,7 @@ def ask(service):
         settings = {"backoff_s": 0.01, "attempt_timeout_s": 0.5, **settings}
         spec = FunctionSpec(function="http", args={"url": service.url, **settings})
         loaded.append(LoadedFunction(spec, RewardConfig()))
-        (outcome,) = loaded[-1].judge(QUESTION, [Response(text=text, finish_reason="stop")])
+        (outcome,) = loaded[-1].score(QUESTION, [Response(text=text, finish_reason="stop")])
         return outcome
 
     yield judge
@@ -142,8 +142,8 @@ def test_what_may_pass_is_tried_again(ask, service, trouble):
     ("trouble", "detail"),
     [
         ({"status": 500}, "status 500"),
-        ({"wait_s": 5.0}, "no answer within 0.5 s"),
-        ({"body": b"<html>"}, "no verdict: '<html>'"),
+        ({"wait_s": 5.0}, "no response within 0.5 s"),
+        ({"body": b"<html>"}, "not a result: '<html>'"),
         ({"hang_up": True}, "ServerDisconnectedError"),
     ],
     ids=str,

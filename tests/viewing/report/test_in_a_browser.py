@@ -69,9 +69,9 @@ def test_500_steps_and_20000_rollouts_load_in_two_seconds(browser: Chromium, tmp
     assert seconds < LOAD_S
     assert browser.run("document.querySelectorAll('#overview .uplot').length") >= 8
     set_field(browser, "Text", "19999+1")  # a search reads every block
-    found(browser, "No answer fits these filters.")
+    found(browser, "No response matches these filters.")
     set_field(browser, "Text", "2400+1=")
-    found(browser, "8 answers found")
+    found(browser, "8 responses found")
     assert draw_everything(browser) > 40 and browser.errors == []
 
 
@@ -105,7 +105,7 @@ def test_hostile_content_is_shown_and_does_nothing(browser: Chromium, tmp_path: 
     browser.view(1440, 900)
     browser.open(page)
     draw_everything(browser)
-    answers = browser.run("[...document.querySelectorAll('#rollouts .card .answer')].map(e => e.textContent)")
+    answers = browser.run("[...document.querySelectorAll('#rollouts .card .response')].map(e => e.textContent)")
     assert answers == list(hostile.SEEN.values())
     for selector in ("h1", ".prompt", ".warnings", "#rewards h4", "#settings", ".description"):
         assert "<img src=x onerror=" in text_of(browser, selector), selector
@@ -155,20 +155,20 @@ def test_parts_of_a_step_are_means_over_its_steps(browser: Chromium, page: Path)
 def test_filters_and_colours_of_the_answers(browser: Chromium, page: Path) -> None:
     browser.view(1440, 900)
     browser.open(page)
-    found(browser, "96 answers found")
+    found(browser, "96 responses found")
     set_field(browser, "Step from", "3")
     set_field(browser, "Step to", "4")
-    found(browser, "32 answers found")
+    found(browser, "32 responses found")
     set_field(browser, "Reward from", "1")
     browser.wait_for("!document.querySelector('#rollouts [role=status]').textContent.startsWith('32')")
     rows = text_of(browser, "#rollouts .item .meta").splitlines()
     assert rows and all("reward 1" in row and ("step 3" in row or "step 4" in row) for row in rows)
     browser.run("[...document.querySelectorAll('#rollouts .filters button')].at(-1).click()")
-    found(browser, "96 answers found")
+    found(browser, "96 responses found")
     set_field(browser, "Order", "-span")
     browser.wait_for("document.querySelector('.card.chosen')?.querySelectorAll('.token').length > 5")
     browser.wait_for("document.querySelector('#rollouts .item').textContent.includes('versions')")
-    chosen = ".card.chosen .answer .token"
+    chosen = ".card.chosen .response .token"
     tints = browser.run(f"new Set([...document.querySelectorAll('{chosen}')].map(t => t.className)).size")
     assert tints >= 2
     assert "policy version" in browser.run(f"document.querySelector('{chosen}').title")
@@ -180,7 +180,7 @@ def test_filters_and_colours_of_the_answers(browser: Chromium, page: Path) -> No
 def test_the_keyboard_reaches_what_the_mouse_does(browser: Chromium, page: Path) -> None:
     browser.view(1440, 900)
     browser.open(page)
-    found(browser, "96 answers found")
+    found(browser, "96 responses found")
     browser.run("document.querySelector('#rollouts .item').focus()")
     before = text_of(browser, "#rollouts .group-view h4")
     for _ in range(4):

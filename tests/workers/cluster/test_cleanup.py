@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rlpost.workers.cluster.cleanup import Sweeper
+from rlpost.workers.cluster.cleanup import Cleaner
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -28,17 +28,17 @@ def folder_with_files(path: Path) -> Path:
 
 def test_swept_in_good_order_all_is_gone_at_once(tmp_path: Path) -> None:
     kept, private, other = (folder_with_files(tmp_path / name) for name in ("kept -1", "private", "other"))
-    sweeper = Sweeper([kept], private=private)
+    cleaner = Cleaner([kept], private=private)
     assert kept.exists()
-    sweeper.sweep()
+    cleaner.clean_up()
     assert not kept.exists() and not private.exists() and other.exists()
 
 
 def test_a_process_that_is_killed_leaves_nothing_and_nobody_in_its_private_folder(tmp_path: Path) -> None:
     kept, private = folder_with_files(tmp_path / "kept-1"), folder_with_files(tmp_path / "private")
     program = (
-        "import sys, time; from pathlib import Path; from rlpost.workers.cluster.cleanup import Sweeper\n"
-        "sweeper = Sweeper([Path(sys.argv[1])], private=Path(sys.argv[2])); print('ready', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from rlpost.workers.cluster.cleanup import Cleaner\n"
+        "cleaner = Cleaner([Path(sys.argv[1])], private=Path(sys.argv[2])); print('ready', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", program, str(kept), str(private)], stdout=subprocess.PIPE, text=True

@@ -113,7 +113,9 @@ def test_a_machine_with_another_folder_is_named_with_what_to_do(tmp_path: Path, 
     machines.at(0, run).symlink_to(run)
     if has_folder:
         machines.at(1, run).mkdir(parents=True)
-    with pytest.raises(RunError, match=r"cluster.shared_storage.*another folder for worker 1'.*shared_storage=false"):
+    with pytest.raises(
+        RunError, match=r"cluster.shared_storage.*a different folder for worker 1'.*shared_storage=false"
+    ):
         check_shared(machines, 2, run, lambda rank: f"worker {rank}")
     assert not list(run.iterdir())
     shutil.rmtree(tmp_path / "machine-0")
@@ -128,5 +130,5 @@ def test_a_machine_whose_files_are_not_seen_here_is_named(tmp_path: Path) -> Non
         copied = shutil.copytree(folder, tmp_path / "copy")
         return [files.answer_probe(folder, token, 0), files.answer_probe(copied, token, 1)]
 
-    with pytest.raises(RunError, match="another folder for 1'"):
+    with pytest.raises(RunError, match="a different folder for 1'"):
         check_shared(call, 2, run, str)

@@ -24,7 +24,7 @@ HANG_S = 2.0
 @pytest.fixture(scope="module")
 def cluster():
     cfg = config()
-    cluster = RayCluster(cfg.cluster, EngineMap.of(cfg), cpus=1, gpus=0, sweep=[])
+    cluster = RayCluster(cfg.cluster, EngineMap.of(cfg), cpus=1, gpus=0, temporary=[])
     yield cluster
     cluster.close()
 
@@ -86,13 +86,13 @@ PHASES = [  # (method that hangs, phase that is named, what the controller does)
 
 def test_a_worker_that_hangs_while_it_starts_is_named_with_its_phase(actors: Actors) -> None:
     order_to_hang(actors, "start")
-    with pytest.raises(WorkerLost, match=r"worker 1 \(process .*no sign of life for . s in phase 'start'.*was killed"):
+    with pytest.raises(WorkerLost, match=r"worker 1 \(process .*no heartbeat for . s in phase 'start'.*was killed"):
         actors.start()
-    before = [who.pid for who in actors.who]
+    before = [info.pid for info in actors.infos]
     actors.kill_all()
     actors.log(0).with_name("orders").unlink()
     actors.start()
-    assert not actors.lost and not {who.pid for who in actors.who} & {*before}, "fresh ones, by their own ids"
+    assert not actors.lost and not {info.pid for info in actors.infos} & {*before}, "fresh ones, by their own ids"
 
 
 @pytest.mark.parametrize("method, phase, act", PHASES)
@@ -101,7 +101,7 @@ def test_a_worker_that_hangs_is_named_with_its_phase(
 ) -> None:
     order_to_hang(actors, method)
     actors.start()
-    with pytest.raises(WorkerLost, match=rf"worker 1 \(process .*no sign of life for . s in phase '{phase}'"):
+    with pytest.raises(WorkerLost, match=rf"worker 1 \(process .*no heartbeat for . s in phase '{phase}'"):
         act(actors)
     assert list(actors.lost) == [1], "the one that hangs, and no other"
 

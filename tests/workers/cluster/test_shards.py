@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpost.workers.cluster.shards import PREFIX, KeptShards, life_folder
+from rlpost.workers.cluster.shards import PREFIX, KeptShards, attempt_dir
 
 
 def save(folder: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_life_has_a_folder_of_its_own_and_clears_those_of_the_run_s_earlier_on
     tmp_path: Path,
 ) -> None:
     first, second, other = (
-        life_folder(str(tmp_path), PREFIX, tmp_path / name) for name in ("x/../run", "run", "other")
+        attempt_dir(str(tmp_path), PREFIX, tmp_path / name) for name in ("x/../run", "run", "other")
     )
     assert len({first, second, other}) == 3
     for folder in (first, other):

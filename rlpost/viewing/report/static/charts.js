@@ -1,5 +1,5 @@
-// Charts: uPlot with our axes, legends that switch, tooltips, keyboard, a table of the same numbers.
-// A chart is drawn when it is first scrolled near, and again when the theme changes.
+// Charts: uPlot with our axes, clickable legends, tooltips, keyboard, a table of the same numbers.
+// A chart is drawn when it is first scrolled into view, and redrawn when the theme changes.
 
 const drawn = new Set(); // of charts on the page
 const waiting = new IntersectionObserver(
@@ -18,8 +18,8 @@ function redrawAll() {
   for (const host of drawn) host.isConnected ? host.draw() : drawn.delete(host);
 }
 
-// spec: label (what is seen, for readers without eyes), x {label, format}, y {label, format, min, max, log},
-// lines [{label, x, y, colour, width, dash, faint, low, high, bandLabel}], limit {value, text}, bars (stacked), height.
+// spec: label (a description for screen readers), x {label, format}, y {label, format, min, max, log},
+// lines [{label, x, y, color, width, dash, faint, low, high, bandLabel}], limit {value, text}, bars (stacked), height.
 function chart(spec) {
   const host = el('div', { class: 'chart' });
   const known = spec.lines.filter(line => line.y.some(value => value != null));
@@ -79,7 +79,7 @@ function tableOf(spec) {
   return details;
 }
 
-// One x for all lines: where a line has no point it is undefined (drawn through), where its value is null a gap.
+// One x for all lines: a missing point is undefined (the line is drawn through), a null value is a gap.
 function align(lines) {
   const xs = lines.every(line => line.x === lines[0].x);
   if (xs) return [lines[0].x, ...lines.map(line => line.y)];
@@ -158,11 +158,11 @@ const FONT = '11px system-ui, -apple-system, "Segoe UI", sans-serif';
 
 function axes(spec) {
   const style = {
-    stroke: colour('muted'),
+    stroke: color('muted'),
     font: FONT,
     labelFont: FONT,
     labelSize: 16,
-    grid: { stroke: colour('grid'), width: 1 },
+    grid: { stroke: color('grid'), width: 1 },
     ticks: { show: false },
   };
   const write = format => (u, splits) => splits.map(value => (value == null ? '' : format(value)));
@@ -208,15 +208,15 @@ function layers(spec) {
     line.at = [series.length];
     series.push({
       label: line.label,
-      stroke: line.colour(),
+      stroke: line.color(),
       width: line.width || (line.faint ? 1 : 2),
       dash: line.dash,
       alpha: line.faint ? 0.45 : 1,
-      points: { show: points, size: 5, fill: line.colour() },
+      points: { show: points, size: 5, fill: line.color() },
     });
     flat.push({ x: line.x, y: line.y });
     for (const [low, high] of line.bands || []) {
-      bands.push({ series: [series.length + 1, series.length], fill: alpha(line.colour(), 0.16) });
+      bands.push({ series: [series.length + 1, series.length], fill: alpha(line.color(), 0.16) });
       line.at.push(series.length, series.length + 1);
       for (const y of [low, high]) {
         series.push({ stroke: 'transparent', width: 0, points: { show: false } });
@@ -227,7 +227,7 @@ function layers(spec) {
   return { data: align(flat), series, bands };
 }
 
-// Bars on bars: each series holds the sum up to it, the tallest is drawn first.
+// Stacked bars: each series holds the cumulative sum, the tallest is drawn first.
 function stack(spec) {
   const visible = spec.lines.filter(line => !line.off);
   const xs = spec.lines[0].x,
@@ -247,8 +247,8 @@ function stack(spec) {
     .forEach(([line, values]) => {
       series.push({
         label: line.label,
-        fill: line.colour(),
-        stroke: line.colour(),
+        fill: line.color(),
+        stroke: line.color(),
         width: 0,
         points: { show: false },
         paths: uPlot.paths.bars({ size: [xs.length > 60 ? 0.9 : 0.72, 48, 1] }),
@@ -265,7 +265,7 @@ function limitLine(u, spec) {
   if (y < top || y > top + height) return;
   const c = u.ctx;
   c.save();
-  c.strokeStyle = colour('warn');
+  c.strokeStyle = color('warn');
   c.lineWidth = devicePixelRatio;
   c.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
   c.beginPath();
@@ -287,7 +287,7 @@ function drawLegend(legend, spec, u) {
       const swatch = el('span', {
         class: line.dash ? 'swatch dashed' : 'swatch',
         'aria-hidden': 'true',
-        style: { [line.dash ? 'borderColor' : 'background']: line.colour() },
+        style: { [line.dash ? 'borderColor' : 'background']: line.color() },
       });
       const text = line.bandLabel ? `${line.label} (${line.bandLabel})` : line.label;
       return el(
@@ -346,7 +346,7 @@ function tooltip(spec) {
               el(
                 'div',
                 { class: 'row' },
-                el('span', { class: 'swatch', style: { background: line.colour() } }),
+                el('span', { class: 'swatch', style: { background: line.color() } }),
                 el('span', {}, line.label),
                 el('b', {}, format(line.y[i]) + band.join('')),
               ),
@@ -359,13 +359,13 @@ function tooltip(spec) {
           rows,
         );
         box.style.display = rows.length ? 'block' : 'none';
-        place(box, u.over, left);
+        position(box, u.over, left);
       },
     },
   };
 }
 
-function place(box, over, left) {
+function position(box, over, left) {
   const flips = left + box.offsetWidth + 24 > over.clientWidth && left > box.offsetWidth;
   box.style.left = `${Math.max(0, Math.min(flips ? left - box.offsetWidth - 12 : left + 12, Math.max(0, over.clientWidth - box.offsetWidth)))}px`;
 }
@@ -380,7 +380,7 @@ function moveCursor(event, u) {
   u.setCursor({ left: u.valToPos(u.data[0][idx], 'x'), top: u.over.clientHeight / 2 });
 }
 
-// A time axis in the unit that suits its length.
+// A time axis in a suitable unit.
 function timeAxis(longest) {
   const [unit, size] = longest > 3 * 3600 ? ['h', 3600] : longest > 180 ? ['min', 60] : ['s', 1];
   const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 18000, 36000, 86400, 172800];

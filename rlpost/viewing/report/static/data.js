@@ -1,4 +1,4 @@
-// The data inside the page: compressed blocks, inflated when first looked at; and curves made of a run's columns.
+// The data in the page: compressed blocks, inflated when first viewed; and curves built from a run's columns.
 
 const inflated = new Map();
 
@@ -15,7 +15,7 @@ async function inflateNow(id) {
 
 const block = n => inflate(`block-${n}`);
 
-// Axes a curve can be drawn against: where the value stands in the columns, and how it is written.
+// Possible x axes of a curve: the column with the value, and its label.
 const AXES = {
   time: { column: 'time_s', label: 'Wall time' },
   samples: { column: 'total/samples', label: 'Trained samples' },
@@ -23,7 +23,7 @@ const AXES = {
   step: { column: 'step', label: 'Step' },
 };
 
-// {x, y} of one run: only points where both are numbers, by rising x. A null is a gap, which stays one in y.
+// {x, y} of one run: only points where both are numbers, by increasing x. A null is a gap and stays one in y.
 function curve(columns, name, axis) {
   const xs = columns[AXES[axis].column] || [],
     ys = columns[name] || [];
@@ -43,7 +43,7 @@ function at(line, x) {
   return line.y[right - 1] + share * (line.y[right] - line.y[right - 1]);
 }
 
-// Mean, lowest and highest of several runs' curves where every one of them has a value (between its points: a line).
+// Mean, lowest and highest of several runs' curves where all of them have a value (linear between points).
 function aggregate(lines) {
   const whole = lines.map(line => {
     const kept = line.x.map((x, i) => i).filter(i => line.y[i] != null);
@@ -66,6 +66,6 @@ const last = values => (values || []).findLast(value => value != null);
 const first = values => (values || []).find(value => value != null);
 const numbers = values => (values || []).filter(value => value != null);
 const mean = values => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
-const largest = values => values.reduce((a, b) => (b > a ? b : a), -Infinity); // Math.max takes only so many arguments
+const largest = values => values.reduce((a, b) => (b > a ? b : a), -Infinity); // Math.max accepts a limited number of arguments
 const smallest = values => values.reduce((a, b) => (b < a ? b : a), Infinity);
 const sum = values => values.reduce((a, b) => a + b, 0);

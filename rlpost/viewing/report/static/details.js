@@ -20,7 +20,7 @@ function lengths(run) {
             label: 'median',
             x: q.step,
             y: q.p50,
-            colour: paint,
+            color: paint,
             bands: [
               [q.p25, q.p75],
               [q.p10, q.p90],
@@ -32,13 +32,13 @@ function lengths(run) {
             label: 'longest',
             x: q.step,
             y: q.max,
-            colour: () => colour('muted'),
+            color: () => color('muted'),
             dash: [4, 4],
             width: 1,
             noPoints: true,
           },
         ]
-      : [{ label: 'mean', ...curve(run.steps, name, 'step'), colour: paint }];
+      : [{ label: 'mean', ...curve(run.steps, name, 'step'), color: paint }];
     return el(
       'div',
       {},
@@ -57,11 +57,11 @@ function lengths(run) {
   });
   const without = run.lengths.launched.step.length
     ? ''
-    : ' This run has no timeline, so of the last two only means are known.';
+    : ' This run has no timeline, so only means are known for the last two.';
   return section(
     'lengths',
-    'How long are the answers?',
-    `Short answers finish first and train first. Where the three differ for long, the policy learns from short answers more than it writes.${without}`,
+    'How long are the responses?',
+    `Short responses finish first and train first. If the three differ for long, the policy learns from shorter responses than it generates.${without}`,
     el('div', { class: 'thirds panel' }, charts),
   );
 }
@@ -82,7 +82,7 @@ function rewards(report, run) {
   return section(
     'rewards',
     'What was rewarded, and what failed?',
-    'Means over the answers trained in each step. A part that rises alone tells what the policy found out.',
+    'Means over the responses trained in each step. A part that rises alone shows what the policy has discovered.',
     el('div', { class: 'panel' }, el('div', { class: 'small-charts' }, small)),
     el('div', { class: 'grid' }, failures(run, report.runs.length > 1), unusual(run)),
   );
@@ -103,11 +103,11 @@ function failures(run, several) {
       ),
       x: xs,
       y: columns[name],
-      colour: () => hue(n + 1),
+      color: () => hue(n + 1),
     }));
   const unnamed = sum(numbers(columns['reward/failed']));
   if (!lines.length && unnamed)
-    lines.push({ label: 'reward failed', x: xs, y: columns['reward/failed'], colour: () => hue(1) });
+    lines.push({ label: 'reward failed', x: xs, y: columns['reward/failed'], color: () => hue(1) });
   if (!lines.length)
     return panel(
       title,
@@ -138,11 +138,11 @@ function unusual(run) {
   const lines = [
     ['rollout/truncated_share', 'cut at the limit'],
     ['rollout/empty_share', 'empty'],
-  ].map(([name, label], n) => ({ label, ...curve(columns, name, 'step'), colour: () => hue(n + 3) }));
+  ].map(([name, label], n) => ({ label, ...curve(columns, name, 'step'), color: () => hue(n + 3) }));
   return panel(
-    'Answers cut or empty',
+    'Responses cut or empty',
     chart({
-      label: 'Share of answers cut or empty',
+      label: 'Share of responses cut or empty',
       x: axisFor('step', lines),
       y: { format: percent, tick: v => percent(v, v && v < 0.01 ? 1 : 0), min: 0, max: 1, whenZero: 0.1 },
       lines,
@@ -192,7 +192,7 @@ function allMetrics(report) {
   return section(
     'metrics',
     'Every number',
-    'By area; what each means stands under it.',
+    'By area, with the meaning of each below it.',
     el('label', { class: 'field' }, el('span', {}, 'Find'), filter),
     folds,
   );
@@ -253,7 +253,7 @@ function settings(report) {
             ['Key', 'Value'],
             rows.map(([key, value]) => [el('code', {}, visible(key)), visible(value)]),
           )
-        : el('p', {}, 'config.yaml is absent.'),
+        : el('p', {}, 'There is no config.yaml.'),
     );
   });
   const where = el(

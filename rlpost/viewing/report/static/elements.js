@@ -1,5 +1,5 @@
-// Elements, text and numbers as the page shows them. Nothing here knows of runs.
-// Whatever a run wrote becomes text nodes: no string of this page is ever parsed as HTML.
+// Elements, text and numbers as the page shows them. Nothing here knows about runs.
+// Everything a run wrote becomes text nodes: no string on this page is ever parsed as HTML.
 
 function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
@@ -18,7 +18,7 @@ function replace(node, ...children) {
   node.replaceChildren(...children.flat().filter(child => child != null));
 }
 
-// Characters that are invisible, move others or end lines become visible; a line feed stays a line feed.
+// Characters that are invisible, move others or end lines are made visible; a line feed stays a line feed.
 const HIDDEN =
   /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
@@ -70,7 +70,7 @@ function withUnit(value, unit) {
   return value == null ? DASH : number(value) + (unit && unit !== 'reward' ? ` ${unit}` : '');
 }
 
-// A row of buttons of which one is chosen.
+// A row of buttons, one of which is selected.
 function choice(label, options, chosen, onchoose) {
   const row = el('div', { class: 'choice', role: 'group', 'aria-label': label });
   for (const [value, text] of options) {
@@ -148,17 +148,17 @@ function table(head, rows, { numeric = [] } = {}) {
   );
 }
 
-// Colours: Okabe and Ito's palette, told apart with every common kind of colour blindness; lighter on dark ground.
-function colour(name) {
+// Colors: Okabe and Ito's palette, distinguishable with every common kind of color blindness; lighter on dark backgrounds.
+function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
 const HUES = 6;
 function hue(n) {
-  return colour(`hue-${((n % HUES) + HUES) % HUES}`);
+  return color(`hue-${((n % HUES) + HUES) % HUES}`);
 }
 
-// Of policy versions: neighbours must differ, so the sixth colour, next to the first in tone, is left out.
+// For policy versions: neighbors must differ, so the sixth color, which resembles the first, is omitted.
 const versionHue = version => version % (HUES - 1);
 
 function alpha(hex, share) {
@@ -170,7 +170,7 @@ function alpha(hex, share) {
   );
 }
 
-/** A tip that lies over a chart and goes when the pointer leaves it. */
+/** A tooltip over a chart that disappears when the pointer leaves it. */
 function attachTip(u, box) {
   u.over.append(box);
   u.over.addEventListener('mouseleave', () => {

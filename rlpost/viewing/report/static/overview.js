@@ -1,6 +1,6 @@
 // The first screen: what was run, did it learn, was the engine busy, is it healthy, where did the time go.
 
-// What is watched. The border beyond which a look pays is the run's own (rlpost/reporting/thresholds.py), if there is one.
+// What is monitored. The threshold beyond which it deserves attention depends on the run (rlpost/reporting/thresholds.py).
 const HEALTH = [
   { title: 'Entropy', names: ['loss/entropy'], unit: 'nats', trend: true },
   { title: 'KL from the step’s start', names: ['loss/approx_kl'], unit: 'nats', say: 'big steps' },
@@ -19,7 +19,7 @@ const LEARNING = [
   ['accuracy', 'Accuracy', 'eval/accuracy', 'evals', 'share'],
   ['pass', 'Pass@k', 'eval/pass_at_k', 'evals', 'share'],
   ['reward', 'Training reward', 'reward/mean', 'steps', 'reward'],
-  ['length', 'Answer length', 'eval/response_tokens', 'evals', 'tokens'],
+  ['length', 'Response length', 'eval/response_tokens', 'evals', 'tokens'],
 ];
 const SHORT = {
   'loss/clip_low_share': 'below',
@@ -29,9 +29,9 @@ const SHORT = {
 };
 const PHASES = ['generate', 'update', 'publish', 'ledger', 'save', 'eval'];
 const PHASE_HUES = { generate: 0, update: 1, publish: 2, ledger: 3, save: 4, eval: 5, other: null };
-const phaseColour = name => (PHASE_HUES[name] == null ? colour('grey') : hue(PHASE_HUES[name]));
+const phaseColor = name => (PHASE_HUES[name] == null ? color('grey') : hue(PHASE_HUES[name]));
 
-// Lines of one metric for all experiments: a run alone with its interval, seeds as mean with a band, each run faint.
+// Lines of one metric for all experiments: a single run with its interval, seeds as mean with a band, each run faint.
 function metricLines(report, name, source, axis) {
   return report.experiments.flatMap((experiment, number_) => {
     const runs = report.runs.filter((_, i) => report.experiment_of[i] === number_);
@@ -48,7 +48,7 @@ function metricLines(report, name, source, axis) {
           label: visible(runs.length > 1 ? run.name : experiment),
           x,
           y,
-          colour: paint,
+          color: paint,
           bands,
           bandLabel: bands.length ? '95 % interval' : '',
         };
@@ -60,16 +60,16 @@ function metricLines(report, name, source, axis) {
       label: visible(experiment),
       x: all.x,
       y: all.mean,
-      colour: paint,
+      color: paint,
       bands: [[all.low, all.high]],
       width: 2.5,
       bandLabel: `mean of ${lines.length} runs; band: lowest to highest`,
     };
-    return [band, ...lines.map(({ run, x, y }) => ({ label: visible(run.name), x, y, colour: paint, faint: true }))];
+    return [band, ...lines.map(({ run, x, y }) => ({ label: visible(run.name), x, y, color: paint, faint: true }))];
   });
 }
 
-// Hundreds of noisy points: a moving mean in front of them.
+// Hundreds of noisy points: a moving average in front of them.
 function smoothed(line) {
   if (line.y.length < 150 || line.bands?.length) return [line];
   const width = Math.max(5, Math.round(line.y.length / 40));
@@ -186,7 +186,7 @@ function tiles(run) {
           f.before === f.after
             ? percent(f.after)
             : [el('span', { class: 'from' }, `${percent(f.before)} → `), percent(f.after)],
-          `95 %: ${(100 * f.low).toFixed(1)} to ${percent(f.high)}; ${count(f.samples, 'answer')}`,
+          `95 %: ${(100 * f.low).toFixed(1)} to ${percent(f.high)}; ${count(f.samples, 'response')}`,
         )
       : tile('Training reward', `${number(f.firstReward)} → ${number(f.reward)}`, 'no evaluation in this run');
   const bad = f.failed + f.skipped;
@@ -198,12 +198,12 @@ function tiles(run) {
     tile(
       'Wall time',
       duration(f.wall),
-      f.done ? `${duration(f.wall == null ? null : f.wall / f.done)} a step, evaluation included` : '',
+      f.done ? `${duration(f.wall == null ? null : f.wall / f.done)} per step, including evaluation` : '',
     ),
-    tile('Trained on', count(f.trained, 'answer'), count(f.tokens, 'token')),
+    tile('Trained on', count(f.trained, 'response'), count(f.tokens, 'token')),
     tile('Useful rate', f.speed == null ? DASH : `${number(f.speed)} tokens/s`, 'trained tokens, generation time'),
     tile(
-      'Engine’s places filled',
+      'Engine slots in use',
       f.idle == null ? DASH : percent(1 - f.idle),
       f.carried == null ? '' : `${percent(f.carried)} of tokens carried over`,
     ),
@@ -213,7 +213,7 @@ function tiles(run) {
       bad
         ? `${count(f.failed, 'reward')} failed, ${count(f.skipped, 'update')} skipped`
         : f.done
-          ? 'rewards judged, updates applied'
+          ? 'all rewards scored, all updates applied'
           : 'no step was trained',
       bad ? 'bad' : '',
     ),
@@ -257,7 +257,7 @@ function runTable(report) {
       'Wall time',
       'Trained tokens',
       'Tokens/s',
-      'Places filled',
+      'Slots in use',
       'Failed rewards',
     ],
     rows,
@@ -362,7 +362,7 @@ function busy(report) {
           ['rollout/generated_tokens_per_s', 'generated', 1],
           ['rollout/consumed_tokens_per_s', 'trained on', 0],
         ]
-          .map(([name, label, n]) => ({ label, ...curve(report.runs[0].steps, name, 'step'), colour: () => hue(n) }))
+          .map(([name, label, n]) => ({ label, ...curve(report.runs[0].steps, name, 'step'), color: () => hue(n) }))
           .flatMap(smoothed)
       : metricLines(report, 'rollout/consumed_tokens_per_s', 'steps', 'step');
   return panel(
@@ -373,9 +373,9 @@ function busy(report) {
       el(
         'div',
         {},
-        el('h4', {}, 'Places filled while generating'),
+        el('h4', {}, 'Slots in use while generating'),
         chart({
-          label: 'Share of the engine’s places filled',
+          label: 'Share of the engine’s slots in use',
           x: axisFor('step', lines),
           y: { min: 0, max: 1, format: percent, tick: v => percent(v, 0), range: [0, 1] },
           lines,
@@ -421,7 +421,7 @@ function health(report) {
                 .map((name, n) => ({
                   label: SHORT[name] || name,
                   ...curve(run.steps, name, 'step'),
-                  colour: () => hue(n),
+                  color: () => hue(n),
                   noPoints: true,
                 }))
                 .flatMap(line => (names.length > 1 ? [line] : smoothed(line)))
@@ -478,7 +478,7 @@ function waterfall(run, several) {
   const lines = [...PHASES.map(name => ({ label: name, y: rows[name] })), { label: 'other', y: other }].map(line => ({
     ...line,
     x: xs,
-    colour: () => phaseColour(line.label),
+    color: () => phaseColor(line.label),
   }));
   const total = sum(lines.flatMap(line => numbers(line.y)));
   const shown = binned(lines);
@@ -513,7 +513,7 @@ function waterfall(run, several) {
       bars: true,
       x: axisFor('step', shown),
       y: {
-        label: shown.size > 1 ? `Seconds a step, mean of ${shown.size}` : 'Seconds',
+        label: shown.size > 1 ? `Seconds per step, mean of ${shown.size}` : 'Seconds',
         format: duration,
         tick: axisNumber,
         min: 0,
@@ -534,7 +534,7 @@ function waterfall(run, several) {
   );
 }
 
-// The same seconds cut finer, mean over the steps: the parts of time/step in the order in which they happen.
+// The same seconds in more detail, mean over the steps: the parts of time/step in order.
 function partsOfSteps(columns) {
   const means = Object.keys(columns)
     .filter(name => name.startsWith('waterfall/'))
@@ -561,7 +561,7 @@ function partsOfSteps(columns) {
   );
 }
 
-// At most 120 bars: the means of as many steps as that takes; each bar stands at the last of its steps.
+// At most 120 bars: each is a mean over several steps if necessary, placed at the last of them.
 function binned(lines) {
   const n = lines[0].x.length,
     size = Math.max(1, Math.ceil(n / 120));
@@ -590,7 +590,7 @@ function overview(report, chosen) {
     report.runs
       .filter(run => run.every > 1)
       .map(run =>
-        el('p', { class: 'note' }, `Of ${visible(run.name)}, a long run, every ${run.every}th step is drawn.`),
+        el('p', { class: 'note' }, `${visible(run.name)} is a long run: every ${run.every}th step is drawn.`),
       ),
     el('div', { class: 'grid' }, learning(report), busy(report), health(report), waterfall(chosen, several)),
   );

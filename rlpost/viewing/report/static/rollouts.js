@@ -1,11 +1,11 @@
-// The browser of rollouts: filters, a list, one group's answers side by side with coloured tokens.
+// The rollout browser: filters, a list, one group's responses side by side with colored tokens.
 
 const PAGE_ROWS = 25;
-const LOGPROBS = { first: 0, values: [], differences: [] }; // what each character stands for; filled at the start
+const LOGPROBS = { first: 0, values: [], differences: [] }; // the value of each character; filled at startup
 
 async function rolloutBrowser(run) {
   const data = run.rollouts;
-  const lead = 'The answers of the groups that were trained, token for token as they were sampled.';
+  const lead = 'The responses of the trained groups, token by token as they were sampled.';
   if (!data.shown) {
     return section(
       'rollouts',
@@ -15,17 +15,17 @@ async function rolloutBrowser(run) {
         'p',
         { class: 'calm' },
         data.total
-          ? 'No answer fits into this report.'
+          ? 'No response fits in this report.'
           : 'This run kept no rollouts (logging.keep_rollouts), or trained no step.',
       ),
     );
   }
   const { columns, groups } = await block(data.index);
-  const state = { run, columns, groups, rows: [], page: 0, colouring: 'version', open: null, search: 0 };
+  const state = { run, columns, groups, rows: [], page: 0, coloring: 'version', open: null, search: 0 };
   state.list = el('div', {
     class: 'rows',
     role: 'listbox',
-    'aria-label': 'Answers found',
+    'aria-label': 'Responses found',
     onkeydown: event => moveRow(event),
   });
   state.detail = el('div', { class: 'group-view', 'aria-live': 'polite' });
@@ -36,7 +36,7 @@ async function rolloutBrowser(run) {
       ? el(
           'p',
           { class: 'warnings' },
-          `Sampled: ${number(data.shown)} of ${number(data.total)} answers, whole groups spread evenly over the steps, so that the file stays below 20 MB. rollouts/*.parquet has all.`,
+          `Sampled: ${number(data.shown)} of ${number(data.total)} responses, whole groups spread evenly over the steps, so that the file stays below 20 MB. rollouts/*.parquet has all of them.`,
         )
       : null;
   await applyFilters(state);
@@ -92,7 +92,7 @@ function filterFields(state) {
     el('option', { value: '' }, 'any'),
     ends.map(value => el('option', { value }, visible(value))),
   );
-  const text = el('input', { type: 'search', placeholder: 'in prompt or answer', oninput: later });
+  const text = el('input', { type: 'search', placeholder: 'in prompt or response', oninput: later });
   const order = el(
     'select',
     { onchange: later },
@@ -149,7 +149,7 @@ async function applyFilters(state) {
   if (end.value)
     rows = rows.filter(i => c.finish[i] === end.value || (c.failure[i] && `failed: ${c.failure[i]}` === end.value));
   if (text.value) rows = await searchText(state, rows, text.value.toLowerCase(), search);
-  if (search !== state.search) return; // another one began meanwhile
+  if (search !== state.search) return; // another search has started in the meantime
   const down = order.value.startsWith('-'),
     key = c[order.value.replace('-', '')];
   rows.sort((i, j) => ((key[i] ?? Infinity) - (key[j] ?? Infinity)) * (down ? -1 : 1) || i - j);
@@ -179,7 +179,7 @@ async function searchText(state, rows, words, search) {
   return found;
 }
 
-// A group's samples lie in the order of the index, one row after the other.
+// A group's samples are in the order of the index, in consecutive rows.
 function sampleOf(state, group, row) {
   const c = state.columns;
   let start = row;
@@ -198,8 +198,8 @@ async function showRows(state, search) {
     showRows(state, state.search);
   };
   state.status.textContent = state.rows.length
-    ? `${count(state.rows.length, 'answer')} found`
-    : 'No answer fits these filters.';
+    ? `${count(state.rows.length, 'response')} found`
+    : 'No response matches these filters.';
   const items = shown.map((i, n) => {
     const group = groups[n][c.position[i]];
     return el(
@@ -230,7 +230,7 @@ async function showRows(state, search) {
       el('bdi', { class: 'snippet' }, shorten(visible(group.prompt.slice(-200)), 60)),
       el(
         'bdi',
-        { class: 'snippet answer' },
+        { class: 'snippet response' },
         shorten(visible(sampleOf(state, group, i).text.slice(0, 300)), 110) || '(empty)',
       ),
     );
@@ -267,7 +267,7 @@ async function openGroup(state, row) {
   for (const item of state.list.querySelectorAll('.item'))
     item.setAttribute('aria-selected', String(Number(item.dataset.row) === row));
   const rows = c.step.length ? siblings(c, row) : [];
-  const colourings = [
+  const colorings = [
     ['version', 'policy version'],
     ['logprob', 'logprob'],
     ...(state.run.rollouts.differences_shown ? [['difference', 'trainer − engine']] : []),
@@ -285,8 +285,8 @@ async function openGroup(state, row) {
       'div',
       { class: 'controls' },
       el('h4', {}, `Group ${visible(uid)}, trained in step ${c.step[row]}`),
-      choice('Colour tokens by', colourings, state.colouring, value => {
-        state.colouring = value;
+      choice('Color tokens by', colorings, state.coloring, value => {
+        state.coloring = value;
         openGroup(state, row);
       }),
     ),
@@ -307,10 +307,10 @@ function siblings(c, row) {
 }
 
 function tokenLegend(state, rows) {
-  if (state.colouring === 'none') return null;
+  if (state.coloring === 'none') return null;
   if (!state.run.rollouts.tokens_shown)
-    return el('p', { class: 'note' }, 'The run’s tokenizer was not found, so tokens cannot be told apart in the text.');
-  if (state.colouring === 'logprob') {
+    return el('p', { class: 'note' }, 'The run’s tokenizer was not found, so single tokens cannot be shown in the text.');
+  if (state.coloring === 'logprob') {
     return el(
       'p',
       { class: 'note' },
@@ -324,11 +324,11 @@ function tokenLegend(state, rows) {
       ),
     );
   }
-  if (state.colouring === 'difference') {
+  if (state.coloring === 'difference') {
     return el(
       'p',
       { class: 'note' },
-      'Logprob of the policy at the start of the update minus that of sampling, in nats: ',
+      'Logprob at the start of the update minus logprob when sampled, in nats: ',
       [-2, -0.5, -0.1, 0, 0.1, 0.5, 2].map(nats =>
         el('span', { class: 'token', style: { background: differenceTint(nats) } }, signed(nats)),
       ),
@@ -375,7 +375,7 @@ function card(state, sample, row, chosen) {
     sample.failure ? el('p', { class: 'meta' }, el('span', { class: 'badge bad' }, visible(sample.failure))) : null,
     el(
       'pre',
-      { class: 'answer', dir: 'auto' },
+      { class: 'response', dir: 'auto' },
       sample.text ? tokens(state, sample) : el('span', { class: 'note' }, '(empty)'),
     ),
   );
@@ -385,7 +385,7 @@ function logprobTint(logprob) {
   return `color-mix(in srgb, var(--hue-1) ${Math.round(90 * (1 - Math.exp(logprob / 2)))}%, transparent)`;
 }
 
-// Blue: the trainer finds the token less likely than it was when sampled; orange: more likely.
+// Blue: the token is less likely for the trainer than it was when sampled; orange: more likely.
 function differenceTint(nats) {
   const share = Math.round(90 * (1 - Math.exp(-Math.abs(nats) / 0.5)));
   return `color-mix(in srgb, var(--hue-${nats < 0 ? 0 : 1}) ${share}%, transparent)`;
@@ -395,16 +395,16 @@ function signed(nats) {
   return `${nats > 0 ? '+' : ''}${number(nats, 2)}`;
 }
 
-// What a character of `text` stands for; null where there is none, or where the value was not finite.
+// The value of a character of `text`; null if there is none, or if the value was not finite.
 function decoded(text, t, values) {
   const level = text ? text.charCodeAt(t) - LOGPROBS.first : -1;
   return level >= 0 ? values[level] : null;
 }
 
-// Spans of text, one a token, or one a stretch of the same version.
+// Spans of text: one per token, or one per stretch of the same version.
 function tokens(state, sample) {
   const characters = Array.from(sample.text);
-  if (!sample.pieces || state.colouring === 'none') return [visible(sample.text)];
+  if (!sample.pieces || state.coloring === 'none') return [visible(sample.text)];
   const versionAt = sample.versions.flatMap(([version, n]) => Array(n).fill(version));
   const spans = [];
   let at = 0;
@@ -415,9 +415,9 @@ function tokens(state, sample) {
       difference = decoded(sample.differences, t, LOGPROBS.differences);
     const seen = text === '' ? '·' : visible(text).replace(/\n/g, '↵\n');
     const title = `logprob ≈ ${logprob == null ? 'not finite' : number(logprob, 2)}${logprob == null ? '' : ` (${percent(Math.exp(logprob), 1)})`}, policy version ${versionAt[t]}${difference == null ? '' : `, trainer − engine ≈ ${signed(difference)} nats`}`;
-    const shared = { title, class: state.colouring === 'version' ? `token tint-${versionHue(versionAt[t])}` : 'token' };
-    const shown = { logprob, difference }[state.colouring];
-    const tint = state.colouring === 'logprob' ? logprobTint : differenceTint;
+    const shared = { title, class: state.coloring === 'version' ? `token tint-${versionHue(versionAt[t])}` : 'token' };
+    const shown = { logprob, difference }[state.coloring];
+    const tint = state.coloring === 'logprob' ? logprobTint : differenceTint;
     const paint = shown === undefined ? {} : { style: { background: shown === null ? 'none' : tint(shown) } };
     spans.push(el('span', { ...shared, ...paint }, seen));
   });

@@ -1,4 +1,4 @@
-// Puts the page together.
+// Assembles the page.
 
 const THEMES = ['light', 'dark'];
 
@@ -13,7 +13,7 @@ function switchTheme() {
   redrawAll();
 }
 
-// The sections about one run at a time, with the run's choice where there are several.
+// The sections about one run at a time, with a choice of the run if there are several.
 function oneRun(report, chosen, render_) {
   const host = el('div');
   const show = async i => {
@@ -44,8 +44,8 @@ async function start() {
   const top = oneRun(report, 0, run => overview(report, run));
   const below = oneRun(report, 0, run => [lengths(run), rewards(report, run)]);
   const browser = oneRun(report, 0, run => rolloutBrowser(run));
-  const life = oneRun(report, 0, run => timeline(run));
-  const parts = [top, below, browser, life];
+  const samples = oneRun(report, 0, run => timeline(run));
+  const parts = [top, below, browser, samples];
   const chooser =
     report.runs.length < 2
       ? null
@@ -53,7 +53,7 @@ async function start() {
           'div',
           { class: 'chooser' },
           select(
-            'Run looked at in detail',
+            'Run shown in detail',
             report.runs.map((run, i) => [i, visible(run.name)]),
             0,
             i => parts.forEach(part => part.show(Number(i))),

@@ -1,4 +1,4 @@
-// The timeline: each stay of a sample in the engine as a bar, the number running over it, phases behind both.
+// The timeline: each stay of a sample in the engine as a bar, the number running above it, phases behind both.
 
 const MARKS = [
   ['paused', '❘❘ interrupted, kept'],
@@ -14,12 +14,12 @@ async function timeline(run) {
   if (!known.length) {
     return section(
       'timeline',
-      'Life of every sample',
+      'History of every sample',
       '',
       el(
         'p',
         { class: 'calm' },
-        'This run has no timeline.jsonl: it was made before there was one, or ended in its first step.',
+        'This run has no timeline.jsonl: it was made by an older version, or ended in its first step.',
       ),
     );
   }
@@ -31,7 +31,7 @@ async function timeline(run) {
     run,
     from: Math.max(lowest, Math.min(middle, highest - 1)),
     to: Math.min(highest, middle + 1),
-    mode: 'places',
+    mode: 'slots',
     lowest,
     highest,
     group: '',
@@ -91,7 +91,7 @@ async function timeline(run) {
       choice(
         'Rows',
         [
-          ['places', 'place in the engine'],
+          ['slots', 'engine slot'],
           ['samples', 'sample'],
         ],
         state.mode,
@@ -118,8 +118,8 @@ async function timeline(run) {
   await showTimeline(state);
   return section(
     'timeline',
-    'Life of every sample',
-    'A bar is a stay in the engine, coloured by the policy version that sampled it. An abort interrupts what is unfinished; it goes on in the next step, under the next version. Drag over a stretch to look closer, double-click to come back.',
+    'History of every sample',
+    'A bar is a stay in the engine, colored by the policy version that sampled it. An abort interrupts unfinished samples; they resume in the next step, under the next version. Drag to zoom in, double-click to zoom out.',
     left_out.length
       ? el(
           'p',
@@ -153,24 +153,24 @@ async function loadSteps(state) {
 
 async function showTimeline(state) {
   const steps = await loadSteps(state);
-  const lives = readLives(steps, state);
-  if (!lives.spans.length) {
+  const records = readRecords(steps, state);
+  if (!records.spans.length) {
     state.status.textContent = state.group
       ? 'No sample of such a group ran in these steps.'
       : 'No sample ran in these steps.';
     replace(state.body);
     return;
   }
-  assignRows(lives, state.mode);
-  state.status.textContent = summarise(lives, state);
+  assignRows(records, state.mode);
+  state.status.textContent = summarize(records, state);
   const phases = steps.flatMap(step =>
     step.phases.map(([name, start, end]) => ({ name, start, end, step: step.step })),
   );
-  const shared = { lives, phases, link: [] };
-  replace(state.body, timelineLegend(lives, phases), concurrencyChart(state, shared), ganttChart(state, shared));
+  const shared = { records, phases, link: [] };
+  replace(state.body, timelineLegend(records, phases), concurrencyChart(state, shared), ganttChart(state, shared));
 }
 
-function readLives(steps, state) {
+function readRecords(steps, state) {
   const spans = [],
     samples = new Map(),
     trained = new Map(),
@@ -214,27 +214,27 @@ function readLives(steps, state) {
   return { spans, samples: [...samples.values()] };
 }
 
-function assignRows(lives, mode) {
+function assignRows(records, mode) {
   if (mode === 'samples') {
     const born = new Map();
-    for (const sample of lives.samples)
+    for (const sample of records.samples)
       born.set(sample.uid, Math.min(born.get(sample.uid) ?? Infinity, sample.spans[0].start));
-    lives.samples.sort(
+    records.samples.sort(
       (a, b) =>
         born.get(a.uid) - born.get(b.uid) ||
         (a.uid < b.uid ? -1 : a.uid > b.uid ? 1 : a.spans[0].index - b.spans[0].index),
     );
-    lives.samples.forEach((sample, row) => {
+    records.samples.forEach((sample, row) => {
       sample.row = row;
       sample.spans.forEach(span => {
         span.row = row;
       });
     });
-    lives.rows = lives.samples.length;
+    records.rows = records.samples.length;
     return;
   }
-  const lanes = new Map(); // replica -> when each of its places is free
-  for (const span of lives.spans) {
+  const lanes = new Map(); // replica -> when each of its slots is free
+  for (const span of records.spans) {
     if (!lanes.has(span.replica)) lanes.set(span.replica, []);
     const free = lanes.get(span.replica);
     let lane = free.findIndex(until => until <= span.start + 1e-6);
@@ -248,8 +248,8 @@ function assignRows(lives, mode) {
     offsets.set(replica, first);
     first += lanes.get(replica).length + 1;
   }
-  for (const span of lives.spans) span.row = offsets.get(span.replica) + span.lane;
-  lives.rows = Math.max(1, first - 1);
+  for (const span of records.spans) span.row = offsets.get(span.replica) + span.lane;
+  records.rows = Math.max(1, first - 1);
 }
 
 function concurrency(spans) {
@@ -273,24 +273,24 @@ function concurrency(spans) {
   return { x, y };
 }
 
-function summarise(lives, state) {
-  const paused = lives.spans.filter(span => span.how === 'paused').length,
-    resumed = lives.spans.filter(span => span.kind !== 'launched').length;
-  const replicas = new Set(lives.spans.map(span => span.replica)).size;
-  const curve_ = concurrency(lives.spans);
-  const busyTime = sum(lives.spans.map(span => span.end - span.start));
+function summarize(records, state) {
+  const paused = records.spans.filter(span => span.how === 'paused').length,
+    resumed = records.spans.filter(span => span.kind !== 'launched').length;
+  const replicas = new Set(records.spans.map(span => span.replica)).size;
+  const curve_ = concurrency(records.spans);
+  const busyTime = sum(records.spans.map(span => span.end - span.start));
   let running = 0;
   curve_.x.forEach((x, i) => {
     if (curve_.y[i] > 0 && i + 1 < curve_.x.length) running += curve_.x[i + 1] - x;
   });
   return (
-    `${state.from === state.to ? `Step ${state.from}` : `Steps ${state.from} to ${state.to}`}: ${count(lives.samples.length, 'sample')} on ${count(replicas, 'replica')}, ` +
-    `${number(busyTime / (running || 1))} running on average${state.run.slots ? ` of ${number(state.run.slots * replicas)} places` : ''}; ${number(paused)} interrupted, ${number(resumed)} taken up again.`
+    `${state.from === state.to ? `Step ${state.from}` : `Steps ${state.from} to ${state.to}`}: ${count(records.samples.length, 'sample')} on ${count(replicas, 'replica')}, ` +
+    `${number(busyTime / (running || 1))} running on average${state.run.slots ? ` of ${number(state.run.slots * replicas)} slots` : ''}; ${number(paused)} interrupted, ${number(resumed)} resumed.`
   );
 }
 
-function timelineLegend(lives, phases) {
-  const versions = [...new Set(lives.spans.map(span => span.version))].sort((a, b) => a - b);
+function timelineLegend(records, phases) {
+  const versions = [...new Set(records.spans.map(span => span.version))].sort((a, b) => a - b);
   const shown = versions.length > 12 ? [...versions.slice(0, 6), null, ...versions.slice(-5)] : versions;
   return el(
     'div',
@@ -321,31 +321,31 @@ function timelineLegend(lives, phases) {
   );
 }
 
-// A shade behind the charts where nothing is generated.
+// A shade behind the charts while nothing is generated.
 function shade(u, phases) {
   eachPhase(
     u,
     phases.filter(phase => phase.name !== 'generate'),
     (c, phase, a, b) => {
-      c.fillStyle = colour('shade');
+      c.fillStyle = color('shade');
       c.fillRect(a, u.bbox.top, b - a, u.bbox.height);
     },
   );
 }
 
-// A strip of the phases on top.
+// A strip of the phases at the top.
 function drawStrip(u, phases) {
   const ratio = devicePixelRatio,
     height = 14 * ratio,
     { top } = u.bbox;
   eachPhase(u, phases, (c, phase, a, b) => {
-    c.fillStyle = phaseColour(phase.name);
+    c.fillStyle = phaseColor(phase.name);
     c.fillRect(a, top, Math.max(ratio, b - a - ratio), height);
     const name = visible(phase.name);
     const words = [`step ${phase.step}: ${name}`, name]
       .slice(phase.name === 'generate' ? 0 : 1)
       .find(text => c.measureText(text).width + 8 * ratio <= b - a);
-    c.fillStyle = colour('on-hue');
+    c.fillStyle = color('on-hue');
     if (words) c.fillText(words, a + 4 * ratio, top + height / 2 + ratio / 2);
   });
 }
@@ -368,7 +368,7 @@ function eachPhase(u, phases, paint) {
   c.restore();
 }
 
-// Both charts show the same stretch of time.
+// Both charts show the same time range.
 function linked(shared, u) {
   shared.link.push(u);
   return (me, key) => {
@@ -381,7 +381,7 @@ function linked(shared, u) {
 }
 
 function timeScale(shared) {
-  const { spans } = shared.lives,
+  const { spans } = shared.records,
     ends = shared.phases;
   return [smallest([...spans, ...ends].map(part => part.start)), largest([...spans, ...ends].map(part => part.end))];
 }
@@ -418,7 +418,7 @@ function canvasChart(host, shared, height, options) {
 }
 
 function timeAxes(axis, range, y) {
-  const style = { stroke: colour('muted'), font: FONT, labelFont: FONT, labelSize: 16, ticks: { show: false } };
+  const style = { stroke: color('muted'), font: FONT, labelFont: FONT, labelSize: 16, ticks: { show: false } };
   const fine = range[1] - range[0] < 10;
   return [
     {
@@ -426,15 +426,15 @@ function timeAxes(axis, range, y) {
       label: axis.label,
       size: 26,
       gap: 4,
-      grid: { stroke: colour('grid'), width: 1 },
+      grid: { stroke: color('grid'), width: 1 },
       values: (u, splits) => splits.map(v => (fine ? `${Number(v.toFixed(2))}` : axis.format(v))),
     },
-    { ...style, size: GUTTER, grid: { stroke: colour('grid'), width: 1 }, ...y },
+    { ...style, size: GUTTER, grid: { stroke: color('grid'), width: 1 }, ...y },
   ];
 }
 
 function concurrencyChart(state, shared) {
-  const curve_ = concurrency(shared.lives.spans);
+  const curve_ = concurrency(shared.records.spans);
   const host = el('div', {
     class: 'plot',
     tabindex: '0',
@@ -445,7 +445,7 @@ function concurrencyChart(state, shared) {
   const spec = {
     x: { label: 'at', precise: duration },
     y: { format: value => count(value, 'sample') },
-    lines: [{ label: 'running', ...curve_, colour: () => colour('text') }],
+    lines: [{ label: 'running', ...curve_, color: () => color('text') }],
   };
   return canvasChart(host, shared, 170, (axis, range) => ({
     data: [curve_.x, curve_.y],
@@ -457,9 +457,9 @@ function concurrencyChart(state, shared) {
     series: [
       {},
       {
-        stroke: colour('text'),
+        stroke: color('text'),
         width: 1.5,
-        fill: alpha(colour('hue-0'), 0.12),
+        fill: alpha(color('hue-0'), 0.12),
         paths: uPlot.paths.stepped({ align: 1 }),
         points: { show: false },
       },
@@ -488,16 +488,16 @@ function resetZoom(range) {
 }
 
 function ganttChart(state, shared) {
-  const { lives } = shared,
-    rowHeight = Math.max(3, Math.min(14, Math.floor(520 / lives.rows))),
-    height = lives.rows * rowHeight + 12;
+  const { records } = shared,
+    rowHeight = Math.max(3, Math.min(14, Math.floor(520 / records.rows))),
+    height = records.rows * rowHeight + 12;
   const host = el('div', {
     class: 'plot',
     role: 'img',
-    'aria-label': `${lives.spans.length} stays of ${lives.samples.length} samples in the engine; the list of answers has them as text`,
+    'aria-label': `${records.spans.length} stays of ${records.samples.length} samples in the engine; the list of responses has them as text`,
   });
   const byRow = [];
-  for (const span of lives.spans) (byRow[span.row] ||= []).push(span);
+  for (const span of records.spans) (byRow[span.row] ||= []).push(span);
   canvasChart(host, shared, height, (axis, range) => ({
     data: [range, [0, 0]],
     padding: [4, 12, 4, 0],
@@ -516,7 +516,7 @@ function ganttChart(state, shared) {
         splits: () => [],
         grid: { show: false },
         ticks: { show: false },
-        label: state.mode === 'places' ? 'Places in the engine' : 'Samples, group by group',
+        label: state.mode === 'slots' ? 'Engine slots' : 'Samples, group by group',
         labelFont: FONT,
         labelSize: 16,
         labelGap: 0,
@@ -530,7 +530,7 @@ function ganttChart(state, shared) {
     },
     hooks: {
       drawClear: [u => shade(u, shared.phases)],
-      draw: [u => drawBars(u, lives, rowHeight, state.mode), u => axisLabel(u, state)],
+      draw: [u => drawBars(u, records, rowHeight, state.mode), u => axisLabel(u, state)],
     },
     plugins: [spanTip(byRow, rowHeight), resetZoom(range)],
   }));
@@ -540,34 +540,34 @@ function ganttChart(state, shared) {
 function axisLabel(u, state) {
   const c = u.ctx;
   c.save();
-  c.fillStyle = colour('muted');
+  c.fillStyle = color('muted');
   c.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
   c.textAlign = 'center';
   c.translate(14 * devicePixelRatio, u.bbox.top + Math.min(u.bbox.height / 2, 240 * devicePixelRatio));
   c.rotate(-Math.PI / 2);
   if (u.bbox.height > 140 * devicePixelRatio)
-    c.fillText(state.mode === 'places' ? 'Places in the engine' : 'Samples, group by group', 0, 0);
+    c.fillText(state.mode === 'slots' ? 'Engine slots' : 'Samples, group by group', 0, 0);
   c.restore();
 }
 
-function drawBars(u, lives, rowHeight, mode) {
+function drawBars(u, records, rowHeight, mode) {
   const c = u.ctx,
     ratio = devicePixelRatio,
     { left, top, width } = u.bbox,
     h = rowHeight * ratio,
     thick = Math.max(1, Math.round(h * (rowHeight > 4 ? 0.74 : 0.9)));
   const hues = Array.from({ length: HUES }, (_, n) => hue(n)),
-    ink = colour('text'),
-    ground = colour('panel'),
-    bad = colour('warn');
+    ink = color('text'),
+    ground = color('panel'),
+    bad = color('warn');
   const x = seconds => u.valToPos(seconds, 'x', true),
     y = row => top + row * h + (h - thick) / 2;
   c.save();
   c.beginPath();
   c.rect(left, top - 2, width + 10, u.bbox.height + 4);
   c.clip();
-  if (mode === 'samples') drawPauses(c, lives, x, y, thick, ratio);
-  for (const span of lives.spans) {
+  if (mode === 'samples') drawPauses(c, records, x, y, thick, ratio);
+  for (const span of records.spans) {
     const a = x(span.start),
       b = x(span.end);
     if (b < left || a > left + width) continue;
@@ -592,17 +592,17 @@ function drawBars(u, lives, rowHeight, mode) {
       c.fill();
     }
   }
-  if (mode === 'samples') drawFates(c, lives, x, y, thick, ratio);
+  if (mode === 'samples') drawFates(c, records, x, y, thick, ratio);
   c.restore();
 }
 
-function drawPauses(c, lives, x, y, thick, ratio) {
+function drawPauses(c, records, x, y, thick, ratio) {
   const dense = thick < 5 * ratio;
-  c.strokeStyle = alpha(colour('muted'), dense ? 0.3 : 0.6);
+  c.strokeStyle = alpha(color('muted'), dense ? 0.3 : 0.6);
   c.lineWidth = ratio;
   c.setLineDash(dense ? [] : [2 * ratio, 2 * ratio]);
   c.beginPath();
-  for (const sample of lives.samples) {
+  for (const sample of records.samples) {
     const middle = y(sample.row) + thick / 2,
       fate = sample.trained || sample.dropped;
     sample.spans.forEach((span, i) => {
@@ -617,19 +617,19 @@ function drawPauses(c, lives, x, y, thick, ratio) {
   c.setLineDash([]);
 }
 
-function drawFates(c, lives, x, y, thick, ratio) {
+function drawFates(c, records, x, y, thick, ratio) {
   const size = Math.max(1.5 * ratio, Math.min(3.5 * ratio, thick / 2));
-  for (const sample of lives.samples) {
+  for (const sample of records.samples) {
     const middle = y(sample.row) + thick / 2;
     if (sample.trained) {
-      c.fillStyle = colour('text');
+      c.fillStyle = color('text');
       c.beginPath();
       c.arc(x(sample.trained.when), middle, size, 0, 7);
       c.fill();
     }
     if (sample.dropped) {
       const at_ = x(sample.dropped.when);
-      c.strokeStyle = colour('warn');
+      c.strokeStyle = color('warn');
       c.lineWidth = 1.5 * ratio;
       c.beginPath();
       c.moveTo(at_ - size, middle - size);
@@ -678,7 +678,7 @@ function spanTip(byRow, rowHeight) {
               : line('trained', 'not in these steps'),
         );
         box.style.display = 'block';
-        place(box, u.over, left);
+        position(box, u.over, left);
         box.style.top = `${Math.max(0, Math.min(top + 14, u.over.clientHeight - box.offsetHeight))}px`;
       },
     },

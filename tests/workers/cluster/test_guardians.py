@@ -17,14 +17,14 @@ CONTROLLER = """
 import sys, time
 from pathlib import Path
 import ray
-from rlpost.workers.cluster.cleanup import Keepers
+from rlpost.workers.cluster.cleanup import Guardians
 ray.init(address=sys.argv[1], log_to_driver=False)
-keepers = Keepers([Path(sys.argv[2])])
-keepers.cover(node["NodeID"] for node in ray.nodes())
-keepers.cover(node["NodeID"] for node in ray.nodes())  # as a recovery does
-print("covered", len(keepers._of_node), flush=True)
+guardians = Guardians([Path(sys.argv[2])])
+guardians.cover(node["NodeID"] for node in ray.nodes())
+guardians.cover(node["NodeID"] for node in ray.nodes())  # as a recovery does
+print("covered", len(guardians._of_node), flush=True)
 if sys.argv[3] == "sweep":
-    keepers.sweep()
+    guardians.clean_up()
     print("swept", Path(sys.argv[2]).exists(), flush=True)
 time.sleep(60)
 """
@@ -53,7 +53,7 @@ def lines_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_one_keeper_on_each_other_node_sweeps_at_the_end_and_where_the_controller_is_killed(
+def test_one_guardian_on_each_other_node_sweeps_at_the_end_and_where_the_controller_is_killed(
     address: str, tmp_path: Path
 ) -> None:
     killed, swept = start(address, tmp_path / "killed-1", "wait"), start(address, tmp_path / "swept-1", "sweep")

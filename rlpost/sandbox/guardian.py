@@ -4,11 +4,11 @@ Standard library only. Trusted, and deliberately ignorant: programs, tests and o
 that it never reads, so a child forked from it finds nothing in its memory (not even of earlier programs) that a program
 must not know.
 
-Each child is the first process of a pid namespace of its own. It cannot name, see or signal anything outside, and
-when it is killed the kernel kills everything it started, daemons included, before the child counts as gone.
+Each child is the first process of its own pid namespace. It cannot name, see or signal anything outside, and when it
+is killed the kernel kills everything it started, including daemons, before the child counts as gone.
 
-Waits for: the host's next request; while programs run, for their ends, for the CPU and wall limits, and for the host's
-end of the socket to close, which ends the keeper and with it everything inside.
+Waits for: the host's next request; while programs run, for them to end, for the CPU and wall limits, and for the host's
+end of the socket to close, which ends the guardian and everything inside.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from rlpost.sandbox.limits import Limits
 NOBODY = 65534
 MAX_MESSAGE, MAX_FDS = 1 << 16, 8
 MIN_POLL_S, MAX_POLL_S = 0.005, 0.25
-GONE_S = 1.0  # how long the end of a candidate may take that its tester saw leaving
+GONE_S = 1.0  # how long a candidate may take to end after its tester saw it leave
 CONFINED = b"+"  # what a child reports before its program begins
-# What HumanEval-sized programs import; each costs milliseconds that a fork then does not pay.
+# What HumanEval-sized programs import; each import costs milliseconds that a fork then saves.
 PRELOADED = (
     "abc array ast bisect calendar cmath collections collections.abc copy csv dataclasses datetime decimal enum "
     "fractions functools hashlib heapq inspect io itertools json math numbers operator queue random re site statistics "
@@ -51,7 +51,7 @@ class Program:
     role: str
     pid: int
     pidfd: int
-    report_fd: int  # the child's CONFINED, or what failed
+    report_fd: int  # receives the child's CONFINED, or what failed
     cpu_limit_s: float
     ended: dict[str, Any] | None = None  # cpu_s, exit, signal
 
@@ -59,7 +59,7 @@ class Program:
         return self.ended["cpu_s"] if self.ended else linux.cpu_seconds(self.pid)
 
 
-class Keeper:
+class Guardian:
     """Serves one host, one request at a time."""
 
     def __init__(self, control: socket.socket, *, namespaces: bool) -> None:
@@ -110,7 +110,7 @@ class Keeper:
         }
 
     def _start_pair(self, programs: list[Program], fds: list[int], limits: Limits) -> None:
-        """A candidate and its tester, joined by two pipes."""
+        """A candidate and its tester, connected by two pipes."""
         source, tests, outcome = fds
         null, pipes = self._null, []
         try:
@@ -133,11 +133,11 @@ class Keeper:
             self._become([*fds, report_in], limits, body)
         os.close(report_in)
         if self._namespaces:
-            linux.set_namespace(self._own_pids, linux.CLONE_NEWPID)  # the child after it is ours to start again
+            linux.set_namespace(self._own_pids, linux.CLONE_NEWPID)  # later children start in our namespace again
         return Program(role, pid, os.pidfd_open(pid), report_out, limits.cpu_s)
 
     def _become(self, fds: list[int], limits: Limits, body: Callable[[], None]) -> None:
-        """The child: never returns. The last of ``fds`` is for its report and closed before the program begins."""
+        """The child: never returns. The last of ``fds`` is for its report and is closed before the program begins."""
         status, report = script.EXIT_RAISED, len(fds) - 1
         try:
             confine.keep_only(fds)
@@ -160,9 +160,9 @@ class Keeper:
     # -- watching ----------------------------------------------------------------------------------------------------
 
     def _watch(self, programs: list[Program], deadline: float) -> str | None:
-        """Until the last program (the tester, or the script) has ended or something stops it.
+        """Wait until the last program (the tester, or the script) has ended or something stops it.
 
-        Returns what stopped it: the role of the program whose CPU time ran out, ``wall``, or None.
+        Returns what stopped it: the role of the program that ran out of CPU time, ``wall``, or None.
         """
         waiting = select.poll()
         waiting.register(self._control, select.POLLIN)
@@ -205,7 +205,7 @@ class Keeper:
     def _reap(self, program: Program, *, killed: bool = False) -> None:
         """Collects an ended child; its pid namespace is empty when this returns.
 
-        Raises OSError for one that ended by itself before it was confined.
+        Raises OSError for a child that ended by itself before it was confined.
         """
         _, status, used = os.wait4(program.pid, 0)
         signalled = os.WIFSIGNALED(status)
@@ -221,7 +221,7 @@ class Keeper:
 
 
 def main(control_fd: int, namespaces: bool) -> None:
-    """Says hello to the host (or why not), then serves until the host is gone."""
+    """Says hello to the host (or reports the error), then serves until the host is gone."""
     control = socket.socket(fileno=control_fd)
     volunteer_for_oom(namespaces)
     try:
@@ -229,34 +229,34 @@ def main(control_fd: int, namespaces: bool) -> None:
             importlib.import_module(name)
         if namespaces:
             enter_namespaces()
-        keeper = Keeper(control, namespaces=namespaces)
+        guardian = Guardian(control, namespaces=namespaces)
         gc.collect()
         gc.disable()
-        gc.freeze()  # the children's collectors leave these pages alone, which stay shared
+        gc.freeze()  # the children's collectors leave these pages alone, so they stay shared
     except (OSError, KeyError) as error:  # KeyError: a machine without a table of system calls
         control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
     control.send(json.dumps({"ready": True, "python": platform.python_version()}).encode())
-    keeper.serve()
+    guardian.serve()
 
 
 def volunteer_for_oom(namespaces: bool) -> None:
-    """Where memory runs out, the kernel shall kill programs before it kills the trainer. A wish: some hosts refuse."""
+    """If memory runs out, the kernel should kill programs before the trainer. Best effort: some hosts refuse."""
     proc = f"{confine.HOME}/proc" if namespaces else "/proc"
     with contextlib.suppress(OSError), open(f"{proc}/self/oom_score_adj", "w") as file:
         file.write("1000")
 
 
 def enter_namespaces() -> None:
-    """Gives up root where there is one, then makes a user namespace, in which this process may make others.
+    """Gives up root if it has it, then creates a user namespace, in which this process may create others.
 
-    Returns in a child that is the first process of its own pid namespace, and which dies with its parent.
+    Returns in a child that is the first process of its own pid namespace and dies with its parent.
     """
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        linux.set_process_control(linux.PR_SET_DUMPABLE, 1)  # else /proc/self would still be root's
+        linux.set_process_control(linux.PR_SET_DUMPABLE, 1)  # otherwise /proc/self would still be root's
     uid, gid = os.getuid(), os.getgid()
     linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWPID)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -270,6 +270,6 @@ def enter_namespaces() -> None:
 
 
 def _address_space(proc: str) -> int:
-    """Bytes of address space of this interpreter, which every child starts with."""
+    """Bytes of address space of this interpreter, with which every child starts."""
     with open(f"{proc}/self/statm") as file:
         return resource.getpagesize() * int(file.read().split()[0])
