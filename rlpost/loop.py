@@ -6,6 +6,7 @@ of the steps; ``run`` owns a run's parts, and the parts make every decision.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from rlpost.config import Config
@@ -43,10 +44,10 @@ def run_steps(run: Run) -> dict[str, Any]:
         rollout = generate(run)  # N groups are admitted; the others are kept
         groups = run.store(rollout)  # on disk before training on it
         update = run.workers.update(
-            lambda trainer, groups=groups: update_policy(  # type: ignore[misc]
-                trainer,
-                run.algorithm,
-                groups,
+            partial(
+                update_policy,
+                algorithm=run.algorithm,
+                groups=groups,
                 policy_version=run.step,
                 settings=run.update_settings,
                 timed=run.report.part,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlpost.bench.rollout import Result
+    from rlpost.bench.result import Result
     from rlpost.bench.scale import Point
 
 LABEL, WIDTH, ROW, GAP = 200, 420, 20, 34  # pixels

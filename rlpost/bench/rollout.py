@@ -23,6 +23,7 @@ from rlpost.bench.engines import ForcedLengths, gpu_cost, simulated_engine
 from rlpost.bench.machine import describe_machine, find_revision, find_versions
 from rlpost.bench.plot import write_plot
 from rlpost.bench.published import run_published
+from rlpost.bench.result import Result
 from rlpost.config import Config
 from rlpost.durable.run_record import RunRecord
 from rlpost.engine.protocol import Engine, SamplingSettings
@@ -53,20 +54,6 @@ class Plan:
     warm_up: int = 3
     repeats: int = 3
     prefill_ratio: float = 50.0  # simulated engine: prefilled tokens in the time of one decoded token
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """One strategy on one engine with one distribution; a figure per repeat. Ratios are within a repeat."""
-
-    engine: str
-    lengths: str
-    strategy: str
-    figures: list[Figures]
-    of_saturated: list[float]
-    replay_time_share: list[
-        float
-    ]  # replayed prefill's seconds over all others, by the fitted cost of a prefilled token
 
 
 def run(cfg: Config, plan: Plan, out: Path, say: Callable[[str], None] = print) -> list[Result]:
