@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from rlpost.config import walk_fields
 from rlpost.config.resolve import WRITTEN_OUT
 from rlpost.errors import RunError, explain
 
@@ -45,10 +47,18 @@ def changed_keys(before: str, now: str) -> list[Change]:
 
 
 def was_left_open(change: Change, *, deterministic: bool) -> bool:
-    """Whether the key was open in a run of version 0.1, which does not count as a change: only later versions resolve a
-    run's whole configuration (``config.resolve``). In deterministic mode most of it was written out before, too."""
+    """Whether an earlier version did not write the key, which is no change: it is new and has its default, or it was
+    left open. Only since 0.2 is a run's configuration resolved as a whole (``config.resolve``), though in deterministic
+    mode most of it was written out before."""
+    if change.before is None and change.now is not None and change.now == _defaults().get(change.key):
+        return True
     keys = LATE_IN_DETERMINISTIC_MODE if deterministic else WRITTEN_OUT
     return change.key in keys and change.before in (None, "auto")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return {key.name: key.default for key in walk_fields()}
 
 
 def is_harmless(key: str) -> bool:

@@ -50,3 +50,10 @@ def test_what_was_left_open_and_is_written_out_now_is_no_change():
     assert not was_left_open(back, deterministic=False)
     (canary,) = changed_keys("canary_threshold: null", "canary_threshold: 0.1")
     assert was_left_open(canary, deterministic=True)
+
+
+def test_a_key_that_an_earlier_version_did_not_have_is_no_change_at_its_default():
+    new, other = changed_keys("seed: 0", "seed: 0\ntrain: {optimizer: adamw, gradient_reduction: mine}")
+    assert was_left_open(new, deterministic=True) and not was_left_open(other, deterministic=True)
+    (cleared,) = changed_keys("train: {optimizer: adamw}", "train: {optimizer: null}")
+    assert not was_left_open(cleared, deterministic=True)
