@@ -11,7 +11,7 @@ from typing import Any
 from rlpost.config import Config
 from rlpost.config.compose import load_config, to_yaml
 from rlpost.durable.config_changes import changed_keys, is_among, is_harmless
-from rlpost.train.schedule import lr_at
+from rlpost.train.lr_schedule import lr_at
 
 RECIPE = "math/arithmetic"
 TRL = "TRL"  # its row

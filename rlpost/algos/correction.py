@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import torch
 
-from rlpost.algos.rows import MAX_LOG_RATIO, Metrics, TensorRow, ratio_of
+from rlpost.algos.tensor_rows import MAX_LOG_RATIO, Metrics, TensorRow, ratio_of
 
 MAX_LAG = 8  # lags from here on share one entry, so that every row and rank reports the same names
 Weighted = tuple[torch.Tensor, torch.Tensor]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from rlpost.algos.rows import ratio_of
+from rlpost.algos.tensor_rows import ratio_of
 
 
 def k1(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlpost.algos.rows import Metrics, TensorRow, ratio_of
+from rlpost.algos.tensor_rows import Metrics, TensorRow, ratio_of
 from rlpost.config import AlgoConfig
 
 

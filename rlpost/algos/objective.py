@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rlpost.algos import correction, reduction, table
-from rlpost.algos.rows import MAX_LOG_RATIO, Metrics, TensorRow, to_tensors
+from rlpost.algos.tensor_rows import MAX_LOG_RATIO, Metrics, TensorRow, to_tensors
 from rlpost.config import AlgoConfig
 from rlpost.types import PackedRow, TrainBatch
 

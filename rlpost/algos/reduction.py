@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from rlpost.algos.rows import TensorRow
+from rlpost.algos.tensor_rows import TensorRow
 from rlpost.types import TrainBatch
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from rlpost.errors import ConfigError, explain
 from rlpost.sandbox import bubblewrap, script
 from rlpost.sandbox.limits import Limits
-from rlpost.sandbox.turns import Turns
+from rlpost.sandbox.locks import Turns
 
 START_S = 60.0  # bubblewrap, an interpreter, its imports; 0.3 s on an idle machine
 GRACE_S = 60.0

@@ -28,11 +28,11 @@ from rlpost.train import metric_sums
 from rlpost.train import offload as states
 from rlpost.train.checkpoint_layout import DEEPSPEED, check_layout, describe, write_layout
 from rlpost.train.forward import PolicyModule, trainable_positions
+from rlpost.train.lr_schedule import lr_at
 from rlpost.train.model import DTYPES, load_model
 from rlpost.train.optimization import Ranks, choose_optimization, install_exchange
 from rlpost.train.process_group import init_process_group
 from rlpost.train.protocol import Objective, UpdateResult
-from rlpost.train.schedule import lr_at
 from rlpost.train.weights import NamedWeights, full_state_dict, iter_buckets, own_weights
 from rlpost.train.zero import zero_config
 from rlpost.types import PackedRow, TrainBatch

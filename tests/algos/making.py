@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlpost.algos import batch as batching
-from rlpost.algos.rows import TensorRow, to_tensors
+from rlpost.algos.tensor_rows import TensorRow, to_tensors
 from rlpost.types import Group, PackedRow, Prompt, Sample, Segment, TrainBatch
 
 

@@ -16,7 +16,7 @@ from benchmarks.peers import run as run_module
 from benchmarks.peers import settings
 from benchmarks.peers.figures import generating_share, rate, samples_to, seconds_to, spread, summarize, to_markdown
 from benchmarks.peers.records import Clock, Evaluation, Run, Step, Time, read_run, read_trl_log
-from rlpost.train.schedule import lr_at
+from rlpost.train.lr_schedule import lr_at
 
 FIXTURE = Path(__file__).parent / "trl_log_history.json"
 

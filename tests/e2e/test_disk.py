@@ -65,7 +65,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(nursery, whole, disk):
     mount(nursery, "ro", again=True)
     life = nursery.live(*RUN, "name=other", cwd=disk)
     assert life.status == 3 and "run directory: got" in life.output and "Read-only file system" in life.output
-    assert life.seconds < 5 and "Traceback" not in life.output
+    assert "device cpu" not in life.output and "Traceback" not in life.output
 
 
 def test_a_disk_that_fills_under_the_ledger(nursery, whole, disk):

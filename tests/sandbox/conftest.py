@@ -11,7 +11,7 @@ import pytest
 
 from rlpost.sandbox.box import Sandbox
 from rlpost.sandbox.limits import Limits
-from rlpost.sandbox.turns import Turns
+from rlpost.sandbox.locks import Turns
 
 QUICK = Limits(cpu_s=0.3, memory_bytes=64 << 20, tmp_bytes=1 << 20, output_bytes=1 << 18)
 

@@ -84,6 +84,6 @@ def test_a_continuation_ends_with_the_function(text: str, kept: str) -> None:
 
 @pytest.mark.parametrize("piece", ["```", "```\n", " " * 100, "\n", "x = 1\n", "def f", "~~~python\n", "</think>"])
 def test_extraction_takes_linear_time(piece: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     extract_function(piece * (2_000_000 // len(piece)), prompt=PROMPT, entry_point="f")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlpost.train.schedule import lr_at
+from rlpost.train.lr_schedule import lr_at
 
 
 def rates(schedule, **changes):

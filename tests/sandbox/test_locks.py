@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlpost.errors import RunError
-from rlpost.sandbox.turns import Turns
+from rlpost.sandbox.locks import Turns
 
 
 class Visitor(threading.Thread):
