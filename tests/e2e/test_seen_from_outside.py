@@ -75,7 +75,7 @@ def watch_until(path, thread):
 def test_the_states_of_a_run(run):
     _, seen = run
     listed, frame = seen["stopped"]
-    assert "waiting" in listed and "the same command goes on" in frame and "stopped after step" in frame
+    assert "waiting" in listed and "run the same command to resume" in frame and "stopped after step" in frame
     listed, frame = seen["killed"]
     assert "killed" in listed and "its process is gone" in frame
     path, _ = run

@@ -60,7 +60,7 @@ def test_averages_fade_and_dropped_groups_count_as_seen_but_not_accepted():
     choosing.step_done([[20, 20]])
     assert "30 tokens on average and 30" in choosing.choose().reason and "50% accepted" in choosing.choose().reason
     choosing.step_done([[10, 10]] * 2)  # (0.8 x 60 + 20) / (0.8 x 2 + 2)
-    assert f"{(0.8 * 60 + 20) / 3.6:.0f} tokens in the mean" in choosing.choose().reason
+    assert f"{(0.8 * 60 + 20) / 3.6:.0f} tokens on average" in choosing.choose().reason
 
 
 def test_a_resumed_controller_chooses_as_if_nothing_had_happened():

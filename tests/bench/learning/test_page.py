@@ -58,7 +58,7 @@ def test_pictures_hold_every_strategy_and_a_band_where_there_are_three_seeds():
 def test_the_section_is_replaced_and_nothing_else():
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     assert replace_section(page, "new", name="p") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
-    with pytest.raises(DataError, match="no place"):
+    with pytest.raises(DataError, match="no section"):
         replace_section("a page", "new", name="p")
 
 

@@ -257,7 +257,7 @@ def strange_run(folder: Path, kind: str) -> Path:
         ("only failures", "reward: timeout"),
         ("not finite", "Nothing was recorded for this."),
         ("killed early", "This run kept no rollouts"),
-        ("no configuration", "config.yaml is absent"),
+        ("no configuration", "There is no config.yaml"),
         ("no tokenizer", "tokenizer was not found"),
     ],
 )
