@@ -33,7 +33,6 @@ class Prompt:
     token_ids: Array  # i32[P]
     text: str  # what the tokens were made from, for rewards and tables
     reference: Any = None  # what the reward needs (a JSON value)
-    task: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)  # the data row's other columns
 
 

@@ -103,7 +103,6 @@ def _make_prompt(row: Row, data: DataConfig, token_ids: Sequence[int], messages:
         token_ids=np.asarray(token_ids, dtype=np.int32),
         text=join_messages(messages),
         reference=reference,
-        task=str(row.get("task", "")),
         columns={name: value for name, value in row.items() if name not in (data.prompt_key, data.reference_key)},
     )
 

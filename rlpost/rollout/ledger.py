@@ -109,7 +109,7 @@ class Ledger:
         content = {
             "text": prompt.text,
             "reference": prompt.reference,
-            "task": prompt.task,
+            "task": str(prompt.columns.get("task", "")),  # as it was in 0.1; read nowhere
             "columns": dict(prompt.columns),
         }
         self.record("draws", draw, step, prompt.uid, num_samples)
@@ -395,7 +395,9 @@ class Ledger:
             "JOIN prompts p USING (draw) ORDER BY d.draw"
         )
         for draw, step, uid, num_samples, token_ids, content in self._db.execute(query):
-            prompt = Prompt(uid=uid, token_ids=np.frombuffer(token_ids, np.int32), **json.loads(content))
+            carried = json.loads(content)
+            del carried["task"]
+            prompt = Prompt(uid=uid, token_ids=np.frombuffer(token_ids, np.int32), **carried)
             samples = [OpenSample(index=i) for i in range(num_samples)]
             groups[draw] = OpenGroup(prompt=prompt, order=draw, drawn_step=step - 1, samples=samples)
         for draw, attempt in self._db.execute("SELECT draw, max(attempt) FROM restarts GROUP BY draw"):

@@ -218,7 +218,6 @@ def test_what_a_prompt_carries_comes_back(tmp_path):
         token_ids=np.array([1, 2, 300000], np.int32),
         text="é\u2028",
         reference={"a": [1, None]},
-        task="t",
         columns={"level": 3},
     )
     ledger = Ledger(tmp_path / "ledger.sqlite")
@@ -228,7 +227,7 @@ def test_what_a_prompt_carries_comes_back(tmp_path):
     assert (group.uid, group.order, group.drawn_step, len(group.samples)) == ("3:9", 0, 6, 4)
     back = group.prompt
     assert back.token_ids.tolist() == [1, 2, 300000] and back.token_ids.dtype == np.int32
-    assert (back.text, back.reference, back.task, back.columns) == ("é\u2028", {"a": [1, None]}, "t", {"level": 3})
+    assert (back.text, back.reference, back.columns) == ("é\u2028", {"a": [1, None]}, {"level": 3})
 
 
 def test_a_verdict_pending_at_the_stop_is_asked_for_again_after_a_resume(tmp_path):
