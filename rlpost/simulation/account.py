@@ -48,6 +48,7 @@ class Figures:
     staleness_max: int
     duration_s: float
     steps: int
+    tokens_per_iteration: float = 0.0  # generated, over the engine's iterations: a rate that no clock decides
 
 
 def measure(steps: Sequence[StepAccount], *, warm_up: int) -> Figures:
@@ -75,6 +76,7 @@ def measure(steps: Sequence[StepAccount], *, warm_up: int) -> Figures:
         staleness_max=max(s.staleness for s in window),
         duration_s=total["duration_s"],
         steps=len(window),
+        tokens_per_iteration=total["generated"] / max(1, sum(len(s.work.step_s) for s in window)),
     )
 
 
