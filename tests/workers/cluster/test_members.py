@@ -40,7 +40,7 @@ def published(
     make_model(MODELS[request.param], seed=0).save_pretrained(folder / "model")
     model = make_model(MODELS[request.param], seed=1)
     save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / "published.safetensors")
-    return model, run_two_ranks("cluster/member_program.py", folder, environment={"TORCHDYNAMO_DISABLE": "1"})
+    return model, run_two_ranks("workers/cluster/member_program.py", folder, environment={"TORCHDYNAMO_DISABLE": "1"})
 
 
 def test_each_member_holds_its_part_bit_for_bit_and_together_they_hold_everything(published: Any) -> None:
