@@ -96,4 +96,4 @@ def test_a_member_out_of_step_stops_both_with_one_clear_message(published: Any) 
     _, (leader, other) = published
     assert leader["message"] == other["message"]
     assert "members of one engine: samples in the batch of worker 1, at engine step " in leader["message"]
-    assert "as worker 0 has it" in leader["message"]
+    assert "as at worker 0" in leader["message"]
