@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from rlpost.config import Config
 from rlpost.config.compose import to_yaml
+from rlpost.config.resolve import WRITTEN_OUT
 from rlpost.durable.config_changes import changed_keys, is_among
 from rlpost.plan.costs import Costs, fit_update
 from rlpost.plan.recording import Recording
@@ -54,7 +55,9 @@ def find_extrapolated(
         )
     if lengths is None:
         notes += _about_lengths(cfg, recording)
-    other = [c for c in changed_keys(to_yaml(run), to_yaml(cfg)) if not is_among(c.key, (*MODELLED, *FREE))]
+    changes = [c for c in changed_keys(to_yaml(run), to_yaml(cfg)) if not is_among(c.key, (*MODELLED, *FREE))]
+    # what the plan leaves open is taken to be what it was in the run, whose configuration is resolved
+    other = [c for c in changes if not (c.key in WRITTEN_OUT and c.now in (None, "auto"))]
     if other:
         notes.append("costs and lengths are the run's, although these keys differ: " + "; ".join(map(str, other)))
     return notes

@@ -235,7 +235,7 @@ def test_two_runs_are_compared(run, other):
 
 def test_a_run_says_what_is_wrong_with_it_once(run, other):
     path, output = other
-    words = "answers of the last 3 steps were cut at 6 tokens"
+    words = "responses of the last 3 steps were cut at 6 tokens"
     assert output.count(words) == 1 and "warning: " in output
     warnings = [json.loads(line) for line in (path / "warnings.jsonl").read_text().splitlines()]
     assert [w["step"] for w in warnings if w["name"] == "truncated"] == [3]
