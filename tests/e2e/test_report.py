@@ -58,8 +58,8 @@ def test_the_pages_show_the_runs(folder: Path) -> None:
         parts = browser.run("[...document.querySelectorAll('.parts tbody tr')].map(r => r.cells[0].textContent)")
         assert {"engine", "train", "copy", "build batch", "other"} <= set(parts)
         assert f"{100 * accuracy[0]:.1f} %" in tiles and f"{100 * accuracy[-1]:.1f} %" in tiles
-        assert "3 of 3" in tiles and f"{steps_of(run)[-1]['total/samples']:.0f} answers" in tiles
-        answers = browser.run("[...document.querySelectorAll('.card .answer')].map(e => e.textContent)")
+        assert "3 of 3" in tiles and f"{steps_of(run)[-1]['total/samples']:.0f} responses" in tiles
+        answers = browser.run("[...document.querySelectorAll('.card .response')].map(e => e.textContent)")
         first = rollouts_of(run)[1]
         assert answers == [row["response"] for row in first if row["uid"] == first[0]["uid"]]
         assert browser.run("document.querySelectorAll('.card .token').length") == sum(
@@ -105,7 +105,7 @@ def test_tokens_are_coloured_by_what_the_trainer_finds_of_them(folder: Path) -> 
             document.querySelector('#rollouts .item').click(); })()"""
         )
         notes = "[...document.querySelectorAll('#rollouts .note')].map(e => e.textContent).join()"
-        browser.wait_for(f"{notes}.includes('minus that of sampling')")
+        browser.wait_for(f"{notes}.includes('minus logprob when sampled')")
         browser.wait_for("/versions/.test(document.querySelector('.card.chosen').textContent)")
         heading = browser.run("document.querySelector('#rollouts .controls h4').textContent")
         cards = browser.run(
