@@ -36,7 +36,9 @@ def test_two_workers_train_with_one_engine(place: Place) -> None:
     assert len(rows) == 2
     for row in rows:
         assert 0 < row["mismatch/canary"] <= 1e-4
-        assert row["mismatch/lag_0/abs_log_ratio"] <= 1e-4
+        # a step that trains only groups begun earlier has no token of the current version
+        assert row.get("mismatch/lag_0/abs_log_ratio", 0.0) <= 1e-4
+    assert "mismatch/lag_0/abs_log_ratio" in rows[0]
     assert eventually(lambda: shared_memory() <= before)
     check_nothing_is_left(place)
 
