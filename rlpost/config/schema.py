@@ -100,9 +100,14 @@ class RewardConfig:
         "What one call scores; auto: a group if a parameter is named responses or completions, else a sample.",
         choices=("auto", "sample", "group"),
     )
+    text: str = opt(
+        "auto",
+        "What a reward gets of a response: answer (what follows the last </think>; nothing where a thought is unfinished) or all. auto: answer for shipped rewards that look for an answer or a program, else all.",
+        choices=("auto", "answer", "all"),
+    )
     functions: dict[str, Any] = opt(
         {},
-        "Several functions, with reward.function=null: NAME: {function, weight, args, style, calls}; the reward is their weighted sum.",
+        "Several functions, with reward.function=null: NAME: {function, weight, args, style, calls, text}; the reward is their weighted sum.",
     )
     messages: bool = opt(False, "TRL style only: pass prompts and completions as lists of chat messages, not as text.")
     workers: Optional[int] = opt(

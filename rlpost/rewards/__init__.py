@@ -17,17 +17,18 @@ from rlpost.config import plugins
 class Shipped(plugins.Part):
     """A reward that ships, and what the program must know about it besides where it is."""
 
+    reads_answer: bool = False  # not the thoughts before it: what reward.text=auto means for it
     in_process: bool = False  # takes microseconds and cannot hang, so it needs no worker
 
 
 REWARDS = {
-    "exact_answer": Shipped("rlpost.rewards.library.answers.exact_answer", in_process=True),
-    "gsm8k": Shipped("rlpost.rewards.library.answers.gsm8k", in_process=True),
-    "last_number": Shipped("rlpost.rewards.library.answers.last_number", in_process=True),
+    "exact_answer": Shipped("rlpost.rewards.library.answers.exact_answer", reads_answer=True, in_process=True),
+    "gsm8k": Shipped("rlpost.rewards.library.answers.gsm8k", reads_answer=True, in_process=True),
+    "last_number": Shipped("rlpost.rewards.library.answers.last_number", reads_answer=True, in_process=True),
     "digit_share": Shipped("rlpost.rewards.library.answers.digit_share", in_process=True),
     "format_match": Shipped("rlpost.rewards.library.answers.format_match", in_process=True),
-    "math": Shipped("rlpost.rewards.library.math_answers.math_answer"),
+    "math": Shipped("rlpost.rewards.library.math_answers.math_answer", reads_answer=True),
     "http": Shipped("rlpost.rewards.library.http_service.HttpReward"),
-    "code_functions": Shipped("rlpost.rewards.library.code.CodeFunctions"),
-    "code_stdio": Shipped("rlpost.rewards.library.code.CodeStdio"),
+    "code_functions": Shipped("rlpost.rewards.library.code.CodeFunctions", reads_answer=True),
+    "code_stdio": Shipped("rlpost.rewards.library.code.CodeStdio", reads_answer=True),
 }

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 from rlpost import __version__
 from rlpost.config import RewardConfig, plugins
 from rlpost.errors import ConfigError, explain
-from rlpost.rewards import REWARDS
+from rlpost.rewards import REWARDS, values
 from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.outcomes import Outcome, to_outcome, to_outcomes
-from rlpost.rewards.selection import FunctionSpec, list_functions
+from rlpost.rewards.selection import FunctionSpec, choose_text, list_functions
+from rlpost.rewards.values import answer_text, is_count, is_seconds
 
 TRL_KEYWORDS = frozenset({"prompts", "completions", "completion_ids"})
 
@@ -43,6 +44,7 @@ class Question(NamedTuple):
     prompt: str
     reference: Any
     columns: Mapping[str, Any]
+    opens_thought: bool = False  # the prompt ends in <think>
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,7 @@ class FunctionFacts:
     weight: float
     per_group: bool
     takes_tokens: bool  # completion_ids
+    text: str  # what it gets of a response: answer or all
     timeout_s: float
     concurrency: int  # calls that may run at once in one worker: above 1 only for async functions
     is_async: bool
@@ -111,16 +114,20 @@ class LoadedFunction:
         columns = _required(self.target) - TRL_KEYWORDS if self.trl else frozenset()
         if not self.trl:
             self._check_signature(spec, per_group)
+        concurrency = 1
+        if is_async:
+            concurrency = _checked(self.target, "concurrency", cfg.concurrency, is_count, "a whole number >= 1")
         self.facts = FunctionFacts(
             name=spec.name,
             weight=float(spec.weight),
             per_group=per_group,
             takes_tokens=self.trl and (self._takes_any or "completion_ids" in self._takes),
-            timeout_s=float(_attribute(self.target, "timeout_s", cfg.timeout_s)),
-            concurrency=int(_attribute(self.target, "concurrency", cfg.concurrency)) if is_async else 1,
+            text=choose_text(spec),
+            timeout_s=float(_checked(self.target, "timeout_s", cfg.timeout_s, is_seconds, "seconds > 0")),
+            concurrency=concurrency,
             is_async=is_async,
             version=_version(self.target, spec, cfg, reference_key),
-            cacheable=bool(_attribute(self.target, "cacheable", True)),
+            cacheable=_checked(self.target, "cacheable", True, lambda value: isinstance(value, bool), "true or false"),
             columns=tuple(sorted(columns)),
         )
 
@@ -180,6 +187,9 @@ class LoadedFunction:
             return
 
     def _call(self, question: Question, responses: Sequence[Response]) -> Any:
+        if self.facts.text == "answer":
+            opened = question.opens_thought
+            responses = [r._replace(text=answer_text(r.text, opens_thought=opened)) for r in responses]
         if self.trl:
             return self.target(**self._keep(self._trl_keywords(question, responses)))
         keywords: dict[str, Any] = {
@@ -258,22 +268,37 @@ def _attribute(target: Any, name: str, default: Any) -> Any:
     return getattr(target, name, default)
 
 
+def _checked(target: Any, name: str, default: Any, is_valid: Callable[[Any], bool], expected: str) -> Any:
+    """The function's own attribute, else ``default``. Raises ConfigError for a value that cannot be meant."""
+    value = _attribute(target, name, default)
+    if not is_valid(value):
+        raise ConfigError(explain(f"{_name_of(target)}: {name}", value, expected, "change the attribute"))
+    return value
+
+
 def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None) -> str:
-    """A digest of what affects a result besides its inputs: the module's source, the arguments, ``version``."""
+    """A digest of what affects a result besides its inputs: the module's source, the arguments, ``version``,
+    and how its values are read."""
     code = _code_of(target)
     module = inspect.getmodule(code)
     file = getattr(module, "__file__", None)
-    source = Path(file).read_bytes() if file and Path(file).is_file() else b""
     facts = {
         "rlpost": __version__,
         "function": _name_of(target),
-        "source": hashlib.sha256(source).hexdigest(),
+        "source": _source_digest(file),
         "version": str(_attribute(target, "version", "")),
+        "values": _source_digest(values.__file__),
+        "text": choose_text(spec),
         "given": [_plain(spec.function), dict(spec.args), spec.style, spec.calls],
         "messages": cfg.messages,
         "reference_key": reference_key,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
+
+
+def _source_digest(file: str | None) -> str:
+    source = Path(file).read_bytes() if file and Path(file).is_file() else b""
+    return hashlib.sha256(source).hexdigest()
 
 
 def _plain(function: Any) -> Any:

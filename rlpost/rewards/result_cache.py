@@ -97,6 +97,7 @@ def digest_call(call: Call, facts: FunctionFacts) -> str:
         "prompt": call.question.prompt,
         "reference": call.question.reference,
         "columns": dict(call.question.columns),
+        "opens_thought": call.question.opens_thought,
         "responses": [[r.text, r.finish_reason, list(r.token_ids)] for r in call.responses],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()

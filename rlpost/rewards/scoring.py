@@ -11,6 +11,7 @@ thread uses a scorer; results reach it through a queue.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ import numpy as np
 
 from rlpost.config import RewardConfig
 from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
-from rlpost.rewards.outcomes import Outcome, read_outcome
+from rlpost.rewards.outcomes import Outcome
 from rlpost.rewards.result_cache import RewardResultCache, digest_call
 from rlpost.rewards.selection import FunctionSpec
+from rlpost.rewards.values import THOUGHT_START, read_outcome
 from rlpost.rewards.worker_pool import Call, CallResult, Calls, InlineCalls
 from rlpost.types import Prompt
 
@@ -43,6 +45,7 @@ RewardFunction = Callable[
     ..., Any
 ]  # (response, *, prompt, reference, finish_reason, columns) -> float | dict[str, float]
 Decode = Callable[[Sequence[np.ndarray]], str]  # i32[...] each, a response's tokens in parts -> text
+TAIL_TOKENS = 32  # of a prompt: room for <think> in single characters, and line ends after it
 CHECK_S = 1.0  # while waiting, how often to check whether the workers still work
 
 
@@ -141,6 +144,7 @@ class RewardScorer:
         self._group_size, self._retries = group_size, retries
         self._take_tokens: bool | None = None
         self._score_groups = False
+        self._read_answers = False
         self._unpolled: list[RewardResult] = []
         self._num_open = 0  # samples without a result yet
         self._held: dict[str, list[_Sample]] = {}  # by uid, until the group is complete
@@ -160,12 +164,14 @@ class RewardScorer:
         if self._take_tokens is None:  # known once the functions are loaded
             self._take_tokens = any(one.takes_tokens for one in facts)
             self._score_groups = any(one.per_group for one in facts)
+            self._read_answers = any(one.text == "answer" for one in facts)
         if self._take_tokens:
             kept = tuple(chain.from_iterable(part.tolist() for part in parts))
         response = Response(self._decode(parts), finish_reason, kept)
         sample = _Sample(prompt.uid, index, response, [None] * len(facts))
         self._num_open += 1
-        question = Question(prompt.text, prompt.reference, dict(prompt.columns))
+        opens_thought = self._read_answers and self._opens_thought(prompt)
+        question = Question(prompt.text, prompt.reference, dict(prompt.columns), opens_thought)
         group = self._complete_group(sample) if self._score_groups else []
         for number, one in enumerate(facts):
             if not one.per_group:
@@ -206,6 +212,10 @@ class RewardScorer:
         return counts
 
     # ---- private ---------------------------------------------------------------------------------------------
+
+    def _opens_thought(self, prompt: Prompt) -> bool:
+        """Whether the prompt's tokens, which a chat template may have ended, end in ``<think>``."""
+        return self._decode([prompt.token_ids[-TAIL_TOKENS:]]).rstrip().endswith(THOUGHT_START)
 
     def _complete_group(self, sample: _Sample) -> list[_Sample]:
         """The group in the order of its indices if ``sample`` was its last one, else nothing."""
@@ -312,7 +322,7 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> RewardResult:
     evaluation reads, from the first function that gives one.
     """
     outcomes = [outcome for outcome in sample.outcomes if outcome is not None]
-    if len(outcomes) == 1 and outcomes[0].reward is not None and not facts[0].name:
+    if len(outcomes) == 1 and outcomes[0].reward is not None and not facts[0].name:  # its weight is 1
         return RewardResult(sample.uid, sample.index, facts[0].weight * outcomes[0].reward, outcomes[0].parts)
     failure = next((outcome.failure for outcome in outcomes if outcome.failure), None)
     pairs = [(one, outcome) for one, outcome in zip(facts, outcomes, strict=True) if outcome.reward is not None]
@@ -334,6 +344,8 @@ def _combine(sample: _Sample, facts: Sequence[FunctionFacts]) -> RewardResult:
                 parts.setdefault("accuracy", value)
             else:
                 parts[f"{one.name}.{name}"] = value
+    if not math.isfinite(total):
+        return RewardResult(sample.uid, sample.index, None, {}, f"reward_error: the weighted sum is {total}")
     return RewardResult(sample.uid, sample.index, total, parts)
 
 
@@ -351,13 +363,11 @@ def failure_kind(failure: str) -> str:
 
 
 def make_decode(tokenizer: Any, end_ids: Sequence[int]) -> Decode:
-    """Token ids to text without the tokens that end a response."""
-    ends = frozenset(end_ids)
+    """Token ids to text without stop and padding tokens; other special tokens, ``<think>`` for one, are text."""
+    dropped = frozenset(end_ids) | frozenset(filter(lambda pad: pad is not None, [tokenizer.pad_token_id]))
 
     def decode(parts: Sequence[np.ndarray]) -> str:
-        ids = list(chain.from_iterable(part.tolist() for part in parts))
-        while ids and ids[-1] in ends:
-            ids.pop()
-        return tokenizer.decode(ids, skip_special_tokens=True)
+        ids = [token for token in chain.from_iterable(part.tolist() for part in parts) if token not in dropped]
+        return tokenizer.decode(ids, skip_special_tokens=False)
 
     return decode

@@ -25,6 +25,7 @@ class FunctionSpec:
     args: Mapping[str, Any] = field(default_factory=dict)
     style: str = "auto"  # auto: trl if a parameter is named completions
     calls: str = "auto"  # auto: group if a parameter is named responses or completions
+    text: str = "auto"  # of a response; auto: the answer alone for shipped rewards that read one, else all
 
     @property
     def key(self) -> str:
@@ -39,16 +40,17 @@ def list_functions(cfg: RewardConfig) -> list[FunctionSpec]:
             explain("reward", got, "reward.function, or reward.functions with weights", "set the other one to null")
         )
     if not cfg.functions:
-        return [FunctionSpec(function=cfg.function, args=cfg.args, style=cfg.style, calls=cfg.calls)]
+        return [FunctionSpec(function=cfg.function, args=cfg.args, style=cfg.style, calls=cfg.calls, text=cfg.text)]
     for key in ("args", "style", "calls"):
         value, default = getattr(cfg, key), getattr(RewardConfig(), key)
         if value != default:
             do = f"give {key} to each function"
             raise ConfigError(explain(f"reward.{key}", value, f"{default} beside reward.functions", do))
-    return [_read_spec(str(name), value) for name, value in cfg.functions.items()]
+    return [_read_spec(str(name), value, cfg.text) for name, value in cfg.functions.items()]
 
 
-def _read_spec(name: str, value: Any) -> FunctionSpec:
+def _read_spec(name: str, value: Any, text: str) -> FunctionSpec:
+    """``text`` is for a function that does not say itself."""
     key = f"reward.functions.{name}"
     known = [f.name for f in fields(FunctionSpec) if f.name != "name"]
     if not isinstance(value, Mapping) or "function" not in value:
@@ -60,7 +62,7 @@ def _read_spec(name: str, value: Any) -> FunctionSpec:
         raise ConfigError(explain(key, ", ".join(unknown), f"only {', '.join(known)}", "check the spelling"))
     if not name.isidentifier():
         raise ConfigError(explain(key, name, "a name of letters, digits and _", "it becomes reward/part/NAME"))
-    spec = FunctionSpec(name=name, **value)
+    spec = FunctionSpec(**{"text": text, **value, "name": name})
     weight: Any = spec.weight
     if (
         isinstance(weight, bool)
@@ -69,13 +71,21 @@ def _read_spec(name: str, value: Any) -> FunctionSpec:
         or abs(weight) == float("inf")
     ):
         raise ConfigError(explain(f"{key}.weight", weight, "a finite number", "use 1.0"))
-    for field_name, got in (("style", spec.style), ("calls", spec.calls)):
+    for field_name, got in (("style", spec.style), ("calls", spec.calls), ("text", spec.text)):
         rule = rule_of(RewardConfig, field_name)
         if got is None or not rule.holds(got):
             raise ConfigError(rule.explain(f"{key}.{field_name}", got))
     if not isinstance(spec.args, Mapping):
         raise ConfigError(explain(f"{key}.args", spec.args, "a mapping of keyword arguments", "use {}"))
     return spec
+
+
+def choose_text(spec: FunctionSpec) -> str:
+    """What the function gets of a response: ``answer`` (what follows the thoughts) or ``all``."""
+    if spec.text != "auto":
+        return spec.text
+    part = None if callable(spec.function) else plugins.find_part(spec.function, REWARDS)
+    return "answer" if part is not None and part.reads_answer else "all"
 
 
 def runs_in_process(cfg: RewardConfig) -> bool:

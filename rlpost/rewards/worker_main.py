@@ -21,6 +21,7 @@ from typing import Any
 
 from rlpost.config import RewardConfig
 from rlpost.errors import UserError
+from rlpost.rewards.child_signals import SIGNALS, keep_from_children
 from rlpost.rewards.functions import LoadedFunction, Question, Response, load_functions
 from rlpost.rewards.outcomes import Outcome, shorten
 
@@ -146,13 +147,19 @@ def _reply(call: Any, outcomes: list[Outcome]) -> dict[str, Any]:
     return {"number": call["number"], "outcomes": [asdict(outcome) for outcome in outcomes]}
 
 
+def _do_nothing(number: int, frame: Any) -> None:
+    """Handler of the signals that are the run's business."""
+
+
 def _leave_the_terminal(parent: int) -> None:
     """Ctrl-C and termination signals are handled by the run; if it dies, in any way, this process must die too.
 
     The signals get a no-op handler: if they were ignored, everything a reward starts would ignore them, too.
+    Forked children get the default (``child_signals``).
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: None)
+    for number in SIGNALS:
+        signal.signal(number, _do_nothing)
+    keep_from_children(dict.fromkeys(SIGNALS, _do_nothing))
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((PR_SET_PDEATHSIG, signal.SIGKILL), (PR_SET_CHILD_SUBREAPER, 1)):
         if libc.prctl(option, value, 0, 0, 0) != 0:

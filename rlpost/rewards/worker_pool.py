@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rlpost.config import RewardConfig
 from rlpost.errors import ConfigError, explain
+from rlpost.rewards.child_signals import default_signals_in_children
 from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
 from rlpost.rewards.outcomes import Outcome
 from rlpost.rewards.selection import to_plain_config
@@ -88,7 +89,8 @@ class InlineCalls:
 
     def submit(self, call: Call, number: int, deliver: Deliver) -> CallResult:
         started = time.perf_counter()
-        outcomes = self._functions[call.function].score(call.question, call.responses)
+        with default_signals_in_children():
+            outcomes = self._functions[call.function].score(call.question, call.responses)
         return CallResult(outcomes=tuple(outcomes), seconds=time.perf_counter() - started)
 
     def check(self) -> None:

@@ -44,6 +44,7 @@ def confine(limits: Limits, *, base_bytes: int, filter_code: bytes, namespaces: 
     os.umask(0o077)
     os.environ.clear()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    sys.set_int_max_str_digits(0)  # a program may print what it computes; its CPU time is limited
     _limit(limits, base_bytes)
     if namespaces:
         linux.drop_capabilities()

@@ -1,5 +1,6 @@
 """Reward workers: real processes, real kills. Nothing hangs, nothing is lost, nothing stays behind."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,9 +13,10 @@ import pytest
 
 from rlpost.config import RewardConfig
 from rlpost.errors import ConfigError
+from rlpost.rewards.functions import load_functions
 from rlpost.rewards.outcomes import Outcome
 from rlpost.rewards.scoring import RewardScorer
-from rlpost.rewards.worker_pool import RewardWorkers, _read_outcome
+from rlpost.rewards.worker_pool import InlineCalls, RewardWorkers, _read_outcome
 from rlpost.types import Prompt
 
 HERE = Path(__file__).parent
@@ -232,6 +234,71 @@ def test_a_replacement_finds_the_environment_of_the_start(start, monkeypatch):
 def test_memory_beyond_the_limit_is_an_error_of_the_call(start):
     verdicts = Desk(start(memory_bytes=512 << 20)).judge(f"eat {1 << 30}", f"eat {1 << 20}")
     assert verdicts[0].failure.startswith("reward_error: MemoryError") and verdicts[1].reward == 1 << 20
+
+
+# ---- rewards that start processes of their own ---------------------------------------------------------------------
+
+
+def test_a_rewards_own_time_limit_ends_its_child(start):
+    """At once after the start too, when the child has had no time to set up anything."""
+    desk = Desk(start("with_time_limit"))
+    began = time.monotonic()
+    assert [v.reward for v in desk.judge("0.3", *["0"] * 50)] == [-signal.SIGTERM] * 51
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_process_pools_work_every_time(start, method):
+    desk = Desk(start("in_a_pool"))
+    rounds = 10 if method == "fork" else 1
+    assert [v.reward for v in desk.judge(*[f"pool {method}", f"executor {method}"] * rounds)] == [6.0, 6.0] * rounds
+    assert [v.reward for v in desk.judge(f"thread {method}")] == [12.0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_rewards_children_have_the_default_handlers(start, number):
+    """Also in the moment of the fork. Ctrl-C is a KeyboardInterrupt (exit status 1) once the child runs."""
+    verdicts = Desk(start("interrupted")).judge(*[str(int(number))] * 10)
+    assert {v.reward for v in verdicts} <= {-number, 1.0 if number == signal.SIGINT else -number}
+
+
+def test_a_handler_that_a_reward_installs_itself_is_inherited(start):
+    assert Desk(start("keeps_its_own_handler")).judge("")[0].reward == 7.0
+
+
+def test_the_worker_itself_ignores_the_signals_of_the_terminal(start):
+    desk = Desk(start())
+    (pid,) = worker_pids()
+    desk.ask("sleep 0.5")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(pid, number)
+    assert desk.answers()[0].reward == 1.0 and desk.judge("pid")[0].reward == pid
+
+
+def test_a_reward_in_the_runs_process_starts_children_with_default_handlers(monkeypatch):
+    """The run handles SIGTERM and Ctrl-C itself; other children of the run inherit that, as ever."""
+    monkeypatch.syspath_prepend(str(HERE))
+    before = {number: signal.signal(number, lambda number, frame: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE_S)  # without the fix it waits forever
+    try:
+        calls = InlineCalls(load_functions(RewardConfig(function="worker_rewards.with_time_limit", workers=0)))
+        assert [v.reward for v in Desk(calls).judge("0.2", "0")] == [-signal.SIGTERM] * 2
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    finally:
+        signal.alarm(0)
+        for child in multiprocessing.active_children():
+            child.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def give_up(number, frame):
+    raise TimeoutError
 
 
 # ---- async functions -----------------------------------------------------------------------------------------------

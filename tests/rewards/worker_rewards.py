@@ -1,11 +1,13 @@
 """Reward functions that misbehave in every way a worker must survive; imported in worker processes by file name."""
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 from rlpost.rewards.failures import RewardFailure
@@ -110,3 +112,56 @@ def rank_in_group(responses, *, reference, finish_reasons, **_):
     assert len(finish_reasons) == len(responses)
     longest = max(map(len, responses))
     return [None if not r else float(len(r) == longest) for r in responses]
+
+
+# ---- rewards that start processes of their own ---------------------------------------------------------------------
+
+
+def _endless(queue):
+    while True:
+        time.sleep(1)
+
+
+def with_time_limit(response, **_):
+    """A comparison with a time limit of its own: a child process that is terminated when it is late."""
+    queue = multiprocessing.Queue()
+    process = multiprocessing.Process(target=_endless, args=(queue,))
+    process.start()
+    process.join(float(response))
+    if process.is_alive():
+        process.terminate()
+        process.join()
+        return float(process.exitcode)
+    return queue.get()
+
+
+def in_a_pool(response, **_):
+    """``POOL METHOD``: a pool of processes, made and ended within the call."""
+    pool, method = response.split()
+    context = multiprocessing.get_context(method)
+    if pool == "executor":
+        with ProcessPoolExecutor(2, mp_context=context) as executor:
+            return float(sum(executor.map(abs, [-1, -2, -3])))
+    if pool == "thread":  # forks from a thread that is not the main one
+        with ThreadPoolExecutor(2) as threads:
+            return sum(threads.map(in_a_pool, [f"pool {method}"] * 2))
+    with context.Pool(2) as workers:
+        return float(sum(workers.map(abs, [-1, -2, -3])))
+
+
+def interrupted(response, **_):
+    """What a child does with a signal by its number: its exit status."""
+    process = multiprocessing.Process(target=_endless, args=(None,))
+    process.start()
+    os.kill(process.pid, int(response))
+    process.join()
+    return float(process.exitcode)
+
+
+def keeps_its_own_handler(response, **_):
+    """A handler that the reward installs itself is inherited, as everywhere."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: os._exit(7))
+    try:
+        return interrupted("15")
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,47 +1,48 @@
 """Rewards that compare a final answer with the reference, and one that varies for any model.
 
-Called by the scorer; they never raise on any response text, but do on a reference they cannot read (a data error).
+Called in the scorer; never raises on any response text. A reference without an answer is the failure
+``bad_reference``; of a list of references any one is correct.
 """
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+from rlpost.rewards.library.read_numbers import Number, first_number, same_number
+from rlpost.rewards.library.read_numbers import last_number as find_last
+from rlpost.rewards.values import bad_reference, read_golds
 
 
-def exact_answer(response: str, *, reference: str, marker: str = "#", **_: Any) -> dict[str, float]:
+def exact_answer(response: str, *, reference: Any, marker: str = "#", **_: Any) -> dict[str, float]:
     """1 if the text after the last ``marker`` equals the reference exactly, else 0; also whether work was shown.
 
     Parts: ``reward`` and ``accuracy`` (0 or 1), ``shows_work`` (1 if there is text before the marker; not rewarded).
     """
+    golds = [gold.strip() for gold in read_golds(reference)]
     work, found, answer = response.rpartition(marker)
-    correct = float(bool(found) and answer.strip() == str(reference).strip())
+    correct = float(bool(found) and answer.strip() in golds)
     return {"reward": correct, "accuracy": correct, "shows_work": float(bool(found) and bool(work.strip()))}
 
 
-def gsm8k(response: str, *, reference: str, format_reward: float = 0.0, **_: Any) -> dict[str, float]:
-    """GSM8K: the number after ``####`` (else the last number) equals the reference, ignoring commas and trailing zeros.
+def gsm8k(response: str, *, reference: Any, format_reward: float = 0.0, **_: Any) -> dict[str, float]:
+    """GSM8K: the number after ``####`` (else the last number) equals the reference's, however
+    they are written (``read_numbers``).
 
     ``format_reward`` is added if the response uses the marker. Parts: ``reward``, ``accuracy``, ``format``.
     """
-    gold = _read_number(str(reference).rpartition("####")[2])
-    if gold is None:
-        raise ValueError(f"no number in the reference {reference!r}")
+    golds = [_gold_number(gold.rpartition("####")[2], reference) for gold in read_golds(reference)]
     marked = "####" in response
-    given = _read_number(response.rpartition("####")[2]) if marked else _last_number(response)
-    accuracy = float(given is not None and given == gold)
+    given = first_number(response.rpartition("####")[2]) if marked else find_last(response)
+    accuracy = float(given is not None and any(same_number(gold, given) for gold in golds))
     return {"reward": accuracy + format_reward * marked, "accuracy": accuracy, "format": float(marked)}
 
 
-def last_number(response: str, *, reference: str, **_: Any) -> float:
-    """1 if the last number in the response equals the reference."""
-    gold = _read_number(str(reference))
-    if gold is None:
-        raise ValueError(f"no number in the reference {reference!r}")
-    return float(_last_number(response) == gold)
+def last_number(response: str, *, reference: Any, **_: Any) -> float:
+    """1 if the last number of the response equals the reference."""
+    golds = [_gold_number(gold, reference) for gold in read_golds(reference)]
+    given = find_last(response)
+    return float(given is not None and any(same_number(gold, given) for gold in golds))
 
 
 def format_match(response: str, *, pattern: str, **_: Any) -> float:
@@ -54,18 +55,8 @@ def digit_share(response: str, **_: Any) -> float:
     return sum(c.isdigit() for c in response) / len(response) if response else 0.0
 
 
-def _read_number(text: str) -> Decimal | None:
-    match = _NUMBER.search(text)
-    return _to_decimal(match.group()) if match else None
-
-
-def _last_number(text: str) -> Decimal | None:
-    matches = _NUMBER.findall(text)
-    return _to_decimal(matches[-1]) if matches else None
-
-
-def _to_decimal(text: str) -> Decimal | None:
-    try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:
-        return None
+def _gold_number(text: str, reference: Any) -> Number:
+    number = first_number(text)
+    if number is None:
+        raise bad_reference(reference, "a number in it")
+    return number

@@ -9,8 +9,10 @@ load), :class:`RewardFailure` is raised; an incorrect program scores 0.
 from __future__ import annotations
 
 import json
+import keyword
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from rlpost.errors import ConfigError, explain
 from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.library.compare_output import same_output
 from rlpost.rewards.library.extract_code import extract_function, extract_program, prompt_code
+from rlpost.rewards.values import bad_reference, shown
 from rlpost.sandbox.box import FunctionTests, NoOutcome, Outcome, Sandbox
 from rlpost.sandbox.limits import STALLED_CPU_SHARE, WALL_FACTOR, Limits
 
@@ -108,13 +111,13 @@ class CodeFunctions(CodeReward):
     (the function's name) and ``test_setup_code`` are used if they exist.
     """
 
-    form = "code_functions 1"
+    form = "code_functions 2"
 
     def __call__(
         self, response: str, *, prompt: str, reference: Any, columns: Mapping[str, Any], **_: Any
     ) -> dict[str, float]:
         tests = read_tests(reference)
-        entry_point = columns.get("entry_point")
+        entry_point, setup = read_entry_point(columns.get("entry_point")), read_setup(columns.get("test_setup_code"))
         extracted = extract_function(response, prompt=prompt, entry_point=entry_point)
         if extracted is None:
             return self._parts("no_code", 0.0)
@@ -122,7 +125,7 @@ class CodeFunctions(CodeReward):
             tests=tests,
             entry_points=[entry_point] if entry_point else None,
             helpers=prompt_code(prompt),
-            setup=str(columns.get("test_setup_code") or ""),
+            setup=setup,
             partial=self._partial,
         )
         try:
@@ -141,7 +144,7 @@ class CodeStdio(CodeReward):
     test is the last one run. All tests of a program together may use ``total_cpu_s``.
     """
 
-    form = "code_stdio 1"
+    form = "code_stdio 2"
 
     def __init__(
         self,
@@ -220,29 +223,51 @@ class CodeStdio(CodeReward):
 
 
 def read_tests(reference: Any) -> list[str]:
-    """Test sources of a row. Raises ValueError for anything other than text or a list of texts."""
+    """Test sources of a row. Raises RewardFailure ``bad_reference`` for anything other than text or a list of texts."""
     tests = [reference] if isinstance(reference, str) else reference
-    readable = isinstance(tests, Sequence) and all(isinstance(test, str) and test.strip() for test in tests)
-    if not readable or not tests:
-        raise ValueError(f"the reference must be test code or a list of it, got {str(reference)[:80]!r}")
+    if not isinstance(tests, list | tuple) or not tests or not all(isinstance(t, str) and t.strip() for t in tests):
+        raise bad_reference(reference, "test code, or a list of it")
     return list(tests)
 
 
+def read_entry_point(value: Any) -> str | None:
+    """The name of the function under test; None where the row names none.
+
+    A class may be written with or without its call: ``Solution().f`` is ``Solution.f``. Raises RewardFailure
+    ``bad_entry_point`` for anything that is no name: no program could pass.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str):
+        names = [name.strip() for name in re.sub(r"\(\s*\)", "", value).split(".")]
+        if all(name.isidentifier() and not keyword.iskeyword(name) for name in names):
+            return ".".join(names)
+    raise RewardFailure("bad_entry_point", f"got {shown(value)}; expected a function's name, or Class.method")
+
+
+def read_setup(value: Any) -> str:
+    """Code that runs before the tests: text, a list of texts, or nothing. Raises RewardFailure ``bad_tests``."""
+    lines = [value] if isinstance(value, str) else value or []
+    if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+        raise RewardFailure("bad_tests", f"test_setup_code: got {shown(value)}; expected code, or a list of it")
+    return "\n".join(lines)
+
+
 def read_pairs(reference: Any) -> list[tuple[str, str]]:
-    """(input, expected output) of a row's tests. Raises ValueError for any other form."""
-    value = json.loads(reference) if isinstance(reference, str) else reference
+    """(input, expected output) of a row's tests. Raises RewardFailure ``bad_reference`` for any other form."""
+    expected = "a list of {input: text, output: text}, or {inputs: [...], outputs: [...]}, or its JSON text"
+    try:
+        value = json.loads(reference) if isinstance(reference, str) else reference
+    except (ValueError, RecursionError):
+        raise bad_reference(reference, expected) from None
     if isinstance(value, Mapping) and {"inputs", "outputs"} <= set(value):
         inputs, outputs = value["inputs"], value["outputs"]
-        if len(inputs) != len(outputs):
-            raise ValueError(f"{len(inputs)} inputs for {len(outputs)} outputs")
+        if not isinstance(inputs, list | tuple) or not isinstance(outputs, list | tuple) or len(inputs) != len(outputs):
+            raise bad_reference(reference, "as many inputs as outputs, in lists")
         value = [{"input": a, "output": b} for a, b in zip(inputs, outputs, strict=True)]
-    if not isinstance(value, Sequence) or not value:
-        raise ValueError(f"the reference must be a list of tests, got {str(reference)[:80]!r}")
-    return [_read_pair(test) for test in value]
-
-
-def _read_pair(test: Any) -> tuple[str, str]:
-    given, wanted = (test.get("input"), test.get("output")) if isinstance(test, Mapping) else (None, None)
-    if not isinstance(given, str) or not isinstance(wanted, str):
-        raise ValueError(f"a test must be {{'input': text, 'output': text}}, got {str(test)[:80]!r}")
-    return given, wanted
+    if not isinstance(value, list | tuple) or not value:
+        raise bad_reference(reference, expected)
+    pairs = [(test.get("input"), test.get("output")) if isinstance(test, Mapping) else (None, None) for test in value]
+    if not all(isinstance(given, str) and isinstance(wanted, str) for given, wanted in pairs):
+        raise bad_reference(reference, expected)
+    return [(str(given), str(wanted)) for given, wanted in pairs]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 _OPENING = r"^(?:[^\n`]*```|[ \t]*~~~)[ \t]*([\w+-]*)[^\n`]*\n"
 _FENCE = re.compile(_OPENING + r"(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 PYTHON = ("", "python", "python3", "py", "py3")
-THOUGHT_END = "</think>"
 # What may start in the first column and still belong to the continuation of a function.
 _CONTINUES = re.compile(r"(?:\s|def |async def |class |@|import |from |#|[)\]}]|$)")
 
@@ -30,13 +29,12 @@ class Extracted:
 def extract_program(response: str) -> str | None:
     """The last fenced Python block, or the whole response if it has no fence; None if there is nothing to run.
 
-    Text before ``</think>`` is not part of the response; an unfinished thought contains no program.
+    ``reward.text`` decides whether thoughts are part of the response.
     """
-    text = _after_thought(response)
-    blocks = _python_blocks(text)
+    blocks = _python_blocks(response)
     if blocks:
         return blocks[-1]
-    return text if text.strip() and not _FENCE.search(text) else None
+    return response if response.strip() and not _FENCE.search(response) else None
 
 
 def extract_function(response: str, *, prompt: str, entry_point: str | None) -> Extracted | None:
@@ -46,18 +44,17 @@ def extract_function(response: str, *, prompt: str, entry_point: str | None) -> 
     example often follows the solution). Without a fence, a response that defines it is a program, and any other
     continues the prompt's code.
     """
-    text = _after_thought(response)
     code = prompt_code(prompt)
     defines = _definition_of(entry_point)
-    blocks = _python_blocks(text)
+    blocks = _python_blocks(response)
     if blocks:
         defining = [block for block in blocks if defines.search(block)]
         return Extracted(source=(defining or blocks)[-1], prelude=code)
-    if not text.strip():
+    if not response.strip():
         return None
-    if defines.search(text):
-        return Extracted(source=text, prelude=code)
-    return Extracted(source=prompt + cut_continuation(text) if code == prompt else text, prelude="")
+    if defines.search(response):
+        return Extracted(source=response, prelude=code)
+    return Extracted(source=prompt + cut_continuation(response) if code == prompt else response, prelude="")
 
 
 def prompt_code(prompt: str) -> str:
@@ -77,13 +74,6 @@ def cut_continuation(text: str) -> str:
 
 def _python_blocks(text: str) -> list[str]:
     return [body for language, body in _FENCE.findall(text) if language.lower() in PYTHON]
-
-
-def _after_thought(response: str) -> str:
-    head, found, text = response.rpartition(THOUGHT_END)
-    if found:
-        return text
-    return "" if "<think>" in head + text else text
 
 
 def _definition_of(name: str | None) -> re.Pattern[str]:

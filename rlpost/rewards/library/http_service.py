@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlpost.errors import ConfigError, explain
 from rlpost.rewards.failures import RewardFailure
-from rlpost.rewards.outcomes import read_outcome, shorten
+from rlpost.rewards.outcomes import shorten
+from rlpost.rewards.values import read_outcome
 
 if TYPE_CHECKING:
     import aiohttp

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
 from rlpost.rewards.failures import RewardFailure
+from rlpost.rewards.library.compare_values import differ
+from rlpost.rewards.library.math_text import to_latex
+from rlpost.rewards.library.read_numbers import PERCENT, Number, read_decimal, same_number
+from rlpost.rewards.values import bad_reference, read_golds
 
 MAX_ANSWER_CHARS = 1000  # a longer "answer" does not count as one; parsing it could take minutes
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
-PERCENT = re.compile(r"\s*(?:\\?%|\\%|\\text\{\s*(?:%|\\%|percent)\s*\}|percent)\s*$", re.IGNORECASE)
+_PERCENT = re.compile(rf"\s*(?:{PERCENT}|\\text\{{\s*{PERCENT}\s*\}})\s*$", re.IGNORECASE)
+CLOCK = re.compile(r"(?:\\text\{)?(\d{1,2}:\d{2}(?::\d{2})?)\s*(?:\\text\{)?\s*([ap])\.?\s?m\.?\s*\}?", re.IGNORECASE)
 WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s-]+[^\W\d_]+)*")
 INTERVAL = re.compile(r"\\infty|[\[\]]")
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|operatorname)\s*\{([^{}]*)\}")
@@ -45,14 +48,23 @@ def math_answer(
     Raises RewardFailure: ``bad_reference`` for a reference without an answer, ``verify_error`` if the comparison itself
     fails.
     """
-    gold = find_answer(str(reference), pattern)
-    gold = str(reference) if gold is None else gold
-    if not gold.strip() or len(gold) > MAX_ANSWER_CHARS:
-        raise RewardFailure("bad_reference", f"no answer of at most {MAX_ANSWER_CHARS} characters in {reference!r}")
+    golds = [read_gold(gold, pattern) for gold in read_golds(reference)]
     given = find_answer(response, pattern)
-    accuracy = float(given is not None and is_equal(gold, given))
+    accuracy = float(given is not None and any(is_equal(gold, given) for gold in golds))
     marked = float(given is not None)
     return {"reward": accuracy + format_reward * marked, "accuracy": accuracy, "format": marked}
+
+
+def read_gold(text: str, pattern: str | None) -> str:
+    """The answer marked in a reference, or all of it. Raises RewardFailure where nothing could equal it."""
+    marked = find_answer(text, pattern)
+    gold = text if marked is None else marked
+    if len(gold) > MAX_ANSWER_CHARS:
+        raise bad_reference(text, f"an answer of at most {MAX_ANSWER_CHARS} characters")
+    plain = strip_wrapping(gold).text
+    if not plain or not (read_decimal(plain) is not None or is_words(plain) or parse(plain)):
+        raise bad_reference(text, "an answer that can be read as a number, a word or mathematics")
+    return gold
 
 
 math_answer.version = f"math-verify {version('math-verify')}, sympy {version('sympy')}"  # type: ignore[attr-defined]
@@ -97,14 +109,16 @@ def is_equal(gold: str, given: str) -> bool:
     """Whether two answers are the same; not symmetric if one is an equation (the reference's form counts)."""
     if len(given) > MAX_ANSWER_CHARS:
         return False
+    clocks = CLOCK.fullmatch(gold.strip()), CLOCK.fullmatch(given.strip())
+    if clocks[0] and clocks[1]:
+        return [part.casefold() for part in clocks[0].groups()] == [part.casefold() for part in clocks[1].groups()]
     first, second = strip_wrapping(gold), strip_wrapping(given)
     if not first.text or not second.text:
         return False
     scales = [1] if first.percent == second.percent else [1, 100]  # 50 % is 0.5, and 50 if percent is implied
-    wanted, got = read_number(first.text), read_number(second.text)
+    wanted, got = read_decimal(first.text), read_decimal(second.text)
     if wanted is not None and got is not None:
-        larger, smaller = (wanted, got) if first.percent else (got, wanted)
-        return any(larger == scale * smaller for scale in scales)
+        return same_number(Number(wanted, first.percent), Number(got, second.percent))
     if is_words(first.text) or is_words(second.text):
         return as_words(first.text) == as_words(second.text)
     if first.text == second.text and first.percent == second.percent:
@@ -118,18 +132,10 @@ def strip_wrapping(text: str) -> Answer:
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**")):
         if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
-    text = re.sub(r"(?<!\\)\\[!,;: ]|\{,\}(?=\d{3})", lambda m: "," if m.group() == "{,}" else "", text)
+    text = to_latex(text)
     text = re.sub(r"^(?:\\?[$€£¥])\s*", "", text.strip().removesuffix(".").strip())
-    percent = PERCENT.search(text)
+    percent = _PERCENT.search(text)
     return Answer(text=text[: percent.start()] if percent else text, percent=percent is not None)
-
-
-def read_number(text: str) -> Fraction | None:
-    """A plain decimal number, exactly: thousands separators, a sign, an exponent; None for anything else."""
-    text = text.replace("\N{MINUS SIGN}", "-").strip()
-    if not NUMBER.fullmatch(text) or not any(c.isdigit() for c in text):
-        return None
-    return Fraction(text.replace(",", ""))
 
 
 def is_words(text: str) -> bool:
@@ -152,7 +158,7 @@ def verify(gold: str, given: str) -> bool:
     interval = INTERVAL.search(gold) is not None  # then x < 3 may replace it; a point (1, 2) is not an inequality
     given_parsed = list(parse(given))
     try:
-        return bool(
+        equal = bool(
             compare(
                 list(parsed),
                 given_parsed,
@@ -161,6 +167,7 @@ def verify(gold: str, given: str) -> bool:
                 allow_set_relation_comp=interval,
             )
         )
+        return equal and not differ(parsed[0], given_parsed[0])
     except Exception as error:  # sympy's own exceptions, with any base class
         raise RewardFailure("verify_error", f"{type(error).__name__}: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlpost.errors import ConfigError
 from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.functions import load_functions
 from rlpost.rewards.library.code import OUTCOMES, CodeFunctions, CodeStdio
+from rlpost.sandbox import wire
 from rlpost.tasks.programs import problems
 
 HUMANEVAL = Path(__file__).parents[4] / "shared/data/humaneval/HumanEval.jsonl.gz"
@@ -124,8 +126,130 @@ def test_broken_tests_are_a_failure_and_not_a_zero(functions: CodeFunctions) -> 
     with pytest.raises(RewardFailure, match="bad_tests: NameError") as caught:
         judge(functions, "def f(): return 1", task)
     assert caught.value.kind == "bad_tests"
-    with pytest.raises(ValueError, match="test code"):
-        judge(functions, "def f(): return 1", {**task, "test": ""})
+    for unusable in ("", None, [], ["assert f()", ""], {"test": "assert f()"}, 5):
+        with pytest.raises(RewardFailure, match="bad_reference: got .*; expected test code"):
+            judge(functions, "def f(): return 1", {**task, "test": unusable})
+
+
+CHECK = "def check(candidate):\n    assert candidate(2) == 4"
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "source"),
+    [
+        ("Solution().f", "class Solution:\n    def f(self, x): return 2 * x"),
+        ("Solution.f", "class Solution:\n    def f(self, x): return 2 * x"),
+        (" Solution( ) . f() ", "class Solution:\n    def f(self, x): return 2 * x"),
+        ("f()", "def f(x): return 2 * x"),
+        (" f\n", "def f(x): return 2 * x"),
+        ("größe", "def größe(x): return 2 * x"),
+        ("Outer().Inner().f", "class Outer:\n    class Inner:\n        def f(self, x): return 2 * x"),
+    ],
+)
+def test_an_entry_point_may_be_written_as_a_call(functions: CodeFunctions, entry_point: str, source: str) -> None:
+    task = {"prompt": "", "entry_point": entry_point, "test": CHECK}
+    for factor, reward in ((2, 1.0), (3, 0.0)):
+        response = f"```python\n{source.replace('2 *', f'{factor} *')}\n```"
+        assert judge(functions, response, task)["reward"] == reward
+
+
+@pytest.mark.parametrize(
+    "entry_point",
+    [
+        "f(x)",
+        "def f",
+        "Solution(1).f",
+        "f, g",
+        "f;",
+        ".f",
+        "f.",
+        "a b",
+        "2f",
+        "class",
+        "Solution().lambda",
+        "()",
+        5,
+        ["f"],
+        {},
+        True,
+    ],
+)
+def test_an_entry_point_that_is_no_name_is_a_failure_and_not_a_zero(functions: CodeFunctions, entry_point: Any) -> None:
+    task = {"prompt": "", "entry_point": entry_point, "test": CHECK}
+    for response in ("```python\ndef f(x): return 2 * x\n```", ""):
+        with pytest.raises(RewardFailure, match="got .*; expected a function's name, or Class.method") as caught:
+            judge(functions, response, task)
+        assert caught.value.kind == "bad_entry_point"
+
+
+@pytest.mark.parametrize("entry_point", [None, "", "  "])
+def test_without_an_entry_point_the_tests_name_the_function(functions: CodeFunctions, entry_point: Any) -> None:
+    task = {"prompt": "", "entry_point": entry_point, "test": "assert f(2) == 4"}
+    assert judge(functions, "def f(x): return 2 * x", task)["reward"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("setup", "failure"),
+    [
+        ("import math", None),
+        (["import math", "assert math"], None),
+        (5, "bad_tests"),
+        ([5], "bad_tests"),
+        ({"a": 1}, "bad_tests"),
+    ],
+)
+def test_set_up_code_is_text_or_a_list_of_lines(functions: CodeFunctions, setup: Any, failure: str | None) -> None:
+    call = dict(prompt="", reference="assert f() == math.pi", columns={"test_setup_code": setup})
+    if failure is None:
+        assert functions("import math\ndef f(): return math.pi", **call)["reward"] == 1.0
+        return
+    with pytest.raises(RewardFailure, match=failure):
+        functions("import math\ndef f(): return math.pi", **call)
+
+
+# ---- integers of any length ----------------------------------------------------------------------------------------
+
+LONG = "7" * 5000
+
+
+def test_functions_may_read_return_and_print_long_integers(functions: CodeFunctions) -> None:
+    call = dict(prompt="", columns={})
+    for source, test in (
+        ("def f(n): return str(10**n)", "assert f(5000) == '1' + '0' * 5000"),
+        ("def f(n): return str(10**n)", "assert int(f(5000)) == 10**5000"),
+        ("def f(text): return int(text)", f"assert f({LONG!r}) == {LONG}"),
+        (f"def f(n): return {LONG} + n", f"assert str(f(0)) == {LONG!r}"),
+        ("def f(n): return [10**n, -10**n]", "assert f(5000) == [10**5000, -10**5000]"),
+    ):
+        assert functions(source, reference=test, **call)["reward"] == 1.0, source
+    wrong = functions("def f(n): return 10**n + 1", reference="assert f(5000) == 10**5000, f(5000)", **call)
+    assert kind(wrong) == "assertion"
+
+
+def test_programs_may_print_and_read_long_integers(stdio: CodeStdio) -> None:
+    tests = [{"input": f"{LONG}\n", "output": f"{LONG[:-1]}8\n"}]
+    for program in ("print(int(input()) + 1)", "import sys\nsys.stdout.write(str(int(sys.stdin.read()) + 1))"):
+        assert stdio(program, reference=tests)["reward"] == 1.0
+        assert stdio(program.replace("+ 1", "+ 2"), reference=tests)["reward"] == 0.0
+    assert stdio(f"print({LONG})", reference=[{"input": "", "output": LONG}])["reward"] == 1.0
+
+
+def test_the_cpu_limit_still_ends_a_conversion_that_takes_for_ever(stdio: CodeStdio) -> None:
+    parts = stdio("print(len(str(10**10**7)))", reference=[{"input": "", "output": "10000001"}])
+    assert kind(parts) == "time_limit"
+
+
+def test_the_tests_do_not_spend_their_time_on_an_integer_that_a_program_wrote_as_digits() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, (20).to_bytes(4, "big") + b"9" * 20)
+        assert wire.read_frame(reader, 100) == int("9" * 20)
+        os.write(writer, (21).to_bytes(4, "big") + b"9" * 21)
+        with pytest.raises(wire.BadValue):
+            wire.read_frame(reader, 100)
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 # ---- standard input and output -------------------------------------------------------------------------------------
@@ -182,11 +306,17 @@ def test_forms_of_tests(stdio: CodeStdio, reference: Any) -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "no json", [], {}, [{"input": "1"}], [{"input": [1], "output": "1"}], {"inputs": ["1"], "outputs": []}],
+    [
+        *("", "no json", [], {}, [{"input": "1"}], [{"input": [1], "output": "1"}], {"inputs": ["1"], "outputs": []}),
+        *(None, 5, True, "null", "5", "[" * 5000, f'[{{"input": {LONG}, "output": "1"}}]', ["1", "1"]),
+        *({"inputs": "12", "outputs": "14"}, {"inputs": None, "outputs": None}, {"inputs": ["1"], "outputs": [1]}),
+    ],
+    ids=lambda value: repr(value)[:30],
 )
-def test_tests_of_another_form_are_an_error(stdio: CodeStdio, reference: Any) -> None:
-    with pytest.raises(ValueError):
-        stdio("print(1)", reference=reference)
+def test_tests_of_another_form_are_a_failure(stdio: CodeStdio, reference: Any) -> None:
+    for response in ("print(1)", ""):
+        with pytest.raises(RewardFailure, match="bad_reference: got .*; expected "):
+            stdio(response, reference=reference)
 
 
 # ---- both ----------------------------------------------------------------------------------------------------------

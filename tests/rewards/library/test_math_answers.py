@@ -70,6 +70,61 @@ EQUAL = [
     (r"\text{(B)}", "B", "MATH"),
     ("A", "a", "math-verify"),
     ("no solution", r"\text{No solution}", "MATH"),
+    ("2 2/3", "2+2/3", "identity"),
+    ("-2 2/3", r"-\frac{8}{3}", "identity"),
+    ("2 2/3", r"2\;2/3", "identity"),
+    ("x = 2 2/3", "8/3", "identity"),
+    ("(2 1/2, 3)", "(2.5, 3)", "identity"),
+    ("2 1/2 cm", "2.5", "identity"),
+    ("2 2/3", "2.666667", "identity"),
+    (r"\frac{5}{2}", "2½", "identity"),
+    (r"\frac{8}{3}", "2⅔", "identity"),
+    (r"-\frac{1}{2}", "−½", "identity"),
+    ("x^{-1}", "x⁻¹", "identity"),
+    ("x^2+1", "x²+1", "identity"),
+    ("x_1", "x₁", "identity"),
+    (r"\sqrt[3]{2}", "∛2", "identity"),
+    (r"\sqrt{x+1}", "√(x+1)", "identity"),
+    (r"2\sqrt{3}", "2√3", "identity"),
+    (r"\sqrt{17}", "sqrt(17)", "identity"),
+    (r"\sqrt{17}", "sqrt17", "identity"),
+    (r"2\pi", "2pi", "identity"),
+    (r"\frac{3\pi}{4}", "3π/4", "identity"),
+    (r"\infty", "infinity", "identity"),
+    (r"(-\infty,3)", "(-∞, 3)", "identity"),
+    (r"90^\circ", "90°", "identity"),
+    ("6", "2·3", "identity"),
+    (r"A \cup B", "A ∪ B", "identity"),
+    ("-5", "\N{EN DASH}5", "ours"),
+    ("x-5", "x−5", "identity"),
+    ("1 234 567.5", "1234567.5", "identity"),
+    ("12345", "12\N{NARROW NO-BREAK SPACE}345", "identity"),
+    ("12345", "12~345", "identity"),
+    ("100000", "1,00,000", "identity"),
+    ("0.123456", r"0.123\,456", "identity"),
+    ("12", "１２", "identity"),
+    (r"35\%", "35％", "identity"),
+    (r"35\%", r"\text{35 percent}", "identity"),
+    ("50 per cent", "0.5", "identity"),
+    ("0.5", "50 percentage", "identity"),
+    (r"17\%", r"\text{17%}", "identity"),
+    ("17", r"\text{17}\text{ apples}", "MATH"),
+    ("17", r"\mathrm{17\ cm}", "MATH"),
+    (r"\text{17 apples}", "17", "MATH"),
+    ("1e-07", "0.0000001", "identity"),
+    ("x=1e-7", "0.0000001", "identity"),
+    (r"1.5 \times 10^{-7}", "1.5e-7", "identity"),
+    (r"6.02 \times 10^{23}", "6.02e23", "identity"),
+    ("1024", "2**10", "identity"),
+    ("1024", "2^10", "ours"),
+    ("11:30 am", r"\text{11:30 a.m.}", "ours"),
+    (r"\frac{1}{50!}", r"\frac{1}{50\cdot 49!}", "identity"),
+    (r"\frac{1}{3000000}", "0.000000333333", "ours"),
+    (r"\frac{1}{2^{100}}", "7.888609052210118e-31", "ours"),
+    (r"\frac{1}{30}", "0.033333", "ours"),
+    (r"\{10^{-9}, 1\}", "1, 10^{-9}", "identity"),
+    ("0", r"\sin(\pi)", "identity"),
+    ("0", r"\sqrt{2}\sqrt{2}-2", "identity"),
 ]
 DIFFERENT = [
     ("7", "-7", "GSM8K"),
@@ -97,7 +152,33 @@ DIFFERENT = [
     ("5", "1/0", "ours"),
     ("5", "5" * 2000, "ours"),
     ("5", "(" * 300 + "5", "ours"),
+    ("10^{-20}", "10^{-21}", "ours"),
+    ("e^{-50}", "e^{-51}", "ours"),
+    ("2^{-1074}", "2^{-1075}", "ours"),
+    (r"\frac{1}{10000!}", r"\frac{1}{10001!}", "ours"),
+    (r"\frac{1}{3000000}", "0.0000003", "ours"),
+    (r"\frac{1}{8100}", "0.000123", "ours"),
+    ("0", r"\frac{1}{50!}", "ours"),
+    ("0", "10^{-200}", "ours"),
+    (r"\frac{1}{3000000}", "0", "ours"),
+    (r"\sqrt{2}", r"\sqrt{2}+10^{-20}", "ours"),
+    (r"\{\frac{1}{50!},2\}", r"\{\frac{1}{52!},2\}", "ours"),
+    (r"[0,\frac{1}{50!}]", r"[0,\frac{1}{52!}]", "ours"),
+    (r"x=\frac{1}{50!}", r"\frac{1}{52!}", "ours"),
+    (r"x<10^{-9}", r"x<10^{-10}", "ours"),
+    (r"\begin{pmatrix}10^{-9}&2\end{pmatrix}", r"\begin{pmatrix}10^{-10}&2\end{pmatrix}", "ours"),
+    ("(1e-7,2)", "(2e-7,2)", "ours"),
+    ("1e-07", "1", "ours"),
+    (r"10^{-9}\%", r"10^{-10}\%", "ours"),
+    ("2 4/3", r"\frac{10}{3}", "ours"),  # no mixed number
+    ("3, 5, 7", "3 5 7", "ours"),
+    ("11:30 am", "11:30 pm", "ours"),
+    (r"\text{11:30 am}", r"\text{11:30 pm}", "ours"),
+    (r"35\%", "35 percentage points", "ours"),
+    (r"\text{May 5}", "5", "ours"),
+    ("17", r"\text{17 apples and 3 pears}", "ours"),
 ]
+PAIRS = [json.loads(line) for line in (FIXTURES / "math_pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 MISSED = [  # equal, and not found to be: a right answer gets 0
     (r"e^{i\pi}", "-1", "identity"),  # i is a symbol here
 ]
@@ -111,6 +192,11 @@ def test_equal_answers_are_found_equal(gold, given):
 @pytest.mark.parametrize(("gold", "given"), [pair[:2] for pair in DIFFERENT])
 def test_different_answers_are_told_apart(gold, given):
     assert not is_equal(gold, given)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair['gold']}|{pair['response_answer']}")
+def test_pairs_that_other_checkers_got_wrong(pair):
+    assert math_answer(rf"\boxed{{{pair['response_answer']}}}", reference=pair["gold"])["accuracy"] == pair["equal"]
 
 
 @pytest.mark.parametrize(("gold", "given"), [pair[:2] for pair in MISSED])
@@ -150,6 +236,15 @@ def test_a_pattern_goes_before_a_box_and_a_box_before_the_marker():
     assert find_answer("it is 5") is None
 
 
+def test_of_several_boxes_only_the_last_counts():
+    response = r"\boxed{1} and \boxed{2}"
+    for reference, accuracy in (("2", 1.0), ("1", 0.0), ("1, 2", 0.0), (["1", "2"], 1.0)):
+        assert math_answer(response, reference=reference)["accuracy"] == accuracy
+    assert math_answer(r"\boxed{1, 2}", reference="1, 2")["accuracy"] == 1.0
+    assert math_answer("2", reference=r"\boxed{2}")["format"] == 0.0
+    assert math_answer(r"\boxed{2}", reference=response)["accuracy"] == 1.0, "of a reference, too"
+
+
 def test_the_format_is_a_part_of_its_own():
     assert math_answer("it is 5", reference="5", format_reward=0.1) == {"reward": 0.0, "accuracy": 0.0, "format": 0.0}
     assert math_answer("#### 4", reference="5", format_reward=0.1) == {"reward": 0.1, "accuracy": 0.0, "format": 1.0}
@@ -165,11 +260,12 @@ def test_a_reference_may_be_a_number_a_text_or_a_worked_solution():
 # ---- failures ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reference", ["", "####", "x" * 5000])
+@pytest.mark.parametrize("reference", ["", "####", "x" * 5000, r"\boxed{}", r"\text{}", "$$", "%", ["5", r"\boxed{ }"]])
 def test_a_reference_without_an_answer_is_a_failure_not_a_zero(reference):
-    with pytest.raises(RewardFailure) as caught:
-        math_answer(r"\boxed{5}", reference=reference)
-    assert caught.value.kind == "bad_reference"
+    for response in (r"\boxed{5}", "no answer", rf"\boxed{{{reference}}}"):
+        with pytest.raises(RewardFailure) as caught:
+            math_answer(response, reference=reference)
+        assert caught.value.kind == "bad_reference"
 
 
 def test_a_comparison_that_cannot_be_made_is_a_failure_not_a_zero():
