@@ -1,4 +1,4 @@
-"""Processes that a reward forks start with default signal handling, not with the handlers of the process they came from.
+"""Processes that a reward forks start with default signal handling, not with the handlers of their parent.
 
 A forked child inherits its parent's handlers. A reward worker ignores Ctrl-C and SIGTERM, and a run turns them into a
 request to save, so without this ``Process.terminate()`` and the end of a process pool would wait forever for a child

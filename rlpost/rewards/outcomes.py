@@ -44,8 +44,8 @@ def to_outcomes(values: Any, count: int, *, nan_is_none: bool = False) -> list[O
     """What a function of a group returned: one value for each of its ``count`` responses."""
     try:
         values = values.tolist() if hasattr(values, "tolist") else values
-    except Exception as error:  # noqa: BLE001 - as above
-        return [to_outcome(error)] * count
+    except Exception as raised:  # noqa: BLE001 - as above
+        return [to_outcome(raised)] * count
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence) or len(values) != count:
         error = ValueError(f"a reward function of a group must return a list of {count}, got {shown(values)}")
         return [to_outcome(error)] * count

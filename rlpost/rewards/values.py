@@ -53,9 +53,7 @@ def read_outcome(value: Any) -> tuple[float, dict[str, float]]:
     unnamed = [name for name in value if not isinstance(name, str)]
     if unnamed:
         raise ValueError(f"the parts of a reward must be named by text, got {shown(unnamed[0])}")
-    parts = {
-        str(name): _read_finite(part, f"the part {name} of a reward must be a number") for name, part in value.items()
-    }
+    parts = {name: _read_finite(part, f"the part {name} of a reward must be a number") for name, part in value.items()}
     total = next((parts.pop(name) for name in TOTALS if name in parts), None)
     reward = sum(parts.values()) if total is None else total
     if not math.isfinite(reward):
@@ -128,7 +126,7 @@ def answer_text(response: str, *, opens_thought: bool = False) -> str:
     return "" if unfinished else answer
 
 
-# ---- a function's attributes -------------------------------------------------------------------------------------------
+# ---- a function's attributes -----------------------------------------------------------------------------------------
 
 
 def is_seconds(value: Any) -> bool:

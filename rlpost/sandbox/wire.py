@@ -170,9 +170,8 @@ def read_frame(fd: int, max_bytes: int) -> Any:
     if size > max_bytes:
         raise BadValue(f"{size} bytes, more than {max_bytes}")
     try:
-        return json.loads(
-            _read_exactly(fd, size).decode("utf-8"), parse_constant=_refuse_constant, parse_int=_parse_int
-        )
+        body = _read_exactly(fd, size).decode("utf-8")
+        return json.loads(body, parse_constant=_refuse_constant, parse_int=_parse_int)
     except RecursionError:
         raise BadValue("nested too deeply") from None
     except ValueError:  # not UTF-8, not JSON, an integer that should have been a tag

@@ -150,7 +150,8 @@ def test_whatever_a_function_returns_ends_in_a_number_no_opinion_or_a_named_fail
 
 
 def is_number(value):
-    return isinstance(value, bool | int | float) and abs(value) < 10**308  # NaN is below nothing
+    largest = 2**1024 - 2**970 - 1  # the integers up to it round to a finite float
+    return isinstance(value, bool | int) and abs(value) <= largest or isinstance(value, float) and math.isfinite(value)
 
 
 def is_mapping_of_numbers(value):
@@ -169,21 +170,8 @@ def test_a_weighted_sum_that_is_not_finite_is_a_failure():
 
 # ---- references ------------------------------------------------------------------------------------------------------
 
-UNUSABLE = [
-    None,
-    "",
-    " \n",
-    [],
-    {},
-    {"ground_truth": "5"},
-    True,
-    False,
-    float("nan"),
-    float("inf"),
-    [None],
-    ["5", None],
-]
-UNUSABLE += [["5", ""], ["5", ["6"]], [{}], ["5", True]]
+UNUSABLE = [None, "", " \n", [], {}, {"ground_truth": "5"}, True, False, float("nan"), float("inf")]
+UNUSABLE += [[None], ["5", None], ["5", ""], ["5", ["6"]], [{}], ["5", True]]
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -343,7 +331,7 @@ def test_programs_are_read_after_the_thoughts():
             "<think>\n```python\nprint(1)\n```\n": 0.0,
             "<think>no</think>print(1)": 1.0,
         }.items():
-            (outcome,) = loaded.judge(Question("", tests, {}), [Response(response, "stop")])
+            (outcome,) = loaded.score(Question("", tests, {}), [Response(response, "stop")])
             assert outcome.reward == reward, response
     finally:
         loaded.close()
@@ -356,39 +344,32 @@ def test_who_gets_the_whole_text():
     whole, answer = "<think>a</think>5", "5"
     assert score(own, whole)[0].reward == len(whole), "a reward may be about the thoughts"
     assert score(own, whole, text="answer")[0].reward == len(answer)
-    assert [o.reward for o in score(lambda responses: list(map(len, responses)), whole, "5", text="answer")] == [1, 1]
-    assert [o.reward for o in score(lambda completions: list(map(len, completions)), whole, "", text="answer")] == [
-        1,
-        0,
-    ]
+    for function in (lambda responses: list(map(len, responses)), lambda completions: list(map(len, completions))):
+        assert [o.reward for o in score(function, whole, "", text="answer")] == [1, 0]
+        assert [o.reward for o in score(function, whole, "")] == [len(whole), 0]
     assert score("last_number", "<think>7</think>none", reference="7", text="all")[0].reward == 1.0
     assert score(partial(answers.last_number), "<think>7</think>none", reference="7")[0].reward == 1.0
 
 
 def test_reward_text_is_for_all_functions_and_each_may_say_otherwise():
-    functions = {
-        "right": {"function": "math"},
-        "form": {"function": "format_match", "text": "all"},
-        "own": {"function": len},
-    }
+    form = {"function": "format_match", "text": "all"}
+    functions = {"right": {"function": "math"}, "form": form, "own": {"function": len}}
 
     def texts(text):
         return [one.text for one in list_functions(RewardConfig(function=None, functions=functions, text=text))]
 
     assert texts("auto") == ["auto", "all", "auto"] and texts("answer") == ["answer", "all", "answer"]
     with pytest.raises(ConfigError, match="reward.functions.form.text.*one of auto, answer, all"):
-        functions["form"]["text"] = "thoughts"
+        form["text"] = "thoughts"
         texts("auto")
 
 
 def test_another_text_is_another_question_for_the_cache():
-    versions = [
-        LoadedFunction(FunctionSpec(function="math", text=t), RewardConfig()).facts.version for t in ("all", "answer")
-    ]
-    assert versions[0] != versions[1]
+    loaded = [LoadedFunction(FunctionSpec(function="math", text=text), RewardConfig()) for text in ("all", "answer")]
+    assert loaded[0].facts.version != loaded[1].facts.version
 
 
-# ---- special tokens ----------------------------------------------------------------------------------------------------
+# ---- special tokens --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +420,7 @@ def test_the_format_reward_of_the_docs_sees_the_tags(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("tail", "reward"), [(["<think>"], 0.0), (["<think>", " "], 0.0), (["<think>", "</think>"], 1.0)]
+    ("tail", "reward"), [(["<think>"], 0.0), (["<think>", " "], 0.0), (["<think>", "</think>"], 1.0), (["a"], 1.0)]
 )
 def test_a_prompt_whose_template_opens_the_thought(tokenizer, tail, reward):
     """The template's text is in the tokens only; what the model wrote before the limit has no tag."""
@@ -450,7 +431,7 @@ def test_a_prompt_whose_template_opens_the_thought(tokenizer, tail, reward):
     assert scorer.poll()[0].reward == reward
 
 
-# ---- a function's attributes -------------------------------------------------------------------------------------------
+# ---- a function's attributes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -482,4 +463,4 @@ def test_an_attribute_that_cannot_be_meant_is_refused(name, value, expected):
 def score(function, *responses, reference="5", opens_thought=False, text="auto"):
     loaded = LoadedFunction(FunctionSpec(function=function, text=text), RewardConfig(), "answer")
     question = Question(prompt="?", reference=reference, columns={}, opens_thought=opens_thought)
-    return loaded.judge(question, [Response(response, "stop") for response in responses])
+    return loaded.score(question, [Response(response, "stop") for response in responses])

@@ -1,8 +1,8 @@
 r"""Brings the text of a mathematical answer into the LaTeX that math-verify reads.
 
 What people and models write beside LaTeX: Unicode signs (½, √2, x², π, ≤), plain words (``pi``, ``infinity``), mixed
-numbers (2 2/3), thousands set apart by spaces, exponents (1.5e-7), quantities in ``\text{}``. Pure functions; both sides
-of a comparison pass through them.
+numbers (2 2/3), thousands set apart by spaces, exponents (1.5e-7), quantities in ``\text{}``. Pure functions; both
+sides of a comparison pass through them.
 """
 
 from __future__ import annotations

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-MAX_DIGITS, MAX_EXPONENT = 20_000, 1_000  # what is longer is no number: reading it exactly could take for ever
+MAX_DIGITS, MAX_EXPONENT = 20_000, 1_000  # what is longer is no number: reading it exactly could take forever
 MINUS = "\N{MINUS SIGN}"
 _SPACE = (
-    "\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}"  # separate thousands; a plain space may separate words
+    "\N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}"  # as thousands separators; a plain one may part words
 )
 _GROUPED = rf"\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?!\d)|\d{{1,3}}(?:[{_SPACE}]\d{{3}})+(?!\d)"
 _UNSIGNED = rf"(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|\.\d+)"
-_EXPONENT = (
-    rf"(?:[eE](?P<e>[-+{MINUS}]?\d+)|\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*\{{?\s*(?P<ten>[-+{MINUS}]?\d+)\s*\}}?)?"
-)
+_TEN_TO = rf"\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*\{{?\s*(?P<ten>[-+{MINUS}]?\d+)\s*\}}?"
+_EXPONENT = rf"(?:[eE](?P<e>[-+{MINUS}]?\d+)|{_TEN_TO})?"
 DECIMAL = re.compile(rf"(?P<sign>[-+{MINUS}]?)(?P<digits>{_UNSIGNED}){_EXPONENT}")
 _FRACTION = (
     r"(?:(?P<over>\d+)\s*[/\N{FRACTION SLASH}]\s*(?P<under>\d+)"

@@ -67,11 +67,8 @@ FORMS = [json.loads(line) for line in (FIXTURES / "number_forms.jsonl").read_tex
 def test_numbers_as_people_write_them(form):
     assert gsm8k(form["response"], reference=form["reference"])["accuracy"] == form["accuracy"]
     assert last_number(form["response"], reference=form["reference"]) == form["accuracy"]
-    if str(form["reference"]) != "-5":  # the marker is no part of the number
-        assert (
-            gsm8k(f"work\n{form['response']}", reference=f"work\n#### {form['reference']}")["accuracy"]
-            == form["accuracy"]
-        )
+    worked = f"work\n#### {form['reference']}"
+    assert gsm8k(f"work\n{form['response']}", reference=worked)["accuracy"] == form["accuracy"]
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="lies beside the checkout only where it was put")
@@ -149,9 +146,10 @@ def test_percentages(gold, given, same):
     assert last_number(given, reference=gold) == same == gsm8k(f"#### {given}", reference=gold)["accuracy"]
 
 
-@pytest.mark.parametrize(
-    "piece", ["1", "1 ", "1,", "1/", "-", "1e", ".", "1" * 50 + " ", "1 1/1", r"\frac{1}", "1,111", "%", "1 " * 9]
-)
+PIECES = ["1", "1 ", "1,", "1/", "-", "1e", ".", "1" * 50 + " ", "1 1/1", r"\frac{1}", "1,111", "%", "1  "]
+
+
+@pytest.mark.parametrize("piece", PIECES)
 def test_reading_numbers_takes_linear_time(piece):
     started = time.monotonic()
     last_number(piece * (400_000 // len(piece)), reference="5")

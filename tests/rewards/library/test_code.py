@@ -153,27 +153,10 @@ def test_an_entry_point_may_be_written_as_a_call(functions: CodeFunctions, entry
         assert judge(functions, response, task)["reward"] == reward
 
 
-@pytest.mark.parametrize(
-    "entry_point",
-    [
-        "f(x)",
-        "def f",
-        "Solution(1).f",
-        "f, g",
-        "f;",
-        ".f",
-        "f.",
-        "a b",
-        "2f",
-        "class",
-        "Solution().lambda",
-        "()",
-        5,
-        ["f"],
-        {},
-        True,
-    ],
-)
+NO_NAMES = ["f(x)", "def f", "Solution(1).f", "f, g", "f;", ".f", "f.", "a b", "2f", "class", "Solution().lambda", "()"]
+
+
+@pytest.mark.parametrize("entry_point", [*NO_NAMES, 5, 0, False, True, ["f"], [], {}])
 def test_an_entry_point_that_is_no_name_is_a_failure_and_not_a_zero(functions: CodeFunctions, entry_point: Any) -> None:
     task = {"prompt": "", "entry_point": entry_point, "test": CHECK}
     for response in ("```python\ndef f(x): return 2 * x\n```", ""):
