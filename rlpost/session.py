@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.config import Config
+from rlpost.config.locations import expand_home
 from rlpost.config.resolve import resolve
 from rlpost.engine.kv_budget import kv_bytes_needed
 from rlpost.engine.protocol import SamplingSettings
@@ -95,7 +96,7 @@ class Session:
     def open_result_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:
         """From here on keep verdicts of workers in ``reward.cache_dir``, else in the run's folder, if there is one."""
         reward = self.cfg.reward
-        folder = run_folder if reward.cache_dir is None else Path(reward.cache_dir).expanduser()
+        folder = run_folder if reward.cache_dir is None else Path(expand_home(reward.cache_dir))
         if reward.cache and folder is not None and not runs_in_process(reward):
             self.scorer.cache = self.eval_scorer.cache = RewardResultCache(folder, say)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rlpost.config import Config, plugins
-from rlpost.config.locations import resolve_path
+from rlpost.config.locations import expand_home, resolve_path
 from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError, ModelError, RunError, explain
 from rlpost.models.shape import count_params
@@ -38,7 +38,7 @@ def run_sft(cfg: Config) -> Path:
     """
     sft = cfg.sft
     lessons = _open_lessons(cfg)
-    output = _make_output(Path(sft.output or Path(cfg.runs_dir) / f"{cfg.name}-sft" / "model"))
+    output = _make_output(Path(expand_home(sft.output or f"{cfg.runs_dir}/{cfg.name}-sft/model")))
     with tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
         start = _starting_folder(cfg, Path(scratch))
         shape = json.loads((start / "config.json").read_text())

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlpost.config.locations import expand_home
 from rlpost.durable import checkpoint
 from rlpost.errors import ConfigError, RunError, explain
 
@@ -51,7 +52,7 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
     """
     named = None if resume in MODES else find_checkpoint(Path(resume))
     for number in itertools.count(1):
-        path = Path(runs_dir) / (name if number == 1 else f"{name}-{number}")
+        path = Path(expand_home(runs_dir)) / (name if number == 1 else f"{name}-{number}")
         own = named is not None and named.parent == (path / checkpoint.FOLDER).resolve()
         taken = path.exists() and (resume == "never" or (path / FINISHED).exists())
         if own or not taken:
@@ -97,7 +98,7 @@ def _identity(folder: Path) -> str:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that ``path`` is, or the newest in the run directory that it is; absolute."""
-    path = path.expanduser().resolve()
+    path = Path(expand_home(str(path))).resolve()
     if checkpoint.Name.of(path) is not None and path.is_dir():
         return path
     for root in (path / checkpoint.FOLDER, path):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.config import Config, SourceConfig, plugins
-from rlpost.config.locations import resolve_path
+from rlpost.config.locations import expand_home, resolve_path
 from rlpost.config.resolve import resolve
 from rlpost.durable.run_dir import MODES, find_checkpoint
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
@@ -95,7 +95,7 @@ def check_run_directory(cfg: Config) -> None:
         raise ConfigError(explain("name", name, "a plain folder name", "set name=NAME and runs_dir=FOLDER"))
     if cfg.resume not in MODES:
         find_checkpoint(Path(cfg.resume))
-    target = Path(cfg.runs_dir).expanduser() / name
+    target = Path(expand_home(cfg.runs_dir)) / name
     nearest = target
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
