@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = build_parser().parse_args(argv)
         except SystemExit as end:  # argparse, after --help or --version
             return int(end.code or 0)
-        # A user's own functions lie where they call us from; the installed script would not look there.
+        # A user's own functions lie where they call us from; the installed script would not look there. Last, because
+        # a file of theirs such as datasets.py or select.py must not hide a library's module.
         if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+            sys.path.append(os.getcwd())
         run = arguments.run
         assert run is not None
         code = run(arguments)
