@@ -38,6 +38,7 @@ from rlpost.preflight.memory_plan import MemoryPlan, plan_memory
 from rlpost.prompts.chat_template import read_chat_template
 from rlpost.prompts.encoding import (
     count_appended,
+    describe_empty,
     describe_long,
     find_bad_reference,
     join_messages,
@@ -292,7 +293,7 @@ def _measure(
     lengths = _count_tokens(TokenizerFiles(tokenizer_json), conversations, render, limit, chat=template is not None)
     empty = [index for index, length in lengths.items() if not length]
     if empty:
-        raise DataError(f"{rows[empty[0]].origin}: the prompt has no tokens; expected at least one; fix the row")
+        raise DataError(describe_empty(rows[empty[0]]))
     too_long = [index for index, length in lengths.items() if limit is not None and length > limit]
     if too_long and cfg.data.long_prompts == "error":
         first = min(too_long)

@@ -63,7 +63,7 @@ def build_prompts(
             token_ids = tokenizer.encode(join_messages(messages))
             token_ids = token_ids[: len(token_ids) - appended]
         if not len(token_ids):
-            raise DataError(f"{origin_of(row)}: the prompt has no tokens; expected at least one; check data.template")
+            raise DataError(describe_empty(row))
         if max_prompt_tokens is not None and len(token_ids) > max_prompt_tokens:
             if data.long_prompts != "drop":
                 raise DataError(describe_long(row, len(token_ids), max_prompt_tokens))
@@ -134,6 +134,10 @@ def count_appended(encode: Callable[..., Sequence[int]]) -> int:
 def join_messages(messages: Sequence[Mapping[str, str]]) -> str:
     """The text of a prompt where no chat template is used: the contents, one after the other."""
     return "\n\n".join(message["content"] for message in messages)
+
+
+def describe_empty(row: Mapping[str, Any]) -> str:
+    return f"{origin_of(row)}: the prompt has no tokens; expected at least one; fix the row, or data.template"
 
 
 def describe_long(row: Mapping[str, Any], got: int, limit: int) -> str:

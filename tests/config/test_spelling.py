@@ -16,8 +16,40 @@ TEXT_KEYS = [key.name for key in walk_fields() if key.type in TEXT and key.name 
 BASE = "recipe=math/arithmetic"
 # Words that YAML 1.1, OmegaConf or Hydra read as something else.
 SPELLINGS = [
-    *("2026_11_30", "4e12345", "1_000", "0x10", "0o17", "0b101", "010", "1.10", "1e5", "12e4567", "+5", "-0", ".5", "5."),
-    *("on", "off", "yes", "no", "y", "True", "true", "FALSE", "nan", ".nan", "inf", "-.inf", "None", "none", "nil", "NaN"),
+    *(
+        "2026_11_30",
+        "4e12345",
+        "1_000",
+        "0x10",
+        "0o17",
+        "0b101",
+        "010",
+        "1.10",
+        "1e5",
+        "12e4567",
+        "+5",
+        "-0",
+        ".5",
+        "5.",
+    ),
+    *(
+        "on",
+        "off",
+        "yes",
+        "no",
+        "y",
+        "True",
+        "true",
+        "FALSE",
+        "nan",
+        ".nan",
+        "inf",
+        "-.inf",
+        "None",
+        "none",
+        "nil",
+        "NaN",
+    ),
     *("2026-11-30", "2026-11-30T10:00:00Z", "12:30", "1:2:3", "<<", "=", "!x", "*x", "&x", "%x", "@x", "`x`", "???"),
 ]
 
@@ -124,7 +156,16 @@ def test_mappings_on_the_command_line():
     "text",
     [
         *("Réponds, vite.", "a=b", "Answer (briefly) # now", "Think first, then answer.", "1,2", "choice(a,b)"),
-        *("{prompt}", "<q>{prompt}</q>", "{prompt} \\boxed{{}}", "\\(x\\)", "a\\,b", "[INST] {prompt} [/INST]", "~", "it's"),
+        *(
+            "{prompt}",
+            "<q>{prompt}</q>",
+            "{prompt} \\boxed{{}}",
+            "\\(x\\)",
+            "a\\,b",
+            "[INST] {prompt} [/INST]",
+            "~",
+            "it's",
+        ),
         *("日本語", "a\nb", "$x$", "x;y|z&w", "100 %", "{prompt}, please", "a: b", "-", "\\\\server", "tab\there"),
     ],
 )
@@ -180,8 +221,28 @@ def test_files_that_cannot_be_read_are_one_line(own, text):
 @pytest.mark.parametrize(
     "name",
     [
-        *("my_recipe (1).yaml", "récette.yaml", "a'b.yaml", 'a"b.yaml', "my,recipe.yaml", "~x.yaml", "a=b.yaml", "日本.yml"),
-        *("${x}.yaml", "#1.yaml", "[a].yaml", "{a}.yaml", "1e5.yaml", "null.yaml", "a.b.yaml", "recipe", "x.YAML", "@a.yaml"),
+        *(
+            "my_recipe (1).yaml",
+            "récette.yaml",
+            "a'b.yaml",
+            'a"b.yaml',
+            "my,recipe.yaml",
+            "~x.yaml",
+            "a=b.yaml",
+            "日本.yml",
+        ),
+        *(
+            "${x}.yaml",
+            "#1.yaml",
+            "[a].yaml",
+            "{a}.yaml",
+            "1e5.yaml",
+            "null.yaml",
+            "a.b.yaml",
+            "recipe",
+            "x.YAML",
+            "@a.yaml",
+        ),
     ],
 )
 def test_any_existing_recipe_file_loads(own, tmp_path, monkeypatch, name):
