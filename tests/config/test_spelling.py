@@ -265,7 +265,7 @@ def test_two_files_of_one_name_are_two_recipes(own, tmp_path):
 
 def test_every_key_that_names_a_file_or_folder_is_a_path():
     """By the words of its documentation, so that a new one is not forgotten."""
-    named = [k.name for k in walk_fields() if k.type in TEXT and any(w in k.doc for w in ("older", "JSONL file"))]
+    named = [k.name for k in walk_fields() if k.type in TEXT and any(w in k.doc for w in ("older", "JSONL or"))]
     assert set(named) - {"name"} == set(PATH_KEYS)  # the run's name is no path
 
 
