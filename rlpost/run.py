@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rlpost.config import Config
 from rlpost.config.compose import to_yaml
 from rlpost.durable import run_dir
 from rlpost.durable.history import History
-from rlpost.durable.run_state import CONFIG_FILE, Found, RunState
+from rlpost.durable.run_state import CONFIG_FILE, Found, RunState, read_start
 from rlpost.durable.stopping import Stopped, StopRequest
 from rlpost.engine.protocol import Engine
 from rlpost.errors import ShardsLost
@@ -74,7 +75,7 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
     Raises ConfigError, DataError, ModelError before a device is touched, RunError if the folder or the checkpoint
     cannot be used.
     """
-    session = open_session(cfg)
+    session = open_session(cfg, started=find_start(restarts.folder, cfg))
     try:
         if restarts.folder is None:
             restarts.folder = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
@@ -97,6 +98,15 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
                     run.close()
     finally:
         session.close()
+
+
+def find_start(folder: run_dir.RunDir | None, cfg: Config) -> datetime | None:
+    """When the run that ``cfg`` resumes began, by its checkpoints; None for a new run. Creates nothing."""
+    if folder is not None:
+        path, start_from = folder.path, folder.start_from
+    else:
+        path, start_from = run_dir.peek(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
+    return read_start(path, start_from)
 
 
 class Run:
@@ -122,7 +132,7 @@ class Run:
         cursor = PromptCursor(len(train_prompts), cfg.seed, cfg.data.shuffle, digest_prompts(train_prompts))
         self.prompts = draw_prompts(cursor, train_prompts)
         self.history = History()
-        self.state = RunState(cfg, folder.path, cursor, self.history, say=self.report.message)
+        self.state = RunState(cfg, folder.path, cursor, self.history, started=session.started, say=self.report.message)
         self._is_finished = False
 
     @property

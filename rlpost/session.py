@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rlpost.config import Config
+from rlpost.config.locations import expand_home
 from rlpost.config.resolve import resolve
 from rlpost.engine.kv_budget import kv_bytes_needed
 from rlpost.engine.protocol import SamplingSettings
-from rlpost.errors import ConfigError, explain
+from rlpost.errors import ConfigError, DataError, explain
 from rlpost.models.files import check_shape, find_model, find_model_folder, find_stop_tokens
 from rlpost.models.shape import count_params
-from rlpost.models.tokenizer import load_tokenizer
+from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.preflight.check_values import check_deterministic, check_shape_fits
 from rlpost.prompts.encoding import PromptSet, build_prompts
 from rlpost.prompts.rows import load_rows
-from rlpost.rewards.functions import check_columns, load_functions
+from rlpost.rewards.functions import check_columns, load_functions, need_reference
 from rlpost.rewards.result_cache import RewardResultCache
 from rlpost.rewards.scoring import RewardScorer, make_decode
 from rlpost.rewards.selection import runs_in_process
@@ -51,6 +53,7 @@ class Session:
     eval_scorer: RewardScorer  # for evaluation: the same workers, separate results
     calls: Calls  # where the reward functions run
     max_model_len: int  # tokens: the longest prompt plus the longest response
+    started: datetime  # when the run began, for a chat template that reads the clock
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -95,7 +98,7 @@ class Session:
     def open_result_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:
         """From now on, cache workers' reward results in ``reward.cache_dir``, or else in the run's folder, if any."""
         reward = self.cfg.reward
-        folder = run_folder if reward.cache_dir is None else Path(reward.cache_dir).expanduser()
+        folder = run_folder if reward.cache_dir is None else Path(expand_home(reward.cache_dir))
         if reward.cache and folder is not None and not runs_in_process(reward):
             self.scorer.cache = self.eval_scorer.cache = RewardResultCache(folder, say)
 
@@ -108,15 +111,18 @@ class Session:
         self.calls.close()
 
 
-def open_session(cfg: Config, *, train: bool = True) -> Session:
+def open_session(cfg: Config, *, train: bool = True, started: datetime | None = None) -> Session:
     """Load tokenizer, prompts and reward; choose device and threads; write the environment. The caller closes it.
+
+    Args:
+        started: when the run that is resumed began; None: now.
 
     Raises:
         ConfigError, DataError, ModelError: anything the user can fix, before a device is touched.
     """
     calls = start_calls(cfg)
     try:
-        return _open_session(cfg, calls, train=train)
+        return _open_session(cfg, calls, train=train, started=started or datetime.now())
     except BaseException:
         calls.close()
         raise
@@ -129,7 +135,7 @@ def start_calls(cfg: Config) -> Calls:
     return RewardWorkers(cfg.reward, cfg.data.reference_key)
 
 
-def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
+def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) -> Session:
     model_folder = find_model_folder(cfg)
     shape = find_model(replace(cfg.model, path=model_folder)).shape  # a model just downloaded has not been checked yet
     assert shape is not None
@@ -140,15 +146,21 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
     check_shape_fits(cfg, shape, origin=cfg.model.path, device=device, dtype=cfg.model.dtype)
     write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
     tokenizer = load_tokenizer(model_folder)
+    check_ids(tokenizer.get_vocab(), int(shape["vocab_size"]), f"{cfg.model.path}: config.json")
     context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)
-    train_prompts = _load_prompts(cfg, tokenizer, "train", context) if train else PromptSet(prompts=(), num_dropped=0)
-    eval_prompts = () if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context).prompts
+    none = PromptSet(prompts=(), num_dropped=0)
+    train_prompts = _load_prompts(cfg, tokenizer, "train", context, started) if train else none
+    eval_set = none if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context, started)
+    eval_prompts = eval_set.prompts
     stop_token_ids = find_stop_tokens(cfg, tokenizer, Path(model_folder))
     calls.wait_ready()
     for key, prompts in (("data.train", train_prompts.prompts), ("data.eval", eval_prompts)):
         if prompts:
             columns = [*prompts[0].columns, *filter(None, [cfg.data.reference_key])]
             check_columns(calls.facts, columns, key)
+    bad_reference = train_prompts.bad_reference or eval_set.bad_reference
+    if bad_reference and need_reference(calls.facts):
+        raise DataError(bad_reference)
     longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
     longest_response = max(cfg.rollout.max_response_tokens, _response_limit(cfg, "eval"))
     max_model_len = min(context, longest_prompt + longest_response)
@@ -172,6 +184,7 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool) -> Session:
         eval_scorer=eval_scorer,
         calls=calls,
         max_model_len=max_model_len,
+        started=started,
     )
 
 
@@ -197,7 +210,7 @@ def _response_limit(cfg: Config, split: str) -> int:
     return limit
 
 
-def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int) -> PromptSet:
+def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int, started: datetime) -> PromptSet:
     response = _response_limit(cfg, split)
     limit = min(cfg.data.max_prompt_tokens or context, context - response)
     if limit < 1:
@@ -214,4 +227,4 @@ def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int) -> Prom
     rows: Sequence[Any] = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
     if split == "eval" and cfg.eval.max_prompts:
         rows = rows[: cfg.eval.max_prompts]
-    return build_prompts(rows, cfg.data, tokenizer, max_prompt_tokens=limit)
+    return build_prompts(rows, cfg.data, tokenizer, max_prompt_tokens=limit, started=started)

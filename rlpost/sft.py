@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from rlpost.config import Config, plugins
-from rlpost.config.locations import resolve_path
+from rlpost.config.locations import expand_home, resolve_path
 from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError, ModelError, RunError, explain
 from rlpost.models.shape import count_params
+from rlpost.prompts.encoding import count_appended
 from rlpost.types import TrainBatch
 from rlpost.workers.runtime import choose_device, choose_threads, write_environment
 
@@ -38,7 +39,7 @@ def run_sft(cfg: Config) -> Path:
     """
     sft = cfg.sft
     lessons = _open_lessons(cfg)
-    output = _make_output(Path(sft.output or Path(cfg.runs_dir) / f"{cfg.name}-sft" / "model"))
+    output = _make_output(Path(expand_home(sft.output or f"{cfg.runs_dir}/{cfg.name}-sft/model")))
     with tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
         start = _starting_folder(cfg, Path(scratch))
         shape = json.loads((start / "config.json").read_text())
@@ -51,6 +52,9 @@ def run_sft(cfg: Config) -> Path:
         from rlpost.train.deepspeed_trainer import build_trainer
 
         tokenizer = load_tokenizer(str(start))
+        if tokenizer.eos_token_id is None:
+            do = "set eos_token in tokenizer_config.json"
+            raise ModelError(explain("sft", f"a tokenizer without an end token in {start}", "one that has it", do))
         trainer = build_trainer(
             _as_trainer_config(cfg),
             model_folder=start,
@@ -150,12 +154,15 @@ def _batches(
 ) -> Iterator[TrainBatch]:
     from rlpost.algos.batch import build_batch, supervised_sequence
 
+    appended = count_appended(tokenizer.encode)
     while True:
         sequences, filled = [], 0
         while filled < tokens:
             row = next(lessons)
-            prompt = np.asarray(tokenizer.encode(row["prompt"]), np.int64)
-            response = np.asarray([*tokenizer.encode(row["response"]), tokenizer.eos_token_id], np.int64)
+            whole = tokenizer.encode(row["prompt"])
+            prompt = np.asarray(whole[: len(whole) - appended], np.int64)
+            words = tokenizer.encode(row["response"], add_special_tokens=False)
+            response = np.asarray([*words, tokenizer.eos_token_id], np.int64)
             sequences.append(supervised_sequence(prompt, response))
             filled += len(prompt) + len(response)
         yield build_batch(sequences, policy_version=0, max_row_tokens=row_tokens)

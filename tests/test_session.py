@@ -135,6 +135,22 @@ def test_stop_tokens_come_from_three_places(tmp_path, eos, generation, extra, ex
     assert stop_tokens(tmp_path, eos, generation, extra) == expected
 
 
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        (None, [0, 2], (0, 2, 5)),  # no generation_config.json: config.json names them
+        ({}, 2, (2, 5)),  # one that names none
+        ({"eos_token_id": 3}, [0, 2], (3, 5)),  # else it counts alone, as with transformers
+        (None, None, (5,)),
+    ],
+)
+def test_end_tokens_of_config_json(tmp_path, generation, config, expected):
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": config, "vocab_size": 10}))
+    assert stop_tokens(tmp_path, 5, None) == expected
+
+
 def test_a_model_without_an_end_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="stop tokens.*rollout.stop_token_ids"):
         stop_tokens(tmp_path, None, None)

@@ -34,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = build_parser().parse_args(argv)
         except SystemExit as end:  # argparse, after --help or --version
             return int(end.code or 0)
-        # Users' own functions are in the current folder, where the installed script would not look.
+        # Users' own functions are in the current folder, where the installed script would not look. Last, because a
+        # file such as datasets.py or select.py there must not hide a library's module.
         if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+            sys.path.append(os.getcwd())
         run = arguments.run
         assert run is not None
         code = run(arguments)

@@ -1,15 +1,18 @@
 """Composes a run's configuration: groups, a recipe and the command line, into one typed :class:`Config`.
 
-Owns the precedence (schema < groups < recipe < groups named on the command line < single keys on the command line) and
-the strictness: a key that the schema does not know, or a value of the wrong type, is a one-line ConfigError, wherever
-it appears. Never checks whether values make sense together (``rlpost.preflight.checks`` does). Called by ``cli`` and by
-tests. Hydra resolves the defaults lists; recipes are its group ``recipe``, which maps to ``recipes/``.
+Owns the precedence (schema < groups < recipe < groups named on the command line < single keys on the command
+line) and the strictness: a key that the schema does not know, or a value of the wrong type, is a one-line
+ConfigError, wherever it appears. Never checks whether values make sense together (``rlpost.preflight.checks`` does).
+Called by ``cli`` and by tests. Hydra resolves the defaults lists; recipes are its group ``recipe``, which maps to
+``recipes/``. What a key typed as text is given stays as it is spelled (``rlpost.config.spelling``), and ``~`` is
+expanded here, once, for every key that names a file or folder.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -18,16 +21,29 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlpost.config import Config, locations, walk_fields
+from rlpost.config import Config, locations, look_up, walk_fields
+from rlpost.config.spelling import Setting, read_override, read_yaml
 from rlpost.errors import ConfigError, explain
 
 GROUPS = ("model", "data", "reward", "algo", "rollout", "engine", "train", "cluster", "logging")
+PATH_KEYS = (  # name a file or folder; model.path and resume may name something else, which never begins with ~
+    "model.path",
+    "data.train.path",
+    "data.eval.path",
+    "reward.cache_dir",
+    "sft.output",
+    "sft.init",
+    "sft.tokenizer",
+    "cluster.shards_dir",
+    "cluster.scratch_dir",
+    "runs_dir",
+    "resume",
+    "ledger_dir",
+)
 
 
 def load_config(overrides: list[str]) -> Config:
@@ -37,7 +53,7 @@ def load_config(overrides: list[str]) -> Config:
     nearest key and the file), a value of the wrong type, an unknown option of a group.
     """
     recipe, rest = take_recipe(overrides)
-    choices, values = _split(_parse(rest))
+    choices, values = _split([read_override(override, GROUPS) for override in rest])
     name, origin = register_recipe(recipe)
     try:
         with initialize_config_dir(config_dir=str(locations.find_conf()), version_base="1.3"):
@@ -47,12 +63,31 @@ def load_config(overrides: list[str]) -> Config:
                 _choose(config, group, _open(compose(f"{group}/{option}")) if option else OmegaConf.create())
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{origin}: {_first_line(error)}") from None
-    for override in values:
-        _apply(config, override)
+    for setting in values:
+        _apply(config, setting)
+    for missing in _missing_keys(OmegaConf.to_container(config, resolve=False)):
+        raise ConfigError(explain(missing, "???", "a value: ??? says that one must be given", f"set {missing}=VALUE"))
     for key, value in (("name", Path(recipe).stem), ("recipe", recipe)):
         if config.get(key) is None:
-            config = _merge(config, OmegaConf.create({key: value}))
-    return _build(config)
+            # A file may have ${ in its name, which is no interpolation.
+            config = _merge(config, OmegaConf.create({key: value.replace("${", "\\${")}))
+    cfg = _build(config)
+    expand_paths(cfg)
+    return cfg
+
+
+def expand_paths(cfg: Config) -> None:
+    """``~`` and ``~USER`` in every key of PATH_KEYS, in place. Raises ConfigError for a user who does not exist."""
+    for key in PATH_KEYS:
+        given = look_up(cfg, key)
+        if not isinstance(given, str) or not given.startswith("~"):
+            continue
+        path = locations.expand_home(given)
+        if path.startswith("~") and not Path(path).exists():
+            do = f"write ./{given} for a folder or file of that name"
+            raise ConfigError(explain(key, given, "~ or ~USER with a user of this machine", do))
+        section, _, name = key.rpartition(".")
+        setattr(look_up(cfg, section) if section else cfg, name, path)
 
 
 def to_yaml(cfg: Config) -> str:
@@ -94,16 +129,20 @@ def register_recipe(recipe: str) -> tuple[str, str]:
     if recipe in shipped:
         _check_file(shipped[recipe])
         return recipe, str(shipped[recipe])
-    path = Path(recipe).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
+    path = Path(locations.expand_home(recipe))
+    if not path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            raise ConfigError(explain("recipe", recipe, "a file that is there", "check the path"))
         near = difflib.get_close_matches(recipe, shipped, n=1, cutoff=0.5)
         do = f"did you mean {near[0]}?" if near else "or give the path of your own YAML file"
         raise ConfigError(explain("recipe", recipe, f"one of {_names(shipped)}", do))
-    if not path.is_file():
-        raise ConfigError(explain("recipe", recipe, "an existing file", "check the path"))
     _check_file(path)
-    _store("file/" + path.stem, _read(path))
-    return "file/" + path.stem, str(path)
+    # Hydra reads the option's name by its grammar, which a file's name need not follow.
+    option = (
+        f"file/{hashlib.blake2b(str(path.absolute()).encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
+    )
+    _store(option, _read(path))
+    return option, str(path)
 
 
 def _recipe_files() -> dict[str, Path]:
@@ -128,9 +167,9 @@ def _store(name: str, node: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # OmegaConf's own loader reads 1e-4 as a number, unlike plain YAML.
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        loaded = OmegaConf.to_container(OmegaConf.create(read_yaml(path.read_text(encoding="utf-8"))), resolve=False)
+    # ValueError: not UTF-8, or a whole number of thousands of digits; RecursionError: a value that holds itself.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(explain(str(path), type(loaded).__name__, "a mapping of keys", "see recipes/ for examples"))
@@ -151,56 +190,41 @@ def _check_file(path: Path) -> None:
 # -- the command line ----------------------------------------------------------------------------------------------
 
 
-def _parse(overrides: list[str]) -> list[Override]:
-    parsed = []
-    for override in overrides:
-        try:
-            one = OverridesParser.create().parse_override(override)
-        except HydraException as error:
-            do = _first_line(error) if "=" in override else "write every override as key=value"
-            raise ConfigError(explain("override", override, "key=value", do)) from None
-        if one.is_sweep_override():
-            raise ConfigError(explain("override", override, "one value", "start one run for each value"))
-        parsed.append(one)
-    return parsed
-
-
-def _split(parsed: list[Override]) -> tuple[dict[str, str | None], list[Override]]:
-    """Splits into options chosen for groups (``algo=gspo``) and values of single keys."""
+def _split(settings: list[Setting]) -> tuple[dict[str, str | None], list[Setting]]:
+    """Choices among the options of a group (``algo=gspo``), and values of single keys."""
     choices: dict[str, str | None] = {}
     values = []
-    for override in parsed:
-        group, value = override.key_or_group, None if override.is_delete() else override.value()
+    for setting in settings:
+        group, value = setting.key, setting.value
         if group not in GROUPS or isinstance(value, dict):
-            values.append(override)
+            values.append(setting)
             continue
         options = _options(group)
-        if override.is_delete() or override.is_add() or override.is_force_add():
+        if setting.sign:
             do = f"write {group}=OPTION, without a sign"
-            raise ConfigError(explain(group, override.input_line, f"one of {', '.join(options)}", do))
+            raise ConfigError(explain(group, setting.line, f"one of {', '.join(options)}", do))
         if value is not None and str(value) not in options:
             raise ConfigError(explain(group, value, f"one of {', '.join(options)}", _nearest_option(value, options)))
         choices[group] = None if value is None else str(value)
     return choices, values
 
 
-def _apply(config: DictConfig, override: Override) -> None:
-    key = override.key_or_group
-    if override.is_delete():
+def _apply(config: DictConfig, setting: Setting) -> None:
+    key, value = setting.key, setting.value
+    if setting.sign == "~":
         do = f"set {key}=null, or leave it out of the recipe"
-        raise ConfigError(explain("override", override.input_line, "key=value", do))
-    nested: Any = override.value()
+        raise ConfigError(explain("override", setting.line, "key=value", do))
+    nested: Any = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
     for unknown in _unknown_keys(nested):
         raise ConfigError(_unknown(unknown))
     try:
         # Another function's arguments do not fit this one: a mapping with _target_ replaces, others merge.
-        value = override.value()
         replaces = isinstance(value, dict) and "_target_" in value
         OmegaConf.update(config, key, value, merge=not replaces, force_add=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(explain("override", override.input_line, "key=value", _first_line(error))) from None
+        raise ConfigError(explain("override", setting.line, "key=value", _first_line(error))) from None
 
 
 def _choose(config: DictConfig, group: str, chosen: DictConfig) -> None:
@@ -265,6 +289,15 @@ def _unknown_keys(node: Any, schema: type = Config, prefix: str = "") -> Iterato
         default = factory() if factory is not MISSING else None
         if is_dataclass(default) and isinstance(value, Mapping):
             yield from _unknown_keys(value, type(default), f"{prefix}{key}.")
+
+
+def _missing_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value is OmegaConf's sign for one that must be given; a merge would leave them out."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _missing_keys(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and value == "???":
+            yield f"{prefix}{key}"
 
 
 def _unknown(key: str) -> str:

@@ -6,6 +6,7 @@ In a checkout ``conf/`` and ``recipes/`` are beside the package; in an installed
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -34,7 +35,12 @@ def resolve_path(path: str) -> str:
     """
     if path.startswith(SCHEME):
         return str(find_data() / path.removeprefix(SCHEME))
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    return expand_home(path)
+
+
+def expand_home(path: str) -> str:
+    """``~`` or ``~USER`` at the beginning as that home folder; anything else, also an unknown user, unchanged."""
+    return os.path.expanduser(path)
 
 
 def _find(name: str) -> Path:

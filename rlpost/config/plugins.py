@@ -78,7 +78,8 @@ def check_target(value: Any, table: Mapping[str, Part], what: str) -> None:
     module, name = path.rsplit(".", 1)
     defined = _names_defined(module, what, path)
     if defined is not None and name not in defined:
-        raise ConfigError(explain(what, path, f"a function in {module}", _nearest(name, defined)))
+        do = _hidden(module) or _nearest(name, defined)
+        raise ConfigError(explain(what, path, f"a function in {module}", do))
 
 
 def find_part(value: Any, table: Mapping[str, AnyPart]) -> AnyPart | None:
@@ -133,12 +134,13 @@ def _import(path: str, what: str) -> Any:
     try:
         loaded = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported
-        message = explain(what, path, "an importable module", f"importing {module} failed: {_one_line(error)}")
-        raise ConfigError(message) from error
+        do = _hidden(module) or f"importing {module} failed: {_one_line(error)}"
+        raise ConfigError(explain(what, path, "an importable module", do)) from error
     try:
         return getattr(loaded, name)
     except AttributeError:
-        raise ConfigError(explain(what, path, f"a function in {module}", _nearest(name, vars(loaded)))) from None
+        do = _hidden(module) or _nearest(name, vars(loaded))
+        raise ConfigError(explain(what, path, f"a function in {module}", do)) from None
 
 
 def _check_arguments(target: Any, arguments: Mapping[str, Any], what: str, path: str) -> None:
@@ -161,8 +163,8 @@ def _names_defined(module: str, what: str, path: str) -> set[str] | None:
     try:
         spec = importlib.util.find_spec(module)
     except Exception as error:  # a parent package that is missing or fails while it is imported
-        message = explain(what, path, "an importable module", f"finding {module} failed: {_one_line(error)}")
-        raise ConfigError(message) from error
+        do = _hidden(module) or f"finding {module} failed: {_one_line(error)}"
+        raise ConfigError(explain(what, path, "an importable module", do)) from error
     if spec is None:
         raise ConfigError(explain(what, path, "an importable module", f"there is no module {module} on the path"))
     if not spec.origin or not spec.origin.endswith(".py"):
@@ -184,6 +186,16 @@ def _names_defined(module: str, what: str, path: str) -> set[str] | None:
         elif isinstance(node, (ast.If, ast.Try, ast.With, ast.For, ast.While)):
             return None  # defined conditionally: only running it shows
     return None if "*" in names or "__getattr__" in names else names
+
+
+def _hidden(module: str) -> str:
+    """What to do where a file of the caller's own is hidden by a library's module of the same name; "" elsewhere."""
+    top = module.partition(".")[0]
+    own = next((path for path in (Path(f"{top}.py"), Path(top)) if path.exists()), None)
+    origin = getattr(sys.modules.get(top), "__file__", None)
+    if own is None or top not in sys.modules or (origin is not None and Path(origin).is_relative_to(Path.cwd())):
+        return ""
+    return f"rename {own}: Python finds its own {top} ({origin or 'built in'}) first"
 
 
 def _nearest(name: str, names: Any) -> str:

@@ -46,9 +46,7 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    path: Optional[str] = opt(
-        None, "JSONL file, one object per line; rlpost://NAME for one that ships with the package."
-    )
+    path: Optional[str] = opt(None, "JSONL or Parquet file; rlpost://NAME for one that ships with the package.")
     hub: Optional[str] = opt(None, "Hugging Face datasets name, used when path is not set.")
     subset: Optional[str] = opt(None, "The dataset's configuration name on the hub.")
     split: str = opt("train", "The dataset's split on the hub.")

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from rlpost.config import walk_fields
+from rlpost.config.locations import expand_home
 from rlpost.config.resolve import WRITTEN_OUT
 from rlpost.errors import RunError, explain
 
@@ -43,7 +44,13 @@ def changed_keys(before: str, now: str) -> list[Change]:
     """Leaves that differ between two configurations in YAML; a key missing from one of them counts as None."""
     old, new = dict(_leaves(yaml.safe_load(before))), dict(_leaves(yaml.safe_load(now)))
     keys = [*new, *(key for key in old if key not in new)]
-    return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k) and k not in HOW]
+    changes = [Change(key, old.get(key), new.get(key)) for key in keys if key not in HOW]
+    return [change for change in changes if _as_path(change.before) != _as_path(change.now)]
+
+
+def _as_path(value: Any) -> Any:
+    """Runs of version 0.1 wrote ``~`` as it was given."""
+    return expand_home(value) if isinstance(value, str) else value
 
 
 def was_left_open(change: Change, *, deterministic: bool) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from rlpost.config.locations import expand_home
 from rlpost.rollout.ledger import FILE
 
 POINTER = "ledger.location"  # in a run directory whose ledger is elsewhere: its path
@@ -53,7 +54,7 @@ def ledger_path(run_dir: Path, ledger_dir: str | None, *, mounts: str | None = N
     """
     own = f"{run_dir.name}-{hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()}"
     if ledger_dir is not None:
-        return Path(ledger_dir).expanduser().absolute() / own / FILE, ""
+        return Path(expand_home(ledger_dir)).absolute() / own / FILE, ""
     kind = filesystem_type(run_dir, mounts)
     if not is_network(kind):
         return run_dir / FILE, ""

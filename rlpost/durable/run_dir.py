@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlpost.config.locations import expand_home
 from rlpost.durable import checkpoint
 from rlpost.errors import ConfigError, RunError, explain
 
@@ -49,13 +50,7 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
         RunError: the directory cannot be written, or a live process is using it.
         ConfigError: ``resume`` does not name anything that can be resumed.
     """
-    named = None if resume in MODES else find_checkpoint(Path(resume))
-    for number in itertools.count(1):
-        path = Path(runs_dir) / (name if number == 1 else f"{name}-{number}")
-        own = named is not None and named.parent == (path / checkpoint.FOLDER).resolve()
-        taken = path.exists() and (resume == "never" or (path / FINISHED).exists())
-        if own or not taken:
-            break
+    named, path, number, own = _choose(runs_dir, name, resume)
     lock = _lock(path)
     if own and not _was_gone_back_to(path, named):
         return RunDir(path=path, note=f"going back to {named}", lock=lock, start_from=named)
@@ -66,6 +61,27 @@ def open_run_dir(runs_dir: str, name: str, *, resume: str) -> RunDir:
     elif named is not None:
         notes.append(f"starting from {named}")
     return RunDir(path=path, note="; ".join(notes), lock=lock, start_from=None if has_own else named)
+
+
+def peek(runs_dir: str, name: str, *, resume: str) -> tuple[Path, Path | None]:
+    """(directory, checkpoint that ``resume=PATH`` named) of the run that :func:`open_run_dir` would open; creates
+    nothing. None where the newest checkpoint of the directory's own is resumed."""
+    named, path, _, own = _choose(runs_dir, name, resume)
+    if own:
+        return path, None if _was_gone_back_to(path, named) else named
+    return path, None if checkpoint.all_checkpoints(path / checkpoint.FOLDER) else named
+
+
+def _choose(runs_dir: str, name: str, resume: str) -> tuple[Path | None, Path, int, bool]:
+    """(checkpoint that ``resume`` names, directory, its number, whether the checkpoint is the directory's own)."""
+    named = None if resume in MODES else find_checkpoint(Path(resume))
+    for number in itertools.count(1):
+        path = Path(expand_home(runs_dir)) / (name if number == 1 else f"{name}-{number}")
+        own = named is not None and named.parent == (path / checkpoint.FOLDER).resolve()
+        taken = path.exists() and (resume == "never" or (path / FINISHED).exists())
+        if own or not taken:
+            return named, path, number, own
+    raise AssertionError("a number is free")
 
 
 def restart(run: RunDir) -> RunDir:
@@ -97,7 +113,7 @@ def _identity(folder: Path) -> str:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint at ``path``, or the newest one in the run directory at ``path``; absolute."""
-    path = path.expanduser().resolve()
+    path = Path(expand_home(str(path))).resolve()
     if checkpoint.Name.of(path) is not None and path.is_dir():
         return path
     for root in (path / checkpoint.FOLDER, path):

@@ -7,7 +7,7 @@ the order of steps, this module owns what a step boundary consists of. A checkpo
 
     trainer/       DeepSpeed's state, optimizer and schedule, torch's random states
     ledger.sqlite  the groups that are not trained yet, their tokens, reward results and versions
-    state.json     step, counters, prompt cursor, history, random states, tracker's id
+    state.json     step, the run's start, counters, prompt cursor, history, random states, tracker's id
     config.yaml    the resolved configuration
     model_files/   the model's configuration and tokenizer, for ``rlpost export``
     manifest.json  size and checksum of every file
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,12 @@ class Found:
 class RunState:
     """See the module docstring. ``step`` counts finished steps and is also the next policy version to be published."""
 
-    def __init__(self, cfg: Config, run_dir: Path, cursor: PromptCursor, history: History, *, say: Say) -> None:
-        """``cursor`` and ``history`` are new; :meth:`recall` brings them to the run's state."""
-        self.cfg, self.path, self.cursor, self.history = cfg, run_dir, cursor, history
+    def __init__(
+        self, cfg: Config, run_dir: Path, cursor: PromptCursor, history: History, *, started: datetime, say: Say
+    ) -> None:
+        """``cursor`` and ``history`` are new; :meth:`recall` brings them to the run's state. ``started``: when the
+        run began (:func:`read_start`, or now)."""
+        self.cfg, self.path, self.cursor, self.history, self.started = cfg, run_dir, cursor, history, started
         self.step = 0
         self.buffer: RolloutBuffer  # with its ledger, from ``recall`` on
         self._root = run_dir / checkpoint.FOLDER
@@ -263,6 +267,7 @@ class RunState:
         tracker = self.path / TRACKER_ID
         return {
             "step": self.step,
+            "started": self.started.isoformat(),
             "buffer": self.buffer.state_dict(under_way=under_way),
             "cursor": self.cursor.state_dict(),
             "history": self.history.state_dict(),
@@ -295,6 +300,20 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise RunError(explain("checkpoint", f"{folder / STATE_FILE}: {error}", "an intact file", do)) from error
     assert isinstance(state, dict)
     return state
+
+
+def read_start(run_dir: Path, start_from: Path | None) -> datetime | None:
+    """When the run in a directory began, by ``start_from``, else its newest checkpoint that can be read, if any.
+
+    All checkpoints of a run hold the same start; those of versions before 0.2 hold none.
+    """
+    own = [path for _, path in reversed(checkpoint.all_checkpoints(run_dir / checkpoint.FOLDER))]
+    for folder in [start_from] if start_from is not None else own:
+        try:
+            return datetime.fromisoformat(read_state(folder)["started"])
+        except (RunError, KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def _write(file: Path, text: str) -> None:

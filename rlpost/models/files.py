@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,14 +185,36 @@ def find_model_folder(cfg: Config) -> str:
 
 
 def find_stop_tokens(cfg: Config, tokenizer: Any, model_folder: Path) -> tuple[int, ...]:
-    """The tokens that end a response: the tokenizer's end token, the generation config's, and the recipe's own."""
-    ids: set[int] = set(cfg.rollout.stop_token_ids)
+    """The tokens that end a response: the tokenizer's end token, the model's end tokens, and the recipe's own."""
+    ids = {*cfg.rollout.stop_token_ids, *read_end_tokens(model_folder)}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
-    generation = model_folder / "generation_config.json"
-    if generation.is_file():
-        end = json.loads(generation.read_text()).get("eos_token_id")
-        ids.update([end] if isinstance(end, int) else end or [])
-    if not ids:
-        raise ConfigError(explain("stop tokens", "none", "an end token in the tokenizer", "set rollout.stop_token_ids"))
+    check_stop_tokens(ids)
     return tuple(sorted(ids))
+
+
+def check_stop_tokens(ids: Collection[int]) -> None:
+    if not ids:
+        expected = "an end token in the tokenizer, generation_config.json or config.json"
+        raise ConfigError(explain("stop tokens", "none", expected, "set rollout.stop_token_ids"))
+
+
+def read_end_tokens(folder: Path) -> tuple[int, ...]:
+    """``eos_token_id`` of generation_config.json or, where that is missing or names none, of config.json.
+
+    Raises ModelError for ids that are no ids of the model's vocabulary.
+    """
+    shape: Mapping[str, Any] = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    generation: Mapping[str, Any] = {}
+    if (folder / "generation_config.json").is_file():
+        generation = _read_json(folder / "generation_config.json")
+    file, value = "generation_config.json", generation.get("eos_token_id")
+    if value is None:
+        file, value = "config.json", shape.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    size = shape.get("vocab_size")
+    below = size if isinstance(size, int) else float("inf")
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < below for i in ids):
+        expected = "a token id or a list of them" + ("" if size is None else f", each from 0 to {below - 1}")
+        raise ModelError(explain(f"{folder / file}: eos_token_id", value, expected, "fix it, or take it out"))
+    return tuple(ids)

@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlpost.errors import explain
+
 BYTES = {"float32": 4, "bfloat16": 2}
+# Settings under which the model's own head does more than `hidden @ weight^T + bias`; the value is harmless.
+HEAD_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # keys of mixture-of-experts
+FUSED_TYPES = ("phi3",)  # whose files hold query, key and value in one tensor, where the engine's names do not
 DENSE_TYPES = ("qwen2", "qwen3", "llama", "mistral")  # decoders that count_params counts exactly
 
 
@@ -25,6 +31,21 @@ def count_params(shape: Mapping[str, Any]) -> int:
     mlp = 3 * hidden * int(shape["intermediate_size"])
     embedding = int(shape["vocab_size"]) * hidden * (1 if shape.get("tie_word_embeddings") else 2)
     return embedding + int(shape["num_hidden_layers"]) * (attention + mlp + 2 * hidden) + hidden
+
+
+def explain_unsupported(shape: Mapping[str, Any], origin: str) -> str:
+    """What a run refuses once it has the model: the same in one line, before it is loaded; "" for nothing known."""
+    for name, harmless in HEAD_SETTINGS.items():
+        value = shape.get(name, harmless)
+        if value not in (None, harmless):
+            return explain(f"{origin}: {name}", value, "a plain linear head", "choose a model without it")
+    for name in EXPERTS:
+        if shape.get(name):
+            return explain(f"{origin}: {name}", shape[name], "a dense model", "choose one without experts")
+    if shape.get("model_type") in FUSED_TYPES:
+        do = "choose a model of another type"
+        return explain(f"{origin}: model_type", shape["model_type"], "a model with separate query, key and value", do)
+    return ""
 
 
 def kv_heads(shape: Mapping[str, Any]) -> int:

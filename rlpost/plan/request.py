@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlpost.config import Config
+from rlpost.config.locations import expand_home
 from rlpost.errors import ConfigError, explain
 
 # Keys below ``cost.``, with their meaning. All are seconds except ``prompt_tokens``.
@@ -69,7 +70,7 @@ def make_request(own: dict[str, str], *, steps: int, warm_up: int, repeats: int,
             raise ConfigError(explain(option, value, f">= {least}", "raise it"))
     costs = {key.removeprefix("cost."): _number(key, value) for key, value in own.items() if key.startswith("cost.")}
     return Request(
-        recording=Path(own["from"]) if "from" in own else None,
+        recording=Path(expand_home(own["from"])) if "from" in own else None,
         lengths=own.get("lengths"),
         costs=costs,
         ratios=[_number("--ratios", r) for r in ratios.split(",")] if ratios else None,

@@ -11,23 +11,41 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rlpost.config import Config, SourceConfig, plugins
-from rlpost.config.locations import resolve_path
+from rlpost.config.locations import expand_home, resolve_path
 from rlpost.config.resolve import resolve
 from rlpost.durable.run_dir import MODES, find_checkpoint
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
-from rlpost.models.files import ModelFiles, check_shape, find_model, find_tokenizer_json, has_chat_template
-from rlpost.models.shape import count_params, kv_bytes
+from rlpost.models.files import (
+    ModelFiles,
+    check_shape,
+    check_stop_tokens,
+    find_model,
+    find_tokenizer_json,
+    has_chat_template,
+    read_end_tokens,
+)
+from rlpost.models.shape import DENSE_TYPES, count_params, explain_unsupported, kv_bytes
+from rlpost.models.tokenizer import TokenizerFiles, check_ids
 from rlpost.preflight.check_values import check_shape_fits, check_values
 from rlpost.preflight.memory_plan import MemoryPlan, plan_memory
-from rlpost.prompts.encoding import describe_long, join_messages, make_messages
-from rlpost.prompts.rows import Row, load_rows, look_up
-from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions
+from rlpost.prompts.chat_template import read_chat_template
+from rlpost.prompts.encoding import (
+    count_appended,
+    describe_empty,
+    describe_long,
+    find_bad_reference,
+    join_messages,
+    make_messages,
+)
+from rlpost.prompts.rows import Row, load_rows
+from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
 from rlpost.rewards.selection import list_functions, runs_in_process
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
 from rlpost.workers.runtime import choose_device, has_gpu
@@ -63,7 +81,7 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
         return report
     device, dtype = check_device(cfg, report)
     facts = check_reward(cfg, report)
-    files = _check_model(cfg, report, device, dtype)
+    files = _check_model(cfg, command, report, device, dtype)
     context = _check_context(cfg, files)
     for split in ("train", "eval") if command == "train" else ("eval",):
         if split == "train" or command == "eval" or cfg.eval.every >= 0:
@@ -95,7 +113,7 @@ def check_run_directory(cfg: Config) -> None:
         raise ConfigError(explain("name", name, "a plain folder name", "set name=NAME and runs_dir=FOLDER"))
     if cfg.resume not in MODES:
         find_checkpoint(Path(cfg.resume))
-    target = Path(cfg.runs_dir).expanduser() / name
+    target = Path(expand_home(cfg.runs_dir)) / name
     nearest = target
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
@@ -112,7 +130,7 @@ def check_run_directory(cfg: Config) -> None:
 # -- model ---------------------------------------------------------------------------------------------------------
 
 
-def _check_model(cfg: Config, report: CheckReport, device: str, dtype: str) -> ModelFiles:
+def _check_model(cfg: Config, command: str, report: CheckReport, device: str, dtype: str) -> ModelFiles:
     files = find_model(cfg.model)
     lines = [f"{cfg.model.path}, {dtype}"]
     if files.folder is None:
@@ -123,13 +141,38 @@ def _check_model(cfg: Config, report: CheckReport, device: str, dtype: str) -> M
         origin = "model.shape" if files.folder is None else str(files.folder / "config.json")
         check_shape(files.shape, origin)
         check_shape_fits(cfg, files.shape, origin=origin, device=device, dtype=dtype)
-        shape = files.shape
+        shape, kind = files.shape, str(files.shape.get("model_type"))
+        is_counted = shape.get("model_type", "qwen3") in DENSE_TYPES
+        if command == "train":
+            problem = explain_unsupported(shape, origin)
+            if problem:
+                raise ModelError(problem)
+            if not is_counted:
+                tried = ", ".join(DENSE_TYPES)
+                report.not_checked.append(
+                    f"model_type {kind}: tried are {tried}; `train` compares engine and trainer before its first step"
+                )
+        count = f"{count_params(shape):,} parameters" if is_counted else f"model_type {kind}, not counted"
         lines.append(
-            f"{count_params(shape):,} parameters: {shape['num_hidden_layers']} layers, hidden {shape['hidden_size']}, "
+            f"{count}: {shape['num_hidden_layers']} layers, hidden {shape['hidden_size']}, "
             f"vocabulary {shape['vocab_size']:,} (from {origin})"
         )
+    if files.folder is not None and files.shape is not None:
+        _check_tokenizer(files.folder, cfg.rollout.stop_token_ids, files.shape)
     report.sections.append(("Model", lines))
     return files
+
+
+def _check_tokenizer(folder: Path, stop_token_ids: Sequence[int], shape: Mapping[str, Any]) -> None:
+    """Its ids have rows in the embedding, and something ends a response, as far as its files tell."""
+    end_tokens = read_end_tokens(folder)
+    tokenizer_json = find_tokenizer_json(folder)
+    if tokenizer_json is None:
+        return
+    tokenizer = TokenizerFiles(tokenizer_json)
+    check_ids(tokenizer.vocabulary(), int(shape["vocab_size"]), str(folder / "config.json"))
+    if not tokenizer.may_have_end_token():
+        check_stop_tokens([*stop_token_ids, *end_tokens])
 
 
 def _check_context(cfg: Config, files: ModelFiles) -> int | None:
@@ -205,10 +248,13 @@ def _check_split(
     rows = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
     if split == "eval" and cfg.eval.max_prompts is not None:
         rows = rows[: cfg.eval.max_prompts]
-    texts = [_read_row(cfg, row) for row in rows]
+    conversations = [make_messages(row, cfg.data) for row in rows]
     check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
+    bad = [line for line in (find_bad_reference(row, cfg.data) for row in rows) if line]
+    if bad and need_reference(facts):
+        raise DataError(bad[0])
     lines = [f"{key}: {len(rows):,} rows from {_name_source(source)}"]
-    lines += _measure(cfg, split, rows, texts, files, limit, report)
+    lines += _measure(cfg, split, rows, conversations, files, limit, report)
     report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
 
 
@@ -217,37 +263,37 @@ def _name_source(source: SourceConfig) -> str:
     return source.path or str(generator.get("_target_") if isinstance(generator, Mapping) else generator)
 
 
-def _read_row(cfg: Config, row: Row) -> str:
-    """The prompt's text; raises for a missing column."""
-    if cfg.data.reference_key is not None:
-        look_up(row, cfg.data.reference_key)
-    return join_messages(make_messages(row, cfg.data))
-
-
 def _measure(
     cfg: Config,
     split: str,
     rows: Sequence[Row],
-    texts: Sequence[str],
+    conversations: Sequence[list[dict[str, str]]],
     files: ModelFiles,
     limit: int | None,
     report: CheckReport,
 ) -> list[str]:
-    """Prompt lengths in tokens, as far as they can be known here. Raises DataError for a prompt that is too long."""
+    """Prompt lengths in tokens, as far as they can be known here. Raises DataError for a prompt that is too long, or
+    that the chat template refuses."""
     what = f"prompt lengths of data.{split}"
     tokenizer_json = None if files.folder is None else find_tokenizer_json(files.folder)
-    if tokenizer_json is None:
+    if files.folder is None or tokenizer_json is None:
         report.not_checked.append(f"{what}: no tokenizer.json here; `train` measures them first")
         return []
-    chat = files.folder is not None and has_chat_template(files.folder)
-    if cfg.data.chat == "always" and not chat:
+    if cfg.data.chat == "always" and not has_chat_template(files.folder):
         raise ConfigError(explain("data.chat", "always", "a tokenizer with a chat template", "use data.chat=never"))
-    if chat and cfg.data.chat != "never":
-        report.not_checked.append(f"{what} with the chat template: measured here without it")
-    lengths = _count_tokens(tokenizer_json, texts, limit)
+    template = None if cfg.data.chat == "never" else read_chat_template(files.folder)
+    now = datetime.now()
+
+    def render(index: int) -> str:
+        """The text that is encoded."""
+        if template is None:
+            return join_messages(conversations[index])
+        return template.render(conversations[index], origin=rows[index].origin, started=now)
+
+    lengths = _count_tokens(TokenizerFiles(tokenizer_json), conversations, render, limit, chat=template is not None)
     empty = [index for index, length in lengths.items() if not length]
-    if empty and (not chat or cfg.data.chat == "never"):
-        raise DataError(f"{rows[empty[0]].origin}: the prompt has no tokens; expected at least one; fix the row")
+    if empty:
+        raise DataError(describe_empty(rows[empty[0]]))
     too_long = [index for index, length in lengths.items() if limit is not None and length > limit]
     if too_long and cfg.data.long_prompts == "error":
         first = min(too_long)
@@ -258,22 +304,35 @@ def _measure(
     return [line + (f"; {len(too_long):,} longer ones are dropped" if too_long else "")]
 
 
-def _count_tokens(tokenizer_json: Path, texts: Sequence[str], limit: int | None) -> dict[int, int]:
-    """Index -> tokens of the texts that could be the longest, or longer than the limit."""
-    from tokenizers import Tokenizer
+def _count_tokens(
+    tokenizer: TokenizerFiles,
+    conversations: Sequence[list[dict[str, str]]],
+    render: Callable[[int], str],
+    limit: int | None,
+    *,
+    chat: bool,
+) -> dict[int, int]:
+    """Index -> tokens of the prompts that could be the longest, or longer than the limit, and of the shortest.
 
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    except Exception as error:  # the Rust side raises plain Exception
-        raise ModelError(f"{tokenizer_json}: cannot be read: {' '.join(str(error).split())}; fix the file") from None
-    num_bytes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
-    by_size = sorted(range(len(texts)), key=num_bytes.__getitem__, reverse=True)
+    One of each sequence of roles is rendered as well: what a chat template adds depends on them, and so does whether it
+    refuses the conversation.
+    """
+    by_roles: dict[tuple[str, ...], int] = {}
+    roles = [tuple(message["role"] for message in conversation) for conversation in conversations]
+    num_bytes = [len(join_messages(one).encode("utf-8", "surrogatepass")) for one in conversations]
+    added: dict[tuple[str, ...], int] = {}
+    for index, key in enumerate(roles):
+        if by_roles.setdefault(key, index) == index:
+            added[key] = len(render(index).encode("utf-8", "surrogatepass")) - num_bytes[index]
+    sizes = [size + added[key] for size, key in zip(num_bytes, roles, strict=True)]
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
     chosen = by_size[:NUM_MEASURED]
     chosen += by_size[NUM_MEASURED:][-1:]  # the shortest, in case it is empty
     if limit is not None:
-        chosen += [index for index in by_size[NUM_MEASURED:-1] if num_bytes[index] > limit]
-    encoded = tokenizer.encode_batch([texts[index] for index in chosen])
-    return {index: len(one.ids) for index, one in zip(chosen, encoded, strict=True)}
+        chosen += [index for index in by_size[NUM_MEASURED:-1] if sizes[index] > limit]
+    appended = 0 if chat else count_appended(tokenizer.encode)
+    counts = tokenizer.count_tokens([render(index) for index in chosen], add_special_tokens=not chat)
+    return {index: count - appended for index, count in zip(chosen, counts, strict=True)}
 
 
 # -- sft -----------------------------------------------------------------------------------------------------------
@@ -286,7 +345,10 @@ def _check_sft(cfg: Config, report: CheckReport) -> None:
         raise ConfigError(explain("sft.generator", None, expected, "set it in the recipe"))
     plugins.check_target(sft.generator, {}, "sft.generator")
     if sft.init is not None:
-        find_model(type(cfg.model)(path=sft.init))
+        found = find_model(type(cfg.model)(path=sft.init))
+        if found.folder is not None and found.shape is not None:
+            check_shape(found.shape, str(found.folder / "config.json"))
+            _check_lessons_tokenizer(found.folder, found.shape, str(found.folder / "config.json"))
         start = sft.init
     elif sft.tokenizer is None or cfg.model.shape is None:
         missing = "sft.tokenizer" if sft.tokenizer is None else "model.shape"
@@ -298,10 +360,22 @@ def _check_sft(cfg: Config, report: CheckReport) -> None:
         if not folder.is_dir():
             do = "nothing there; check the path"
             raise ModelError(explain("sft.tokenizer", sft.tokenizer, "a tokenizer folder", do))
-        find_tokenizer_json(folder)
+        _check_lessons_tokenizer(folder, cfg.model.shape, "model.shape")
         start = f"a new model of {count_params(cfg.model.shape):,} parameters"
     tokens = sft.steps * sft.tokens_per_step
     report.sections.append(("Warm start", [f"{start}; {sft.steps:,} steps, {tokens:,} tokens"]))
+
+
+def _check_lessons_tokenizer(folder: Path, shape: Mapping[str, Any], origin: str) -> None:
+    """Each lesson ends in the tokenizer's own end token."""
+    tokenizer_json = find_tokenizer_json(folder)
+    if tokenizer_json is None:
+        return
+    tokenizer = TokenizerFiles(tokenizer_json)
+    check_ids(tokenizer.vocabulary(), int(shape["vocab_size"]), origin)
+    if not tokenizer.may_have_end_token():
+        do = "set eos_token in tokenizer_config.json"
+        raise ModelError(explain("sft", f"a tokenizer without an end token in {folder}", "one that has it", do))
 
 
 # -- report --------------------------------------------------------------------------------------------------------

@@ -1,18 +1,22 @@
 """Rows to encoded prompts: the template (or the tokenizer's chat template) around the question, then token ids.
 
-Called by ``session``; ``preflight`` uses the parts that need no tokenizer.
+What the values of a row may be is ``prompts.conversion``'s to say. Called by ``session`` and ``sft``; ``preflight``
+uses the parts that need no tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from rlpost.config import DataConfig
 from rlpost.errors import ConfigError, DataError, explain
+from rlpost.prompts.chat_template import clock_options, explain_failure
+from rlpost.prompts.conversion import TemplateFormatter, describe_reference, is_reference, read_messages, refuse
 from rlpost.prompts.rows import Row, look_up, origin_of
 from rlpost.types import Prompt
 
@@ -23,26 +27,43 @@ class PromptSet:
 
     prompts: tuple[Prompt, ...]
     num_dropped: int  # longer than the limit, with data.long_prompts=drop
+    bad_reference: str = ""  # the message about the first row whose reference no reward can compare with
 
 
-def build_prompts(rows: Sequence[Row], data: DataConfig, tokenizer: Any, *, max_prompt_tokens: int | None) -> PromptSet:
+def build_prompts(
+    rows: Sequence[Row],
+    data: DataConfig,
+    tokenizer: Any,
+    *,
+    max_prompt_tokens: int | None,
+    started: datetime | None = None,
+) -> PromptSet:
     """Encodes every row, with the chat template if ``data.chat`` allows it and the tokenizer has one.
 
     Args:
         tokenizer: anything with ``encode(text)`` and, for chat, ``chat_template`` and ``apply_chat_template``.
         max_prompt_tokens: the longest prompt allowed, tokens; None: any.
+        started: the time that a chat template is given where it reads the clock; None: now.
 
     Raises DataError for a missing column, a question that is not text, an empty prompt, a prompt that is too long
     (unless ``data.long_prompts`` is drop), and if nothing is left.
     """
     chat = uses_chat(data, tokenizer)
+    options = clock_options(getattr(tokenizer, "chat_template", None), started or datetime.now())
+    appended = 0 if chat else count_appended(tokenizer.encode)
     prompts: list[Prompt] = []
     num_dropped = 0
     for row in rows:
         messages = make_messages(row, data)
-        token_ids = _encode_chat(tokenizer, messages) if chat else tokenizer.encode(join_messages(messages))
+        if chat:
+            text = _apply_chat_template(tokenizer, messages, row, options)
+            # The special tokens of a template are in its text.
+            token_ids = tokenizer.encode(text, add_special_tokens=False)
+        else:
+            token_ids = tokenizer.encode(join_messages(messages))
+            token_ids = token_ids[: len(token_ids) - appended]
         if not len(token_ids):
-            raise DataError(f"{origin_of(row)}: the prompt has no tokens; expected at least one; check data.template")
+            raise DataError(describe_empty(row))
         if max_prompt_tokens is not None and len(token_ids) > max_prompt_tokens:
             if data.long_prompts != "drop":
                 raise DataError(describe_long(row, len(token_ids), max_prompt_tokens))
@@ -51,7 +72,8 @@ def build_prompts(rows: Sequence[Row], data: DataConfig, tokenizer: Any, *, max_
         prompts.append(_make_prompt(row, data, token_ids, messages))
     if not prompts:
         raise DataError(f"data: all {num_dropped} prompts are longer than {max_prompt_tokens} tokens; raise the limit")
-    return PromptSet(prompts=tuple(prompts), num_dropped=num_dropped)
+    bad = next(filter(None, (find_bad_reference(row, data) for row in rows)), "")
+    return PromptSet(prompts=tuple(prompts), num_dropped=num_dropped, bad_reference=bad)
 
 
 def uses_chat(data: DataConfig, tokenizer: Any) -> bool:
@@ -64,20 +86,49 @@ def uses_chat(data: DataConfig, tokenizer: Any) -> bool:
 def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[dict[str, str]]:
     """Chat messages of a row: the system prompt, if any, then the question with ``data.template`` around it.
 
-    A column that already holds messages (``[{role, content}, ...]``) is kept; the template is applied to the last one.
+    A column that already holds messages (``[{role, content}, ...]``) is kept; the template is applied to the user's
+    last one (to the last one, if none is the user's). Raises DataError for content that is not text, and for a second
+    system message.
     """
-    question = look_up(row, data.prompt_key)
-    if isinstance(question, str):
-        messages = [{"role": "user", "content": question}]
-    elif _are_messages(question):
-        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in question]
-    else:
-        got = type(question).__name__
-        raise DataError(f"{origin_of(row)}: {data.prompt_key} is {got}; expected text or a list of chat messages")
-    messages[-1]["content"] = _fill_template(data.template, row, messages[-1]["content"])
+    origin = origin_of(row)
+    messages = read_messages(look_up(row, data.prompt_key), f"{origin}: {data.prompt_key}")
+    question = next((m for m in reversed(messages) if m["role"] == "user"), messages[-1])
+    question["content"] = _fill_template(data.template, row, question["content"])
     if data.system_prompt:
+        if any(message["role"] == "system" for message in messages):
+            do = "set data.system_prompt=null, or take it out of the row"
+            raise refuse(origin, "a system message beside data.system_prompt", "one of the two", do)
         messages.insert(0, {"role": "system", "content": data.system_prompt})
     return messages
+
+
+def is_prefilled(messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether the conversation ends in the assistant's words, which the response continues."""
+    return messages[-1]["role"] == "assistant"
+
+
+def find_bad_reference(row: Mapping[str, Any], data: DataConfig) -> str:
+    """A line about a reference that no reward can compare with; "" where it is usable or there is to be none."""
+    if data.reference_key is None:
+        return ""
+    reference = look_up(row, data.reference_key)
+    if is_reference(reference):
+        return ""
+    got = describe_reference(reference)
+    do = "fill it in, leave the row out, or set data.reference_key=null for a reward that needs none"
+    return str(refuse(f"{origin_of(row)}: {data.reference_key}", got, "a reference for the reward", do))
+
+
+def count_appended(encode: Callable[..., Sequence[int]]) -> int:
+    """How many tokens a tokenizer adds behind a text, such as its end token; a prompt must not end so.
+
+    ``encode(text, add_special_tokens=...)`` gives token ids.
+    """
+    whole, own = list(encode("a", add_special_tokens=True)), list(encode("a", add_special_tokens=False))
+    for start in range(len(whole) - len(own) + 1):
+        if own and whole[start : start + len(own)] == own:
+            return len(whole) - start - len(own)
+    return 0
 
 
 def join_messages(messages: Sequence[Mapping[str, str]]) -> str:
@@ -85,15 +136,27 @@ def join_messages(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(message["content"] for message in messages)
 
 
+def describe_empty(row: Mapping[str, Any]) -> str:
+    return f"{origin_of(row)}: the prompt has no tokens; expected at least one; fix the row, or data.template"
+
+
 def describe_long(row: Mapping[str, Any], got: int, limit: int) -> str:
     do = "set data.long_prompts=drop, or raise data.max_prompt_tokens or model.max_context_tokens"
     return f"{origin_of(row)}: the prompt has {got} tokens; expected at most {limit}; {do}"
 
 
-def _encode_chat(tokenizer: Any, messages: list[dict[str, str]]) -> Sequence[int]:
-    # Text first, then plain encoding without the special tokens that the template already wrote.
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer.encode(text, add_special_tokens=False)
+def _apply_chat_template(
+    tokenizer: Any, messages: list[dict[str, str]], row: Mapping[str, Any], options: Mapping[str, Any]
+) -> str:
+    prefilled = is_prefilled(messages)
+    ending = {"continue_final_message": True} if prefilled else {}
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=not prefilled, tokenize=False, **ending, **options
+        )
+    except Exception as error:  # a template raises what it likes, in a sandbox
+        raise explain_failure(error, origin_of(row), messages) from error
+    return str(text)
 
 
 def _make_prompt(row: Row, data: DataConfig, token_ids: Sequence[int], messages: Sequence[Mapping[str, str]]) -> Prompt:
@@ -108,16 +171,11 @@ def _make_prompt(row: Row, data: DataConfig, token_ids: Sequence[int], messages:
 
 
 def _fill_template(template: str, row: Mapping[str, Any], question: str) -> str:
+    formatter = TemplateFormatter(f"{origin_of(row)}: data.template")
     try:
-        return template.format_map({**row, "prompt": question})
+        return formatter.vformat(template, (), {**row, "prompt": question})
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         columns = ", ".join(["prompt", *(str(name) for name in row if name != "prompt")])
         do = "double other braces, as in \\boxed{{}}"
         message = f"data.template: {error!r} in {template!r}; expected columns ({columns}) in braces; {do}"
-        raise ConfigError(message) from None
-
-
-def _are_messages(value: Any) -> bool:
-    if not isinstance(value, Sequence) or not value:
-        return False
-    return all(isinstance(m, Mapping) and "role" in m and "content" in m for m in value)
+        raise ConfigError(f"{origin_of(row)}: {message}" if isinstance(row, Row) else message) from None

@@ -1,20 +1,23 @@
-"""Data rows: JSONL files, datasets from the hub, and a user's generator, each row with its origin.
+"""Data rows: JSONL and Parquet files, datasets from the hub, and a user's generator, each row with its origin.
 
-``datasets`` is imported only in the function that needs it. Called by ``session``, ``preflight`` and benchmarks.
+What a value may be is ``prompts.conversion``'s to say. ``datasets`` is imported only in the function that needs it.
+Called by ``session``, ``preflight`` and benchmarks.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlpost.config import SourceConfig, plugins
 from rlpost.config.locations import resolve_path
 from rlpost.errors import ConfigError, DataError, explain
+from rlpost.prompts.conversion import MAX_DEPTH, MAX_DIGITS, TOO_LARGE, plain_columns, refuse
+
+PARQUET = b"PAR1"
 
 
 class Row(dict[str, Any]):
@@ -35,7 +38,7 @@ def load_rows(source: SourceConfig, *, prompt_key: str = "prompt", key: str = "d
     Raises DataError for a file that is missing, malformed (with the line) or empty, and ConfigError for no source.
     """
     if source.path is not None:
-        rows = read_jsonl(Path(resolve_path(source.path)), key=f"{key}.path")
+        rows = read_file(Path(resolve_path(source.path)), key=f"{key}.path")
     elif source.hub is not None:
         rows = _load_hub(source, key)
     elif source.generator is not None:
@@ -50,11 +53,35 @@ def load_rows(source: SourceConfig, *, prompt_key: str = "prompt", key: str = "d
     return rows
 
 
-def read_jsonl(path: Path, key: str = "data") -> list[Row]:
-    """One JSON object per line; blank lines are skipped. Raises DataError naming file and line."""
+def read_file(path: Path, key: str = "data") -> list[Row]:
+    """A Parquet file, known by its first bytes, or JSONL. Raises DataError naming file and line or row."""
     if not path.is_file():
         what = "a folder" if path.is_dir() else "nothing there"
-        raise DataError(f"{key}: {what} at {path}; expected a JSONL file; check the path")
+        raise DataError(f"{key}: {what} at {path}; expected a JSONL or Parquet file; check the path")
+    try:
+        with path.open("rb") as opened:
+            is_parquet = opened.read(len(PARQUET)) == PARQUET
+    except OSError as error:
+        raise DataError(f"{key}: cannot read {path}: {error.strerror}; check its permissions") from None
+    return _read_parquet(path, key) if is_parquet else read_jsonl(path, key)
+
+
+def _read_parquet(path: Path, key: str) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path, memory_map=True).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{key}: cannot read {path} as Parquet: {reason}; write the file again") from None
+    if not rows:
+        raise DataError(f"{key}: {path} is empty; expected rows; check the path")
+    return _plain_rows(rows, str(path))
+
+
+def read_jsonl(path: Path, key: str = "data") -> list[Row]:
+    """One JSON object a line; blank lines are skipped. Raises DataError naming file and line."""
     rows: list[Row] = []
     try:
         with path.open("rb") as lines:
@@ -70,14 +97,14 @@ def read_jsonl(path: Path, key: str = "data") -> list[Row]:
 
 def _parse_line(line: bytes, origin: str) -> Row:
     try:
-        value = json.loads(line.decode("utf-8-sig"))  # Windows editors put a byte order mark before the first line
+        text = line.decode("utf-8-sig")  # Windows editors put a byte order mark before the first line
+        value = json.loads(text, parse_int=functools.partial(_read_whole_number, origin=origin))
         if b"\\ud" in line.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{origin}: not UTF-8 (byte {error.start}); expected JSONL in UTF-8; convert it") from None
     except UnicodeEncodeError:
-        got = "a lone surrogate (\\ud800 to \\udfff)"
-        raise DataError(f"{origin}: {got}; expected Unicode text; fix the line") from None
+        raise refuse(origin, "a lone surrogate (\\ud800 to \\udfff)", "Unicode text", "fix the line") from None
     except RecursionError:
         raise DataError(f"{origin}: nested too deeply; expected a JSON object with named columns; fix it") from None
     except json.JSONDecodeError as error:
@@ -86,7 +113,16 @@ def _parse_line(line: bytes, origin: str) -> Row:
     if not isinstance(value, dict):
         got = type(value).__name__
         raise DataError(f"{origin}: got {got}; expected a JSON object with named columns; fix the line")
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
+        plain_columns(value, origin)  # refuses what is nested too deeply for whoever writes it again
     return Row(value, origin)
+
+
+def _read_whole_number(text: str, *, origin: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise refuse(origin, TOO_LARGE, f"at most {MAX_DIGITS:,} digits", "write it as text, in quotes") from None
 
 
 def _load_hub(source: SourceConfig, key: str) -> list[Row]:
@@ -99,7 +135,7 @@ def _load_hub(source: SourceConfig, key: str) -> list[Row]:
         reason = " ".join(str(error).split())
         do = f"check name, subset, split and network, or set {key}.path to a local file"
         raise DataError(f"{key}.hub: cannot load {name}, split {source.split}: {reason}; {do}") from error
-    return [_plain_row(columns, f"{name} row {index}") for index, columns in enumerate(dataset)]
+    return _plain_rows(dataset, name)
 
 
 def _generate(generator: Any, key: str) -> list[Row]:
@@ -108,22 +144,13 @@ def _generate(generator: Any, key: str) -> list[Row]:
         raise DataError(
             explain(key, type(made).__name__, "a list of mappings", "return one mapping of columns per row")
         )
-    return [_plain_row(columns, f"{key} row {index}") for index, columns in enumerate(made)]
+    return _plain_rows(made, key)
 
 
-def _plain_row(columns: Mapping[str, Any], origin: str) -> Row:
-    """The row as it would be read from JSON, so that a reward sees the same values before and after a resume.
-
-    NumPy numbers and arrays become plain ones; what JSON cannot represent (dates, bytes, images) becomes its text.
-    """
-
-    def plain(value: Any) -> Any:
-        return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
-
-    try:
-        return Row(json.loads(json.dumps(columns, default=plain)), origin)
-    except (TypeError, ValueError, RecursionError) as error:  # keys that are not text, values that contain themselves
-        raise DataError(f"{origin}: {error}; expected columns of JSON values; fix the source") from None
+def _plain_rows(rows: Iterable[Mapping[str, Any]], origin: str) -> list[Row]:
+    """Rows as they would be read from JSON, so that a reward sees the same values before and after a resume."""
+    origins = ((f"{origin} row {index}", columns) for index, columns in enumerate(rows))
+    return [Row(plain_columns(columns, where), where) for where, columns in origins]
 
 
 def _leave_out_repeats(rows: Iterable[Row], prompt_key: str) -> list[Row]:

@@ -62,6 +62,7 @@ class FunctionFacts:
     version: str  # of everything that affects a result; part of a cached result's key
     cacheable: bool
     columns: tuple[str, ...]  # data columns that it requires (TRL style)
+    needs_reference: bool = False  # has a parameter for it without a default
 
 
 def load_functions(cfg: RewardConfig, reference_key: str | None = None) -> list[LoadedFunction]:
@@ -77,6 +78,11 @@ def check_columns(facts: Sequence[FunctionFacts], columns: Collection[str], key:
             where = f"reward.functions.{one.name}" if one.name else "reward.function"
             expected = f"parameters that {key} has as columns ({', '.join(columns)})"
             raise ConfigError(explain(where, ", ".join(missing), expected, "rename one, or give it a default"))
+
+
+def need_reference(facts: Sequence[FunctionFacts]) -> bool:
+    """Whether a row without a usable reference is a mistake in the data."""
+    return any(one.needs_reference for one in facts)
 
 
 def resolve_function(spec: FunctionSpec) -> Any:
@@ -129,6 +135,7 @@ class LoadedFunction:
             version=_version(self.target, spec, cfg, reference_key),
             cacheable=_checked(self.target, "cacheable", True, lambda value: isinstance(value, bool), "true or false"),
             columns=tuple(sorted(columns)),
+            needs_reference=(reference_key if self.trl else "reference") in _required(self.target),
         )
 
     def score(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
 
+from rlpost.config.locations import expand_home
 from rlpost.errors import ConfigError, RunError, explain
 
 LengthOf = Callable[[str], int]  # "UID/INDEX" -> tokens, 1..cap
@@ -52,7 +53,7 @@ def make_lengths(name: str, *, cap: int, seed: int) -> LengthOf:
     Raises ConfigError for a name that is neither, RunError for a run without rollout files.
     """
     if name.startswith(RECORDED):
-        return _recorded(Path(name.removeprefix(RECORDED)), cap=cap, seed=seed)
+        return _recorded(Path(expand_home(name.removeprefix(RECORDED))), cap=cap, seed=seed)
     if name not in DISTRIBUTIONS:
         known = ", ".join([*DISTRIBUTIONS, f"{RECORDED}RUN_DIR"])
         raise ConfigError(explain("lengths", name, known, "name one of them"))

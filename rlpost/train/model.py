@@ -10,15 +10,13 @@ import torch
 from torch import nn
 
 from rlpost.errors import ModelError, explain
+from rlpost.models.shape import HEAD_SETTINGS
 from rlpost.train import attention as packed_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Model types whose attention was compared with ours (tests/train/test_forward.py) or has the same code path.
 _PLAIN_ATTENTION = {"qwen2", "qwen3", "llama", "mistral"}
-
-# Settings under which the model's own head does more than `hidden @ weight^T + bias`; the value is harmless.
-_HEAD_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
 
 
 def attention(config: Any, device: str, dtype: torch.dtype) -> str:
@@ -89,7 +87,7 @@ def _refuse_missing_weights(path: Path | str, missing: Collection[str]) -> None:
 
 
 def _refuse_unknown_head(config: Any) -> None:
-    for name, harmless in _HEAD_SETTINGS.items():
+    for name, harmless in HEAD_SETTINGS.items():
         value = getattr(config, name, harmless)
         if value not in (None, harmless):
             raise ModelError(explain(f"the model's {name}", value, "a plain linear head", "choose a model without it"))

@@ -75,6 +75,33 @@ def test_a_function_beside_the_caller_is_found(tmp_path):
     assert imported_by(*argv, cwd=tmp_path)[1] == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["datasets.py", "numbers.py", "select.py", "torch.py", "jinja2.py", "code/__init__.py"]
+)
+@pytest.mark.parametrize("module", [False, True])
+def test_a_file_beside_the_caller_hides_no_library(tmp_path, name, module):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(
+        "raise RuntimeError('this is not the library')\n\ndef score(response):\n    return 1.0\n"
+    )
+    script = tmp_path / "bin" / "rlpost"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom rlpost.cli import main\nsys.exit(main())\n")
+    start = ["-m", "rlpost"] if module else [str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def check(*overrides):
+        command = [sys.executable, *start, "check", "recipe=math/arithmetic", f"runs_dir={tmp_path}", *overrides]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+
+    done = check("reward.workers=1", "reward.function=math", "reward.args={}")
+    assert done.returncode == 0, done.stderr
+    library = name.partition(".")[0].partition("/")[0]
+    if library in ("numbers", "select", "code"):  # named as the reward, it is the library's: say so
+        done = check(f"reward.function={library}.score", "reward.workers=0", "reward.args={}")
+        assert done.returncode == 2 and f"rename {library}" in done.stderr, done.stderr
+
+
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "rlpost", "--version"], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, f"rlpost {__version__}\n")

@@ -5,9 +5,19 @@ import sys
 
 import pytest
 
-from rlpost.durable import checkpoint
-from rlpost.durable.run_dir import finish, note_going_back, open_run_dir
+from rlpost.durable import checkpoint, run_dir
+from rlpost.durable.run_dir import finish, note_going_back, peek
 from rlpost.errors import ConfigError, RunError
+
+
+def open_run_dir(runs_dir, name, *, resume):
+    """The real one; a look beforehand must name the same run and create nothing."""
+    path, start_from = peek(runs_dir, name, resume=resume)
+    before = sorted(path.parent.rglob("*")) if path.parent.is_dir() else []
+    assert path.exists() == (path in before)
+    run = run_dir.open_run_dir(runs_dir, name, resume=resume)
+    assert (run.path, run.start_from) == (path, start_from)
+    return run
 
 
 def make_checkpoint(run, step):

@@ -446,12 +446,137 @@ def test_a_long_prompt_among_many_is_found(cfg, tmp_path, monkeypatch):
     fails(cfg, DataError, "line 4: the prompt has 33 tokens")
 
 
-def test_chat_templates_are_left_to_the_run(cfg, tmp_path):
+def test_chat_templates_are_rendered(cfg, tmp_path):
     fails(cfg, ConfigError, "data.chat", data__chat="always")
-    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    assert any("chat template" in line for line in check(cfg).not_checked)
+    template = "a a {{ messages[0]['content'] }} a"
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert "longest prompt 8 tokens of 32 allowed" in str(check(cfg)) and check(cfg).not_checked == []
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "a " * 30, "answer": "1"}) + "\n")
+    fails(cfg, DataError, "line 1: the prompt has 33 tokens; expected at most 32")
     cfg.data.chat = "never"
-    assert check(cfg).not_checked == []
+    assert "longest prompt 30 tokens" in str(check(cfg))
+
+
+def test_a_long_prompt_is_found_by_what_the_template_adds(cfg, tmp_path, monkeypatch):
+    """Only the longest rendered texts are tokenised, and those with more bytes than the limit has tokens."""
+    monkeypatch.setattr(checks, "NUM_MEASURED", 1)
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'tool' %}" + "b " * 40 + "{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    tool = [{"role": "tool", "content": "x"}]
+    rows = [
+        *({"prompt": p, "answer": "1"} for p in ("w" * 99, "w" * 98, "x")),
+        {"prompt": tool, "answer": "1"},
+        {"prompt": "a", "answer": "1"},
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fails(cfg, DataError, "line 4: the prompt has 41 tokens")
+
+
+def test_a_conversation_that_the_template_refuses_is_named(cfg, tmp_path):
+    """One of each sequence of roles is rendered, wherever it stands."""
+    refuse = "{% if messages|length == 3 %}{{ raise_exception('three are a crowd') }}{% endif %}a"
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": refuse}))
+    rows = [{"prompt": [{"role": "user", "content": "a"}] * n, "answer": "1"} for n in (*[1] * 700, 3, 2)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = fails(cfg, DataError, "line 701: the chat template fails: three are a crowd")
+    assert "expected another conversation than user, user, user; change the row, data.system_prompt" in message
+    cfg.data.chat = "never"
+    check(cfg)
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% if %}"}))
+    fails(cfg, ModelError, "the chat template cannot be read", data__chat="auto")
+
+
+def test_models_that_the_trainer_or_publication_refuses(cfg, tmp_path):
+    config = tmp_path / "model" / "config.json"
+    for key, value, expected in (
+        ("final_logit_softcapping", 30.0, "a plain linear head"),
+        ("logits_scaling", 4.0, "a plain linear head"),
+        ("num_experts", 4, "a dense model"),
+        ("num_local_experts", 4, "a dense model"),
+        ("model_type", "phi3", "separate query, key and value"),
+    ):
+        config.write_text(json.dumps(SHAPE | {key: value}))
+        fails(cfg, ModelError, f"{config}: {key}: got {value!r}; expected", expected)
+        assert "not counted" in str(check(cfg, "eval")) or key != "model_type"  # the engine alone may run it
+    config.write_text(json.dumps(SHAPE | {"model_type": "gemma", "logits_scaling": 1.0, "num_experts": 0}))
+    report = check(cfg)
+    assert "model_type gemma, not counted" in str(report)
+    assert any(line.startswith("model_type gemma: tried are qwen2, qwen3") for line in report.not_checked)
+
+
+def test_a_tokenizer_larger_than_the_embedding(cfg, tmp_path):
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(SHAPE | {"vocab_size": 1}))
+    for command in ("train", "eval"):
+        fails(
+            cfg,
+            ModelError,
+            f"tokenizer: got ids up to 1; expected ids below 1, vocab_size of {config}",
+            command=command,
+        )
+    config.write_text(json.dumps(SHAPE | {"vocab_size": 2}))
+    check(cfg)
+    cfg.sft.steps, cfg.sft.generator = 3, {"_target_": "rlpost.tasks.arithmetic.lessons"}
+    cfg.sft.tokenizer, cfg.model.shape = cfg.model.path, SHAPE | {"vocab_size": 1}
+    fails(cfg, ModelError, "ids up to 1; expected ids below 1, vocab_size of model.shape", command="sft")
+    config.write_text(json.dumps(SHAPE | {"vocab_size": 1}))
+    fails(cfg, ModelError, "ids up to 1; expected ids below 1", command="sft", sft__init=cfg.model.path)
+
+
+def test_something_must_end_a_response(cfg, tmp_path):
+    """Where the tokenizer's files say that it has no end token; where they say nothing, its class may have one."""
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    for none in ({"eos_token": None}, {"tokenizer_class": "PreTrainedTokenizerFast"}):
+        settings.write_text(json.dumps(none))
+        fails(cfg, ConfigError, "stop tokens: got 'none'; expected an end token", "set rollout.stop_token_ids")
+        cfg.rollout.stop_token_ids = [3]
+        check(cfg)
+        cfg.rollout.stop_token_ids = []
+        for file in ("config.json", "generation_config.json"):
+            before = json.loads((tmp_path / "model" / "config.json").read_text())
+            content = before if file == "config.json" else {}
+            (tmp_path / "model" / file).write_text(json.dumps(content | {"eos_token_id": [3, 4]}))
+            check(cfg)
+            (tmp_path / "model" / "generation_config.json").unlink(missing_ok=True)
+            (tmp_path / "model" / "config.json").write_text(json.dumps(before))
+        cfg.sft.steps, cfg.sft.generator = 3, {"_target_": "rlpost.tasks.arithmetic.lessons"}
+        fails(cfg, ModelError, "a tokenizer without an end token", command="sft", sft__init=cfg.model.path)
+        cfg.sft.init = None
+    for some in ({"eos_token": "a"}, {"eos_token": {"content": "a"}}, {"tokenizer_class": "Qwen2Tokenizer"}, {}):
+        settings.write_text(json.dumps(some))
+        check(cfg)
+    for wrong in ("2", -1, True, [1, "2"], 10, [[1]]):
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        fails(cfg, ModelError, "generation_config.json: eos_token_id: got", "each from 0 to 9")
+
+
+def test_a_reference_that_nothing_can_be_compared_with(cfg, tmp_path, monkeypatch):
+    data = tmp_path / "data.jsonl"
+    for value, got in ((None, "null"), ([], "an empty list"), ([None], "a list that holds null")):
+        data.write_text('{"prompt": "a", "answer": "1"}\n' + json.dumps({"prompt": "a", "answer": value}) + "\n")
+        for reward in ("exact_answer", "gsm8k", "last_number", "math"):
+            expected = f"data.jsonl line 2: answer: got {got}; expected a reference for the reward"
+            fails(cfg, DataError, expected, reward__function=reward)
+    check_free = [("digit_share", {}), ("format_match", {"pattern": "x"})]  # look at the response only
+    for name, args in check_free:
+        cfg.reward.function, cfg.reward.args = name, args
+        check(cfg)
+    (tmp_path / "references.py").write_text(
+        "def needs(response, *, reference):\n    return 1.0\ndef may(response, *, reference=None):\n    return 1.0\n"
+        "def trl(completions, answer, **_):\n    return [1.0]\ndef any_of(response, **given):\n    return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg.reward.args = {}
+    for name, refused in (("needs", True), ("may", False), ("trl", True), ("any_of", False)):
+        cfg.reward.function = f"references.{name}"
+        if refused:
+            fails(cfg, DataError, "line 2: answer: got a list that holds null")
+        else:
+            check(cfg)
+    cfg.reward.function, cfg.data.reference_key = "references.may", None
+    check(cfg)
 
 
 def test_warm_start(cfg):

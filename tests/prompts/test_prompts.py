@@ -89,8 +89,8 @@ def test_columns_are_json_values_so_that_a_checkpoint_gives_back_what_the_reward
     (row,) = load_rows(SourceConfig(generator=dated_rows))
     assert row == {"prompt": "a", "answer": 3, "when": "2020-01-02", "parts": [1, 0.5], "vector": [0, 1]}
     assert json.loads(json.dumps(row)) == row and type(row["answer"]) is int
-    with pytest.raises(DataError, match=r"generator row 0: keys must be"):
-        load_rows(SourceConfig(generator=lambda: [{("a", "b"): 1}]))
+    with pytest.raises(DataError, match=r"generator row 0: column a: got a list as a key; expected keys that are text"):
+        load_rows(SourceConfig(generator=lambda: [{"a": {("b", "c"): 1}}]))
 
 
 def test_missing_empty_and_no_source(tmp_path):
@@ -167,7 +167,7 @@ def test_missing_column_names_line_and_columns(tmp_path):
     rows = load_rows(write(tmp_path / "d.jsonl", '{"question": "a"}'))
     with pytest.raises(DataError, match=r"line 1: no column 'prompt'; its columns are question"):
         build_prompts(rows, DataConfig(), CharTokenizer(), max_prompt_tokens=None)
-    with pytest.raises(DataError, match="expected text or a list of chat messages"):
+    with pytest.raises(DataError, match="row: prompt: got a number; expected text, or a list of chat messages"):
         build_prompts([{"prompt": 3}], DataConfig(), CharTokenizer(), max_prompt_tokens=None)
 
 
