@@ -251,10 +251,10 @@ def _check_split(
     conversations = [make_messages(row, cfg.data) for row in rows]
     check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
     bad = [line for line in (find_bad_reference(row, cfg.data) for row in rows) if line]
-    if bad and need_reference(facts):
-        raise DataError(bad[0])
     lines = [f"{key}: {len(rows):,} rows from {_name_source(source)}"]
     lines += _measure(cfg, split, rows, conversations, files, limit, report)
+    if bad and need_reference(facts):
+        raise DataError(bad[0])
     report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
 
 

@@ -52,9 +52,10 @@ def build_prompts(
     options = clock_options(getattr(tokenizer, "chat_template", None), started or datetime.now())
     appended = 0 if chat else count_appended(tokenizer.encode)
     prompts: list[Prompt] = []
-    num_dropped = 0
+    num_dropped, bad = 0, ""
     for row in rows:
         messages = make_messages(row, data)
+        bad = bad or find_bad_reference(row, data)
         if chat:
             text = _apply_chat_template(tokenizer, messages, row, options)
             # The special tokens of a template are in its text.
@@ -72,7 +73,6 @@ def build_prompts(
         prompts.append(_make_prompt(row, data, token_ids, messages))
     if not prompts:
         raise DataError(f"data: all {num_dropped} prompts are longer than {max_prompt_tokens} tokens; raise the limit")
-    bad = next(filter(None, (find_bad_reference(row, data) for row in rows)), "")
     return PromptSet(prompts=tuple(prompts), num_dropped=num_dropped, bad_reference=bad)
 
 

@@ -141,7 +141,7 @@ def test_no_recipe_two_recipes_and_unknown_recipes():
     assert all(name in fails("steps=3") for name in RECIPES)
     assert "one recipe" in fails("recipe=math/gsm8k", "recipe=math/arithmetic")
     assert "did you mean math/arithmetic?" in fails("recipe=math/arithmetik")
-    assert "an existing file" in fails("recipe=nowhere/mine.yaml")
+    assert "expected a file that is there" in fails("recipe=nowhere/mine.yaml")
     assert "recipe=GROUP/NAME" in fails("recipe=")
 
 

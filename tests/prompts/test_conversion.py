@@ -338,6 +338,8 @@ def outcome(step):
 )
 @example(row={"prompt": "q", "unit": None, "answer": "1"}, template="{unit} {prompt}", name="plain", system=None)
 @example(row={"prompt": "", "answer": "1"}, template="{prompt}", name="plain", system=None)
+@example(row={"prompt": ""}, template="{prompt}", name="plain", system=None)
+@example(row={"prompt": "", "answer": None}, template="{prompt}", name="plain", system=None)
 @example(row={"prompt": "q", "answer": [None]}, template="{prompt}", name="chat", system="S")
 @settings(max_examples=150, deadline=None)
 def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, system, tmp_path_factory):
