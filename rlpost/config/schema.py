@@ -100,7 +100,7 @@ class RewardConfig:
     )
     text: str = opt(
         "auto",
-        "What a reward gets of a response: answer (what follows the last </think>; nothing where a thought is unfinished) or all. auto: answer for shipped rewards that look for an answer or a program, else all.",
+        "What a reward gets of a response: answer (what follows the last `</think>`; nothing where a thought is unfinished) or all. auto: answer for shipped rewards that look for an answer or a program, else all.",
         choices=("auto", "answer", "all"),
     )
     functions: dict[str, Any] = opt(

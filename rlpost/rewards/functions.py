@@ -27,6 +27,7 @@ from rlpost.rewards.outcomes import Outcome, to_outcome, to_outcomes
 from rlpost.rewards.selection import FunctionSpec, choose_text, list_functions
 from rlpost.rewards.values import answer_text, is_count, is_seconds
 
+LIBRARY = Path(__file__).parent / "library"  # its modules import each other: an edited one may change any result
 TRL_KEYWORDS = frozenset({"prompts", "completions", "completion_ids"})
 
 
@@ -288,13 +289,14 @@ def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: 
     and how its values are read."""
     code = _code_of(target)
     module = inspect.getmodule(code)
-    file = getattr(module, "__file__", None)
+    file = Path(getattr(module, "__file__", None) or "")
     facts = {
         "rlpost": __version__,
         "function": _name_of(target),
         "source": _source_digest(file),
+        "library": [_source_digest(one) for one in sorted(LIBRARY.glob("*.py"))] if _ships(spec) else [],
         "version": str(_attribute(target, "version", "")),
-        "values": _source_digest(values.__file__),
+        "values": _source_digest(Path(values.__file__)),
         "text": choose_text(spec),
         "given": [_plain(spec.function), dict(spec.args), spec.style, spec.calls],
         "messages": cfg.messages,
@@ -303,9 +305,12 @@ def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: 
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
-def _source_digest(file: str | None) -> str:
-    source = Path(file).read_bytes() if file and Path(file).is_file() else b""
-    return hashlib.sha256(source).hexdigest()
+def _source_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
+
+
+def _ships(spec: FunctionSpec) -> bool:
+    return not callable(spec.function) and plugins.find_part(spec.function, REWARDS) is not None
 
 
 def _plain(function: Any) -> Any:

@@ -369,6 +369,21 @@ def test_another_text_is_another_question_for_the_cache():
     assert loaded[0].facts.version != loaded[1].facts.version
 
 
+@pytest.mark.parametrize("changed", ["read_numbers.py", "math_text.py", "values.py"])
+def test_an_edited_module_is_another_question_for_the_cache(changed, monkeypatch):
+    """Of the library for the rewards that ship, of how values are read for all."""
+
+    def own(response):
+        return 1.0
+
+    def versions():
+        return [LoadedFunction(FunctionSpec(function=f), RewardConfig()).facts.version for f in ("math", own)]
+
+    before, read = versions(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == changed))
+    assert [a != b for a, b in zip(before, versions(), strict=True)] == [True, changed == "values.py"]
+
+
 # ---- special tokens --------------------------------------------------------------------------------------------------
 
 

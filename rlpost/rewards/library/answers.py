@@ -7,11 +7,14 @@ Called in the scorer; never raises on any response text. A reference without an 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from rlpost.rewards.library.read_numbers import Number, first_number, same_number
 from rlpost.rewards.library.read_numbers import last_number as find_last
 from rlpost.rewards.values import bad_reference, read_golds
+
+_first_number = lru_cache(maxsize=4096)(first_number)  # a group's references are one
 
 
 def exact_answer(response: str, *, reference: Any, marker: str = "#", **_: Any) -> dict[str, float]:
@@ -56,7 +59,7 @@ def digit_share(response: str, **_: Any) -> float:
 
 
 def _gold_number(text: str, reference: Any) -> Number:
-    number = first_number(text)
+    number = _first_number(text)
     if number is None:
         raise bad_reference(reference, "a number in it")
     return number

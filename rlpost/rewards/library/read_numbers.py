@@ -33,6 +33,10 @@ _PERCENT = re.compile(rf"\s*{PERCENT}", re.IGNORECASE)
 _START = re.compile(rf"[-+{MINUS}]?(?:\d|\.\d|\\[dt]?frac)")
 
 
+_SEPARATORS = re.compile(rf"[,{_SPACE}]")
+_Found = tuple[re.Match[str], bool]  # of DECIMAL or FRACTION, and whether a percent sign follows
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     value: Fraction
@@ -45,27 +49,14 @@ def read_decimal(text: str) -> Fraction | None:
     return _to_decimal(match) if match else None
 
 
-def find_numbers(text: str) -> Iterator[Number]:
-    """All numbers of the text in order; what looks like one and is too long, or divides by zero, is left out."""
-    position = 0
-    while start := _START.search(text, position):
-        value, position = _read_at(text, start.start())
-        percent = _PERCENT.match(text, position)
-        if percent:
-            position = percent.end()
-        if value is not None:
-            yield Number(value, percent is not None)
-
-
 def first_number(text: str) -> Number | None:
-    return next(find_numbers(text), None)
+    """What looks like a number and is too long, or divides by zero, is passed over."""
+    return next((number for found in _find(text) if (number := _to_number(found)) is not None), None)
 
 
 def last_number(text: str) -> Number | None:
-    last = None
-    for last in find_numbers(text):  # noqa: B007
-        pass
-    return last
+    """The same from the end."""
+    return next((number for found in reversed([*_find(text)]) if (number := _to_number(found)) is not None), None)
 
 
 def same_number(gold: Number, given: Number) -> bool:
@@ -74,17 +65,31 @@ def same_number(gold: Number, given: Number) -> bool:
     return larger == smaller or (gold.percent != given.percent and larger == 100 * smaller)
 
 
-def _read_at(text: str, start: int) -> tuple[Fraction | None, int]:
-    """The number that begins there and where it ends."""
-    fraction = FRACTION.match(text, start)
-    if fraction:
-        over, under = (fraction[a] or fraction[b] for a, b in (("over", "over_tex"), ("under", "under_tex")))
-        if fraction["whole"] is None or _is_proper(over, under):
-            return _to_fraction(fraction["sign"], fraction["whole"], over, under), fraction.end()
-    decimal = DECIMAL.match(text, start)
-    if decimal:
-        return _to_decimal(decimal), decimal.end()
-    return None, start + 1  # \frac of something else
+def _find(text: str) -> Iterator[_Found]:
+    """What looks like a number, in order, not yet converted: a response may hold thousands."""
+    position = 0
+    while start := _START.search(text, position):
+        match = FRACTION.match(text, start.start())
+        if match and match["whole"] and not _is_proper(*_parts(match)):
+            match = None
+        match = match or DECIMAL.match(text, start.start())
+        if match is None:  # \frac of something else
+            position = start.end()
+            continue
+        percent = _PERCENT.match(text, match.end())
+        yield match, percent is not None
+        position = percent.end() if percent else match.end()
+
+
+def _to_number(found: _Found) -> Number | None:
+    match, percent = found
+    value = _to_decimal(match) if match.re is DECIMAL else _to_fraction(match)
+    return None if value is None else Number(value, percent)
+
+
+def _parts(fraction: re.Match[str]) -> tuple[str, str]:
+    """Numerator and denominator."""
+    return fraction["over"] or fraction["over_tex"], fraction["under"] or fraction["under_tex"]
 
 
 def _is_proper(over: str, under: str) -> bool:
@@ -92,21 +97,25 @@ def _is_proper(over: str, under: str) -> bool:
     return len(under) <= 4 and len(over) <= 4 and 0 < int(over) < int(under)
 
 
-def _to_fraction(sign: str, whole: str | None, over: str, under: str) -> Fraction | None:
-    if max(map(len, (whole or "", over, under))) > MAX_DIGITS or not under.strip("0"):
+def _to_fraction(match: re.Match[str]) -> Fraction | None:
+    (over, under), whole = _parts(match), match["whole"] or "0"
+    if max(map(len, (whole, over, under))) > MAX_DIGITS or not under.strip("0"):
         return None
-    value = _to_int(over) / _to_int(under) + (_to_int(whole) if whole else 0)
-    return value if sign in ("", "+") else -value
-
-
-def _to_int(digits: str) -> Fraction:
-    return Fraction(Decimal(digits))  # int() refuses more than 4,300 digits
+    return _signed(_to_exact(whole) + _to_exact(over) / _to_exact(under), match["sign"])
 
 
 def _to_decimal(match: re.Match[str]) -> Fraction | None:
-    digits = re.sub(rf"[,{_SPACE}]", "", match["digits"])
-    exponent = (match["e"] or match["ten"] or "0").replace(MINUS, "-")
-    if len(digits) > MAX_DIGITS or len(exponent) > 6 or abs(int(exponent)) > MAX_EXPONENT:
+    digits = _SEPARATORS.sub("", match["digits"])
+    exponent = (match["e"] or match["ten"] or "").replace(MINUS, "-")
+    if len(digits) > MAX_DIGITS or len(exponent) > 6 or abs(int(exponent or 0)) > MAX_EXPONENT:
         return None
-    value = Fraction(Decimal(digits)) * Fraction(10) ** int(exponent)
-    return value if match["sign"] in ("", "+") else -value
+    return _signed(_to_exact(digits) * Fraction(10) ** int(exponent) if exponent else _to_exact(digits), match["sign"])
+
+
+def _to_exact(digits: str) -> Fraction:
+    """Of decimal digits, a point among them allowed."""
+    return Fraction(Decimal(digits))  # int() refuses more than 4,300 digits
+
+
+def _signed(value: Fraction, sign: str) -> Fraction:
+    return value if sign in ("", "+") else -value
