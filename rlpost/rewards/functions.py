@@ -261,7 +261,10 @@ def _parameters_of(target: Any) -> tuple[list[str], bool]:
 def _required(target: Any) -> frozenset[str]:
     """Parameters without a default."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(target).parameters.values()
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:  # a C function without a signature
+        return frozenset()
     return frozenset(p.name for p in parameters if p.default is p.empty and p.kind not in kinds)
 
 
