@@ -50,7 +50,20 @@ THINKING = """\
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
 {%- endif %}
 """
-TEMPLATES = {"chatml": CHATML, "alternating": ALTERNATING, "dated": DATED, "thinking": THINKING}
+# Blocks on lines of their own, indented, whose whitespace the sandbox's settings take away.
+BLOCKS = """\
+{% for message in messages %}
+  {% if loop.first %}
+  {{ bos_token }}first
+  {% endif %}
+    {{ {'role': message.role, 'n': loop.index} | tojson }}
+  {{ message.content }}
+{% endfor %}
+  {% if add_generation_prompt %}
+  assistant
+  {% endif %}
+"""
+TEMPLATES = {"blocks": BLOCKS, "chatml": CHATML, "alternating": ALTERNATING, "dated": DATED, "thinking": THINKING}
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 96,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -137,10 +136,7 @@ def register_recipe(recipe: str) -> tuple[str, str]:
         do = f"did you mean {near[0]}?" if near else "or give the path of your own YAML file"
         raise ConfigError(explain("recipe", recipe, f"one of {_names(shipped)}", do))
     _check_file(path)
-    # Hydra reads the option's name by its grammar, which a file's name need not follow.
-    option = (
-        f"file/{hashlib.blake2b(str(path.absolute()).encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}"
-    )
+    option = "file/own"  # Hydra reads an option's name by its grammar, which a file's name need not follow
     _store(option, _read(path))
     return option, str(path)
 

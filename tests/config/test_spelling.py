@@ -4,11 +4,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpost.config import Config, walk_fields
-from rlpost.config.compose import PATH_KEYS, load_config, to_yaml
+from rlpost.config.compose import PATH_KEYS, expand_paths, load_config, to_yaml
 from rlpost.config.spelling import TEXT, read_override, read_yaml
 from rlpost.errors import ConfigError
 
@@ -60,6 +61,16 @@ def value(cfg, key):
     return cfg
 
 
+def quote(spelling):
+    """Where YAML needs it."""
+    return f"'{spelling}'" if spelling[0] in "?=!*&%@`" else spelling
+
+
+def set_value(cfg, key, new):
+    section, _, name = key.rpartition(".")
+    setattr(value(cfg, section) if section else cfg, name, new)
+
+
 def fails(*overrides):
     with pytest.raises(ConfigError) as caught:
         load_config(list(overrides))
@@ -86,31 +97,46 @@ def test_the_text_keys_are_found():
     assert {"name", "model.path", "model.revision", "data.system_prompt", "data.template"} < set(TEXT_KEYS)
 
 
-@pytest.mark.parametrize("spelling", [s for s in SPELLINGS if s != "???"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
 def test_on_the_command_line(spelling):
-    for key in ("name", "model.revision", "data.system_prompt"):
-        assert value(load_config([BASE, f"{key}={spelling}"]), key) == spelling
-    assert load_config([BASE, f"logging.tags=[{spelling}, b]"]).logging.tags == [spelling, "b"]
-    if spelling[0] not in "!*&%@`":  # beside a quoted text the others need quotes, too
-        assert load_config([BASE, f"logging.tags=['a, b', {spelling}]"]).logging.tags == ["a, b", spelling]
+    for key in ("name", "model.revision", "data.system_prompt", "+logging.project"):
+        assert read_override(f"{key}={spelling}").value == spelling
+    tags = f"[{spelling}, b]" if spelling[0] in "!*&%@`" else f"['a, b', {spelling}]"  # signs of YAML's need quotes
+    assert spelling in read_override(f"logging.tags={tags}").value
+    assert read_override(f"logging.tags=[{spelling}]").value == [spelling]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_in_a_recipe(own, spelling):
-    quoted = spelling if spelling[0] not in "=!*&%@`" else f"'{spelling}'"
-    if spelling == "???":
-        return  # says that a value must be given
-    cfg = load_config([own(f"name: {quoted}\nmodel:\n  revision: {quoted}\nlogging:\n  tags: [{quoted}, b]\n")])
-    assert (cfg.name, cfg.model.revision, cfg.logging.tags) == (spelling, spelling, [spelling, "b"])
-    assert load_config([own(to_yaml(cfg), "again.yaml")]) == cfg  # what a run writes is read back as it was
+def test_in_yaml(spelling):
+    written = quote(spelling)
+    read = read_yaml(f"name: {written}\nmodel:\n  revision: {written}\nlogging:\n  tags: [{written}, b]\n")
+    assert read == {"name": spelling, "model": {"revision": spelling}, "logging": {"tags": [spelling, "b"]}}
 
 
-@pytest.mark.parametrize("key", TEXT_KEYS)
-def test_every_key_typed_as_text(key, own):
-    assert value(load_config([BASE, f"{key}=1_000"]), key) == "1_000"
-    *sections, last = key.split(".")
-    nested = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections))
-    assert value(load_config([own(f"{nested}{'  ' * len(sections)}{last}: 0x10\n")]), key) == "0x10"
+def test_in_a_run(own):
+    """All of them through the whole composition, and what a run writes is read back as it was."""
+    spellings = [spelling for spelling in SPELLINGS if spelling != "???"]
+    tags = ", ".join(map(quote, spellings))
+    for index in range(0, len(spellings), 8):
+        one = spellings[index]
+        cfg = load_config([own(f"name: {quote(one)}\nlogging:\n  tags: [{tags}]\n"), f"model.revision={one}"])
+        assert (cfg.name, cfg.model.revision, cfg.logging.tags) == (one, one, spellings)
+        assert load_config([own(to_yaml(cfg), "again.yaml")]) == cfg
+
+
+def test_every_key_typed_as_text(own):
+    values = {key: f"1_{number}" for number, key in enumerate(TEXT_KEYS)}
+    cfg = load_config([BASE, *(f"{key}={text}" for key, text in values.items())])
+    assert {key: value(cfg, key) for key in values} == values
+    nested = {}
+    for key, text in values.items():
+        *sections, last = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = text
+    cfg = load_config([own(yaml.safe_dump(nested).replace("'", ""))])  # plain: a YAML reader would see numbers
+    assert {key: value(cfg, key) for key in values} == values
 
 
 def test_only_null_is_none(own):
@@ -170,20 +196,27 @@ def test_mappings_on_the_command_line():
     ],
 )
 def test_text_needs_no_quotes_beyond_the_shells(text):
-    assert load_config([BASE, f"data.system_prompt={text}"]).data.system_prompt == text
+    assert read_override(f"data.system_prompt={text}").value == text
 
 
 @pytest.mark.parametrize("text", ["[a, b]", "{a: 1}", "'a' or 'b'", '"quoted" at first', "'", "[1]"])
 def test_where_text_needs_quotes_the_line_shows_them(text):
-    message = fails(BASE, f"data.system_prompt={text}")
-    assert message.startswith("data.system_prompt: got ")
-    assert load_config([BASE, typed_in_a_shell(message)]).data.system_prompt == text
+    with pytest.raises(ConfigError, match=r"^data\.system_prompt: got ") as caught:
+        read_override(f"data.system_prompt={text}")
+    assert read_override(typed_in_a_shell(str(caught.value))).value == text
+
+
+def test_quoted_text_is_what_the_run_gets():
+    message = fails(BASE, "data.system_prompt=[a, b]")
+    assert load_config([BASE, typed_in_a_shell(message)]).data.system_prompt == "[a, b]"
+    assert load_config([BASE, "data.system_prompt=$x$, (é) #"]).data.system_prompt == "$x$, (é) #"
 
 
 @pytest.mark.parametrize("text", ["a, b", "f(x", "#1", "a=(b)", "{x", "it's"])
 def test_free_form_values_show_their_quotes_too(text):
-    message = fails(BASE, f"reward.args.pattern={text}")
-    assert load_config([BASE, typed_in_a_shell(message)]).reward.args["pattern"] == text
+    with pytest.raises(ConfigError) as caught:
+        read_override(f"reward.args.pattern={text}")
+    assert read_override(typed_in_a_shell(str(caught.value))).value == text
 
 
 def test_letters_and_tildes_in_values_that_may_be_anything():
@@ -269,20 +302,35 @@ def test_every_key_that_names_a_file_or_folder_is_a_path():
     assert set(named) - {"name"} == set(PATH_KEYS)  # the run's name is no path
 
 
-@pytest.mark.parametrize("key", PATH_KEYS)
-def test_home_is_expanded_on_the_command_line_and_in_recipes(own, key, monkeypatch):
+def test_home_is_expanded_on_the_command_line_and_in_recipes(own, monkeypatch):
     monkeypatch.setenv("HOME", "/home/some one")
-    assert value(load_config([BASE, f"{key}=~/a b"]), key) == "/home/some one/a b"
-    *sections, last = key.split(".")
-    nested = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections))
-    for written in ("~/x", "'~/x'"):
-        recipe = own(f"{nested}{'  ' * len(sections)}{last}: {written}\n")
-        assert value(load_config([recipe]), key) == "/home/some one/x"
-    assert value(load_config([BASE, f"{key}=a/~/b"]), key) == "a/~/b"  # once, and at the beginning only
-    message = fails(BASE, f"{key}=~nosuchuser/x")
-    assert message == f"{key}: got '~nosuchuser/x'; expected ~ or ~USER with a user of this machine; " + (
+    cfg = load_config([BASE, *(f"{key}=~/a b" for key in PATH_KEYS)])
+    assert {value(cfg, key) for key in PATH_KEYS} == {"/home/some one/a b"}
+    nested = Config()
+    for key in PATH_KEYS:
+        set_value(nested, key, "~/x")
+    cfg = load_config([own(to_yaml(nested))])
+    assert {value(cfg, key) for key in PATH_KEYS} == {"/home/some one/x"}
+
+
+@pytest.mark.parametrize("key", PATH_KEYS)
+def test_what_is_no_home(key, tmp_path, monkeypatch):
+    cfg = Config()
+    set_value(cfg, key, "a/~/b")
+    expand_paths(cfg)
+    assert value(cfg, key) == "a/~/b"  # at the beginning only
+    set_value(cfg, key, "~nosuchuser/x")
+    with pytest.raises(ConfigError) as caught:
+        expand_paths(cfg)
+    assert str(caught.value) == (
+        f"{key}: got '~nosuchuser/x'; expected ~ or ~USER with a user of this machine; "
         "write ./~nosuchuser/x for a folder or file of that name"
     )
+    (tmp_path / "~nosuchuser").mkdir()
+    (tmp_path / "~nosuchuser" / "x").touch()
+    monkeypatch.chdir(tmp_path)
+    expand_paths(cfg)
+    assert value(cfg, key) == "~nosuchuser/x"  # it is there under this very name
 
 
 def test_the_defaults_name_no_home():
