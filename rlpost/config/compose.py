@@ -219,8 +219,9 @@ def _apply(config: DictConfig, setting: Setting) -> None:
         # Another function's arguments do not fit this one: a mapping with _target_ replaces, others merge.
         replaces = isinstance(value, dict) and "_target_" in value
         OmegaConf.update(config, key, value, merge=not replaces, force_add=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain("override", setting.line, "key=value", _first_line(error))) from None
+    except (OmegaConfBaseException, RecursionError) as error:
+        do = _first_line(error) + ("; write \\${ where no other key is meant" if "${" in str(value) else "")
+        raise ConfigError(explain("override", setting.line, "key=value", do)) from None
 
 
 def _choose(config: DictConfig, group: str, chosen: DictConfig) -> None:
@@ -270,6 +271,8 @@ def _build(config: DictConfig) -> Config:
         typed = OmegaConf.to_object(_merge(OmegaConf.structured(Config), config))
     except OmegaConfBaseException as error:
         raise ConfigError(_wrong_type(error)) from None
+    except RecursionError:
+        raise ConfigError("configuration: lists or mappings are nested too deeply; flatten them") from None
     assert isinstance(typed, Config)
     return typed
 

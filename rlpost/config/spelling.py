@@ -109,13 +109,18 @@ def read_override(line: str, groups: Collection[str] = ()) -> Setting:
         return Setting(key, _read_text(raw.strip(" \t"), line, key), line, sign)
     try:
         parsed = OverridesParser.create().parse_override(line)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         raw = raw.strip(" \t")
         texts = _read_texts(raw) if equals and kind in TEXTS else None
         if texts is not None:
             return Setting(key, texts, line, sign)
-        if equals and key and raw and not GRAMMAR.intersection(raw):
+        is_grammar = isinstance(error, HydraException)
+        if equals and key and raw and is_grammar and not GRAMMAR.intersection(raw):
             return Setting(key, raw, line, sign)  # a letter or sign that Hydra's grammar lacks
+        if equals and raw[:1] == "{" and (isinstance(kind, type) or kind.startswith(("dict", "Optional[dict"))):
+            mapping = _read_mapping(raw, kind)
+            if mapping is not None:
+                return Setting(key, mapping, line, sign)
         reason = str(error).strip().splitlines()[0]
         free = kind in ("", "Any", "Optional[Any]") and key not in groups
         do = f"type {_quote(signed, raw)}" if free and raw else reason
@@ -161,6 +166,19 @@ def _read_texts(raw: str) -> list[str] | None:
         return None
     scalars = isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value)
     return [item.value for item in node.value] if scalars else None
+
+
+def _read_mapping(raw: str, kind: str | type) -> dict[Any, Any] | None:
+    """A mapping by YAML's rules, for letters and signs that Hydra's grammar lacks; None where it is none."""
+    loader = get_yaml_loader()(raw)
+    try:
+        node = loader.get_single_node()
+        loaded = loader.construct_document(_as_spelled(node, kind) if isinstance(kind, type) else node)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    finally:
+        loader.dispose()
+    return loaded if isinstance(loaded, dict) else None
 
 
 def _read_parsed(parsed: Override, raw: str, kind: str | type) -> Any:

@@ -226,6 +226,38 @@ def test_letters_and_tildes_in_values_that_may_be_anything():
     assert "one of" in fails(BASE, "model=é")
 
 
+def test_letters_and_tildes_in_mappings():
+    cfg = load_config([BASE, "data.train={path: ~/x, split: 1e5, unique: true}", "user={a: é, b: 1}"])
+    assert cfg.data.train.path == str(Path.home() / "x") and cfg.data.train.split == "1e5" and cfg.data.train.unique
+    assert cfg.user == {"a": "é", "b": 1}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            f"steps={'9' * 5000}",
+            f"user.a={'9' * 5000}",
+            f"user.a={'[' * 3000}",
+            f"logging.tags={'[' * 300}{']' * 300}",
+        ),
+        *(
+            "data.system_prompt=${",
+            "user.a=${x:}",
+            "=3",
+            "+=",
+            "~",
+            "+",
+            "model={path: [1]}",
+            "logging.tags={a: 1}",
+            "algo=[x]",
+        ),
+    ],
+)
+def test_odd_overrides_are_one_line(override):
+    fails(BASE, override)
+
+
 @given(st.text(st.characters(blacklist_categories=["Cs"]), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_any_text_is_taken_or_named(text):
