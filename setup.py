@@ -20,6 +20,7 @@ REQUIRES = [
     "deepspeed>=0.19.8,<0.20",  # ZeRO; 0.19.8 is what the parity tests were run on
     "hydra-core>=1.3.2,<1.4",  # composes recipes and overrides
     "omegaconf>=2.3,<2.4",  # the typed schema's strict merge (Hydra 1.3's own partner)
+    "jinja2>=3.1,<4",  # renders chat templates in `rlpost check` without importing transformers
     "datasets>=5,<6",  # prompts by Hugging Face name
     "pyarrow>=24,<27",  # rollouts as Parquet; datasets' lower bound
     "numpy>=2.0,<3",  # every array that is not a tensor; no upper pin below what vLLM resolves

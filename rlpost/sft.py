@@ -23,6 +23,7 @@ from rlpost.config.locations import expand_home, resolve_path
 from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError, ModelError, RunError, explain
 from rlpost.models.shape import count_params
+from rlpost.prompts.conversion import kind_of, refuse
 from rlpost.prompts.encoding import count_appended
 from rlpost.types import TrainBatch
 from rlpost.workers.runtime import choose_device, choose_threads, write_environment
@@ -159,6 +160,9 @@ def _batches(
         sequences, filled = [], 0
         while filled < tokens:
             row = next(lessons)
+            for key in ("prompt", "response"):
+                if not isinstance(row.get(key), str):
+                    raise refuse("sft.generator: a lesson", f"{kind_of(row.get(key))} as {key}", "text", "fix it")
             whole = tokenizer.encode(row["prompt"])
             prompt = np.asarray(whole[: len(whole) - appended], np.int64)
             words = tokenizer.encode(row["response"], add_special_tokens=False)

@@ -80,9 +80,15 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     """The template that transformers would use for a conversation; None where the folder has none."""
     settings = _read_json(folder / "tokenizer_config.json")
     file = folder / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    except (UnicodeDecodeError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ModelError(
+            f"{folder}: the chat template cannot be read: {reason}; fix it, or set data.chat=never"
+        ) from None
     if not isinstance(source, str) or not source:
         return None
     named = {**_read_json(folder / "special_tokens_map.json"), **settings}

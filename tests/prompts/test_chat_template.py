@@ -75,6 +75,9 @@ def test_templates_of_each_form_are_found(tmp_path):
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         assert read_chat_template(folder).render(turns("a"), origin="", started=NOW) in ("a!", "!")
         assert read_chat_template(folder)._special_tokens == {"bos_token": "<s>"}
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelError, match="the chat template cannot be read: UnicodeDecodeError"):
+        read_chat_template(folder)
     (folder / "chat_template.jinja").write_text("file", encoding="utf-8")
     assert read_chat_template(folder).source == "file"  # wins, as with transformers
     (folder / "chat_template.jinja").unlink()
