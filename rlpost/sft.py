@@ -24,7 +24,7 @@ from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError, ModelError, RunError, explain
 from rlpost.models.shape import count_params
 from rlpost.prompts.conversion import kind_of, refuse
-from rlpost.prompts.encoding import count_appended
+from rlpost.prompts.encoding import make_encode
 from rlpost.types import TrainBatch
 from rlpost.workers.runtime import choose_device, choose_threads, write_environment
 
@@ -155,7 +155,7 @@ def _batches(
 ) -> Iterator[TrainBatch]:
     from rlpost.algos.batch import build_batch, supervised_sequence
 
-    appended = count_appended(tokenizer.encode)
+    encode = make_encode(tokenizer)
     while True:
         sequences, filled = [], 0
         while filled < tokens:
@@ -163,8 +163,7 @@ def _batches(
             for key in ("prompt", "response"):
                 if not isinstance(row.get(key), str):
                     raise refuse("sft.generator: a lesson", f"{kind_of(row.get(key))} as {key}", "text", "fix it")
-            whole = tokenizer.encode(row["prompt"])
-            prompt = np.asarray(whole[: len(whole) - appended], np.int64)
+            prompt = np.asarray(encode(row["prompt"]), np.int64)
             words = tokenizer.encode(row["response"], add_special_tokens=False)
             response = np.asarray([*words, tokenizer.eos_token_id], np.int64)
             sequences.append(supervised_sequence(prompt, response))

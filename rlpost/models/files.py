@@ -85,9 +85,77 @@ def has_chat_template(folder: Path) -> bool:
     return config.is_file() and bool(_read_json(config).get("chat_template"))
 
 
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """A JSON file that a model folder may lack; empty where it is missing or no object. Raises ModelError if broken."""
+    loaded = _parse(path) if path.is_file() else {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
 def is_offline() -> bool:
     values = [os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")]
     return any(value in ("1", "ON", "YES", "TRUE") for value in values)
+
+
+def find_model_folder(cfg: Config) -> str:
+    """A local folder with the model: as given, shipped with the package, or downloaded from the hub to its cache."""
+    path = resolve_path(cfg.model.path)
+    if Path(path).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(
+            path,
+            revision=cfg.model.revision,
+            allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            explain(
+                "model.path",
+                cfg.model.path,
+                "a local folder or a model on the hub",
+                f"{reason}; check name and network",
+            )
+        ) from None
+
+
+def find_stop_tokens(cfg: Config, tokenizer: Any, model_folder: Path) -> tuple[int, ...]:
+    """The tokens that end a response: the tokenizer's end token, the model's end tokens, and the recipe's own."""
+    ids = {*cfg.rollout.stop_token_ids, *read_end_tokens(model_folder)}
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    check_stop_tokens(ids)
+    return tuple(sorted(ids))
+
+
+def check_stop_tokens(ids: Collection[int]) -> None:
+    if not ids:
+        expected = "an end token in the tokenizer, generation_config.json or config.json"
+        raise ConfigError(explain("stop tokens", "none", expected, "set rollout.stop_token_ids"))
+
+
+def read_end_tokens(folder: Path) -> tuple[int, ...]:
+    """``eos_token_id`` of generation_config.json or, where that is missing or names none, of config.json.
+
+    Raises ModelError for ids that are no ids of the model's vocabulary.
+    """
+    shape: Mapping[str, Any] = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    generation: Mapping[str, Any] = {}
+    if (folder / "generation_config.json").is_file():
+        generation = _read_json(folder / "generation_config.json")
+    file, value = "generation_config.json", generation.get("eos_token_id")
+    if value is None:
+        file, value = "config.json", shape.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    size = shape.get("vocab_size")
+    below = size if isinstance(size, int) else float("inf")
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < below for i in ids):
+        expected = "a token id or a list of them" + ("" if size is None else f", each from 0 to {below - 1}")
+        raise ModelError(explain(f"{folder / file}: eos_token_id", value, expected, "fix it, or take it out"))
+    return tuple(ids)
 
 
 def _find_folder(model: ModelConfig) -> Path | None:
@@ -145,76 +213,19 @@ def _check_safetensors(file: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = _parse(path)
     except FileNotFoundError:
         message = explain("model.path", str(path.parent), path.name, "the folder lacks it; check the path")
         raise ModelError(message) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())}; fix the file") from None
     if not isinstance(loaded, dict):
         raise ModelError(explain(str(path), type(loaded).__name__, "a JSON object", "fix the file"))
     return loaded
 
 
-def find_model_folder(cfg: Config) -> str:
-    """A local folder with the model: as given, shipped with the package, or downloaded from the hub to its cache."""
-    path = resolve_path(cfg.model.path)
-    if Path(path).is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+def _parse(path: Path) -> Any:
     try:
-        return snapshot_download(
-            path,
-            revision=cfg.model.revision,
-            allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"],
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        from rlpost.errors import ModelError
-
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            explain(
-                "model.path",
-                cfg.model.path,
-                "a local folder or a model on the hub",
-                f"{reason}; check name and network",
-            )
-        ) from None
-
-
-def find_stop_tokens(cfg: Config, tokenizer: Any, model_folder: Path) -> tuple[int, ...]:
-    """The tokens that end a response: the tokenizer's end token, the model's end tokens, and the recipe's own."""
-    ids = {*cfg.rollout.stop_token_ids, *read_end_tokens(model_folder)}
-    if tokenizer.eos_token_id is not None:
-        ids.add(int(tokenizer.eos_token_id))
-    check_stop_tokens(ids)
-    return tuple(sorted(ids))
-
-
-def check_stop_tokens(ids: Collection[int]) -> None:
-    if not ids:
-        expected = "an end token in the tokenizer, generation_config.json or config.json"
-        raise ConfigError(explain("stop tokens", "none", expected, "set rollout.stop_token_ids"))
-
-
-def read_end_tokens(folder: Path) -> tuple[int, ...]:
-    """``eos_token_id`` of generation_config.json or, where that is missing or names none, of config.json.
-
-    Raises ModelError for ids that are no ids of the model's vocabulary.
-    """
-    shape: Mapping[str, Any] = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    generation: Mapping[str, Any] = {}
-    if (folder / "generation_config.json").is_file():
-        generation = _read_json(folder / "generation_config.json")
-    file, value = "generation_config.json", generation.get("eos_token_id")
-    if value is None:
-        file, value = "config.json", shape.get("eos_token_id")
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    size = shape.get("vocab_size")
-    below = size if isinstance(size, int) else float("inf")
-    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < below for i in ids):
-        expected = "a token id or a list of them" + ("" if size is None else f", each from 0 to {below - 1}")
-        raise ModelError(explain(f"{folder / file}: eos_token_id", value, expected, "fix it, or take it out"))
-    return tuple(ids)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())}; fix the file") from None

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlpost.config.locations import resolve_path
 from rlpost.errors import ModelError
+from rlpost.models.files import read_optional_json
 
 NO_DEFAULTS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # classes without special tokens of their own
 
@@ -67,14 +67,7 @@ class TokenizerFiles:
         """False only where its files say that there is none; transformers' classes have defaults of their own."""
         named: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            file = self._folder / name
-            if file.is_file():
-                try:
-                    loaded = json.loads(file.read_text(encoding="utf-8"))
-                except ValueError as error:
-                    reason = " ".join(str(error).split())
-                    raise ModelError(f"{file}: cannot be read as JSON: {reason}; fix the file") from None
-                named |= loaded if isinstance(loaded, dict) else {}
+            named |= read_optional_json(self._folder / name)
         if "eos_token" in named:
             return named["eos_token"] is not None
         return named.get("tokenizer_class") not in NO_DEFAULTS

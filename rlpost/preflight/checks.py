@@ -317,12 +317,11 @@ def _count_tokens(
     One of each sequence of roles is rendered as well: what a chat template adds depends on them, and so does whether it
     refuses the conversation.
     """
-    by_roles: dict[tuple[str, ...], int] = {}
     roles = [tuple(message["role"] for message in conversation) for conversation in conversations]
     num_bytes = [len(join_messages(one).encode("utf-8", "surrogatepass")) for one in conversations]
     added: dict[tuple[str, ...], int] = {}
     for index, key in enumerate(roles):
-        if by_roles.setdefault(key, index) == index:
+        if key not in added:
             added[key] = len(render(index).encode("utf-8", "surrogatepass")) - num_bytes[index]
     sizes = [size + added[key] for size, key in zip(num_bytes, roles, strict=True)]
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.errors import DataError, ModelError, UserError
+from rlpost.models.files import read_optional_json
 
 CLOCK = "strftime_now"  # the only way to the time that transformers gives a template
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -78,7 +79,7 @@ def _cut_at_tag(text: str, words: str) -> str:
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
     """The template that transformers would use for a conversation; None where the folder has none."""
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_optional_json(folder / "tokenizer_config.json")
     file = folder / "chat_template.jinja"
     try:
         source = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
@@ -91,21 +92,13 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         ) from None
     if not isinstance(source, str) or not source:
         return None
-    named = {**_read_json(folder / "special_tokens_map.json"), **settings}
+    named = {**read_optional_json(folder / "special_tokens_map.json"), **settings}
     tokens = {name: _text_of(named[name]) for name in SPECIAL_TOKENS if named.get(name)}
     return ChatTemplate(source, tokens)
 
 
 def _text_of(token: Any) -> str:
     return str(token["content"] if isinstance(token, Mapping) else token)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{file}: cannot be read as JSON: {' '.join(str(error).split())}; fix the file") from None
-    return loaded if isinstance(loaded, dict) else {}
 
 
 def _make_environment() -> Any:

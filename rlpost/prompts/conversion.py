@@ -29,7 +29,6 @@ AS_TEXT = (
 )
 MAX_DEPTH = 100  # of lists and mappings in a column; JSON's own readers and writers stop at about a thousand
 MAX_DIGITS = 4300  # of a whole number: what Python reads and writes as text
-TOO_LARGE = f"a whole number of more than {MAX_DIGITS:,} digits"
 
 # -- columns -------------------------------------------------------------------------------------------------------
 
@@ -76,8 +75,13 @@ def check_text(text: str, what: str) -> str:
 
 def check_whole_number(number: int, what: str) -> int:
     if number.bit_length() > 4 * MAX_DIGITS or abs(number) >= 10**MAX_DIGITS:
-        raise refuse(what, TOO_LARGE, f"at most {MAX_DIGITS:,} digits", "write it as text, in quotes")
+        raise refuse_whole_number(what)
     return number
+
+
+def refuse_whole_number(what: str) -> DataError:
+    got = f"a whole number of more than {MAX_DIGITS:,} digits"
+    return refuse(what, got, f"at most {MAX_DIGITS:,} digits", "write it as text, in quotes")
 
 
 def _plain_key(key: Any, what: str) -> str:
@@ -88,10 +92,9 @@ def _plain_key(key: Any, what: str) -> str:
     raise refuse(what, f"{kind_of(key)} as a key", "keys that are text", "rename the key")
 
 
-MESSAGES = "text, or a list of chat messages, each with role and content"
-
-
 # -- messages ------------------------------------------------------------------------------------------------------
+
+MESSAGES = "text, or a list of chat messages, each with role and content"
 
 
 def read_messages(value: Any, what: str) -> list[dict[str, str]]:

@@ -50,19 +50,18 @@ def build_prompts(
     """
     chat = uses_chat(data, tokenizer)
     options = clock_options(getattr(tokenizer, "chat_template", None), started or datetime.now())
-    appended = 0 if chat else count_appended(tokenizer.encode)
+    encode = None if chat else make_encode(tokenizer)
     prompts: list[Prompt] = []
     num_dropped, bad = 0, ""
     for row in rows:
         messages = make_messages(row, data)
         bad = bad or find_bad_reference(row, data)
-        if chat:
+        if encode is None:
             text = _apply_chat_template(tokenizer, messages, row, options)
             # The special tokens of a template are in its text.
             token_ids = tokenizer.encode(text, add_special_tokens=False)
         else:
-            token_ids = tokenizer.encode(join_messages(messages))
-            token_ids = token_ids[: len(token_ids) - appended]
+            token_ids = encode(join_messages(messages))
         if not len(token_ids):
             raise DataError(describe_empty(row))
         if max_prompt_tokens is not None and len(token_ids) > max_prompt_tokens:
@@ -117,6 +116,17 @@ def find_bad_reference(row: Mapping[str, Any], data: DataConfig) -> str:
     got = describe_reference(reference)
     do = "fill it in, leave the row out, or set data.reference_key=null for a reward that needs none"
     return str(refuse(f"{origin_of(row)}: {data.reference_key}", got, "a reference for the reward", do))
+
+
+def make_encode(tokenizer: Any) -> Callable[[str], Sequence[int]]:
+    """Encodes a text that is to be continued: without what the tokenizer appends."""
+    appended = count_appended(tokenizer.encode)
+
+    def encode(text: str) -> Sequence[int]:
+        token_ids: Sequence[int] = tokenizer.encode(text)
+        return token_ids[: len(token_ids) - appended]
+
+    return encode
 
 
 def count_appended(encode: Callable[..., Sequence[int]]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from rlpost.config import SourceConfig, plugins
 from rlpost.config.locations import resolve_path
 from rlpost.errors import ConfigError, DataError, explain
-from rlpost.prompts.conversion import MAX_DEPTH, MAX_DIGITS, TOO_LARGE, plain_columns, refuse
+from rlpost.prompts.conversion import MAX_DEPTH, plain_columns, refuse, refuse_whole_number
 
 PARQUET = b"PAR1"
 
@@ -122,7 +122,7 @@ def _read_whole_number(text: str, *, origin: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise refuse(origin, TOO_LARGE, f"at most {MAX_DIGITS:,} digits", "write it as text, in quotes") from None
+        raise refuse_whole_number(origin) from None
 
 
 def _load_hub(source: SourceConfig, key: str) -> list[Row]:

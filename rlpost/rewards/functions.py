@@ -108,9 +108,10 @@ class LoadedFunction:
         self._loop: asyncio.AbstractEventLoop | None = None
         code = _code_of(self.target)
         parameters, self._takes_any = _parameters_of(self.target)
-        self._takes = frozenset(parameters)
-        self.trl = spec.style == "trl" or (spec.style == "auto" and "completions" in parameters)
-        of_groups = self.trl or "responses" in parameters
+        self._takes = frozenset(parameter.name for parameter in parameters)
+        required = _required(parameters)
+        self.trl = spec.style == "trl" or (spec.style == "auto" and "completions" in self._takes)
+        of_groups = self.trl or "responses" in self._takes
         if not self.trl and spec.calls == "group" and not of_groups:
             do = "name a parameter responses, which gets the texts of the whole group"
             raise ConfigError(explain(f"{spec.key}.calls", "group", "sample for this function", do))
@@ -118,7 +119,7 @@ class LoadedFunction:
             raise ConfigError(explain(f"{spec.key}.calls", "sample", "group: it takes responses", "leave calls unset"))
         is_async = inspect.iscoroutinefunction(code)
         per_group = spec.calls == "group" or (spec.calls == "auto" and of_groups)
-        columns = _required(self.target) - TRL_KEYWORDS if self.trl else frozenset()
+        columns = required - TRL_KEYWORDS if self.trl else frozenset()
         if not self.trl:
             self._check_signature(spec, per_group)
         concurrency = 1
@@ -136,7 +137,7 @@ class LoadedFunction:
             version=_version(self.target, spec, cfg, reference_key),
             cacheable=_checked(self.target, "cacheable", True, lambda value: isinstance(value, bool), "true or false"),
             columns=tuple(sorted(columns)),
-            needs_reference=(reference_key if self.trl else "reference") in _required(self.target),
+            needs_reference=(reference_key if self.trl else "reference") in required,
         )
 
     def score(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
@@ -249,22 +250,18 @@ def _code_of(target: Any) -> Any:
     return target if inspect.isroutine(target) else type(target).__call__
 
 
-def _parameters_of(target: Any) -> tuple[list[str], bool]:
-    """Names of the parameters, and whether any other keyword is accepted too."""
+def _parameters_of(target: Any) -> tuple[list[inspect.Parameter], bool]:
+    """The parameters, and whether any other keyword is accepted too."""
     try:
-        parameters = inspect.signature(target).parameters.values()
+        parameters = [*inspect.signature(target).parameters.values()]
     except (TypeError, ValueError):  # a C function without a signature
         return [], True
-    return [p.name for p in parameters], any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return parameters, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _required(target: Any) -> frozenset[str]:
+def _required(parameters: Sequence[inspect.Parameter]) -> frozenset[str]:
     """Parameters without a default."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except ValueError:  # a C function without a signature
-        return frozenset()
     return frozenset(p.name for p in parameters if p.default is p.empty and p.kind not in kinds)
 
 

@@ -31,8 +31,6 @@ FRACTION = re.compile(rf"(?P<sign>[-+{MINUS}]?)(?:(?P<whole>\d+)(?:\s+|(?=\\)))?
 PERCENT = r"(?:\\?%|per\s?cent(?:age)?s?\b(?!\s+points?)|pct\b)"
 _PERCENT = re.compile(rf"\s*{PERCENT}", re.IGNORECASE)
 _START = re.compile(rf"[-+{MINUS}]?(?:\d|\.\d|\\[dt]?frac)")
-
-
 _SEPARATORS = re.compile(rf"[,{_SPACE}]")
 _Found = tuple[re.Match[str], bool]  # of DECIMAL or FRACTION, and whether a percent sign follows
 
