@@ -1,7 +1,7 @@
 # Every target first installs what is missing, and does nothing twice.
 #   make demo      train the small arithmetic model with RL (a few minutes on two cores)
 #   make test      all tests except the slow ones, with the real vLLM and DeepSpeed
-#   make check     ruff, mypy and the fast tests (about two minutes)
+#   make check     ruff, mypy and the fast tests, on two cores (about two and a half minutes)
 #   make docs      build the documentation as a site, in site/; a broken link fails the build
 #   make slow      the long tests: rebuilding the shipped model, two ranks, other model types
 #   make uplot     fetch the plotting library of `rlpost report` again, in version UPLOT (needs npm)

@@ -43,6 +43,7 @@ EXTRAS = {
     "dev": [
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",  # a hanging engine ends a test, not the whole run
+        "pytest-xdist>=3.8,<4",  # `make check` on two cores
         "hypothesis>=6.150,<7",  # properties of scheduling and of losses
         "ruff>=0.17,<0.18",  # rules change between minor releases
         "mypy>=2.4,<3",

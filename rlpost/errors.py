@@ -6,11 +6,19 @@ prints a :class:`UserError` without a traceback and exits with its ``exit_code``
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
-    """Something the user can fix in the configuration or on the machine; the message says how. Exit code 2."""
+    """Something the user can fix in the configuration or on the machine; the message says how. Exit code 2.
+
+    The message may quote a user's text, which may hold anything: see :func:`one_line`.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(UserError):
@@ -42,3 +50,9 @@ class ShardsLost(RunError):
 def explain(what: str, got: object, expected: str, do: str) -> str:
     """One line in the house form: ``what: got X; expected Y; do Z``."""
     return f"{what}: got {got!r}; expected {expected}; {do}"
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line that is safe to print: line breaks as spaces, what cannot be printed as ``\\x1b`` or so."""
+    joined = " ".join(re.split(r"\s*\n\s*", text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)

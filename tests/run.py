@@ -5,9 +5,9 @@
 A vLLM engine's shutdown destroys the process group of its process, DeepSpeed's included, so files that start an engine
 get a process of their own: those in ``tests/e2e``, those that carry the marker ``own_process`` and those that name the
 vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, those that start reward
-workers, sandboxes or a browser share another, all others share the last (``fast`` runs only that one). Every process
-runs even when an earlier one failed; the exit status is non-zero when any failed. At the end: the 20 slowest tests of
-all and the totals.
+workers, sandboxes or a browser share another, all others share the last (``fast`` runs only that one), which deals its
+files to two workers (pytest-xdist). Every process runs even when an earlier one failed; the exit status is non-zero
+when any failed. At the end: the 20 slowest tests of all and the totals.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ OWN_PROCESS = re.compile(
 DEEPSPEED = re.compile(r"deepspeed_trainer|DeepSpeedTrainer|import deepspeed|DeepSpeedPolicyTrainer")
 WORKERS = re.compile(r"RewardWorkers|WorkerProcess|rlpost\.sandbox|CodeFunctions|chromium")
 NO_TESTS_COLLECTED = 5  # pytest's exit status for a file whose tests are all deselected
+FAST = "everything else"
+TWO_WORKERS = ["-n", "2", "--dist", "loadfile"]
 MARKERS = {"fast": "not slow and not torture", "all": "not slow and not torture", "slow": "slow", "torture": "torture"}
 
 # Tests share the machine with other processes: one thread each, and no compilation of vLLM's small kernels.
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
         print(f"--- {number}/{len(groups)} {name}: {len(files)} file{'s' * (len(files) != 1)}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "junit.xml"
-            status = run_pytest(files, MARKERS[mode], report, extra)
+            status = run_pytest(files, MARKERS[mode], report, extra, TWO_WORKERS if name == FAST else [])
             if status not in (0, NO_TESTS_COLLECTED):
                 failed.append(f"{name} (exit status {status})")
             if report.exists():
@@ -62,7 +64,7 @@ def plan(mode: str) -> list[tuple[str, list[Path]]]:
     files: dict[str, list[Path]] = {"own": [], "trainer": [], "workers": [], "fast": []}
     for file in sorted(TESTS.rglob("test_*.py")):
         files[kind_of(file)].append(file)
-    groups = [("everything else", files["fast"])] if files["fast"] else []
+    groups = [(FAST, files["fast"])] if files["fast"] else []
     if mode == "fast":
         return groups
     names = {"trainer": "trainer", "workers": "workers, sandboxes, a browser"}
@@ -80,9 +82,9 @@ def kind_of(file: Path) -> str:
     return "workers" if WORKERS.search(text) else "fast"
 
 
-def run_pytest(files: list[Path], marker: str, report: Path, extra: list[str]) -> int:
+def run_pytest(files: list[Path], marker: str, report: Path, extra: list[str], parallel: list[str]) -> int:
     command = [sys.executable, "-m", "pytest", "-m", marker, "--durations=20", "--durations-min=1.0"]
-    command += [f"--junitxml={report}", *extra, *map(str, files)]
+    command += [f"--junitxml={report}", *parallel, *extra, *map(str, files)]
     environment = {**os.environ, **ENVIRONMENT}
     return subprocess.run(command, cwd=TESTS.parent, env=environment, stdin=subprocess.DEVNULL).returncode
 

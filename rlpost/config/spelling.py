@@ -123,12 +123,12 @@ def read_override(line: str, groups: Collection[str] = ()) -> Setting:
                 return Setting(key, mapping, line, sign)
         reason = str(error).strip().splitlines()[0]
         free = kind in ("", "Any", "Optional[Any]") and key not in groups
-        do = f"type {_quote(signed, raw)}" if free and raw else reason
+        do = _advise_text(signed, raw) if free and raw else reason
         raise ConfigError(explain("override", line, "key=value", do if equals else "give each as key=value")) from None
     if parsed.is_sweep_override():
         do = "start one run for each value"
         if kind in ("", "Any", "Optional[Any]"):
-            do += f"; for one text type {_quote(signed, raw)}"
+            do += f"; for one text {_advise_text(signed, raw)}"
         raise ConfigError(explain("override", line, "one value", do))
     return Setting(parsed.key_or_group, _read_parsed(parsed, raw, kind), line, sign)
 
@@ -151,7 +151,7 @@ def _read_text(raw: str, line: str, key: str) -> str | None:
     elif parsed is None or not isinstance(parsed.value(), list | dict):
         return raw
     got = "a list" if raw[0] == "[" else "a mapping" if raw[0] == "{" else "a quote that does not enclose the value"
-    raise ConfigError(explain(key, line, f"text, not {got}", f"for this very text type {_quote(signed, raw)}"))
+    raise ConfigError(explain(key, line, f"text, not {got}", f"for this very text {_advise_text(signed, raw)}"))
 
 
 def _read_texts(raw: str) -> list[str] | None:
@@ -220,6 +220,8 @@ def _kind_of(key: str) -> str | type:
     return _kinds().get(key, "")
 
 
-def _quote(signed_key: str, raw: str) -> str:
-    """What to type in a shell so that the value is this very text."""
-    return shlex.quote(f"{signed_key}={QuotedString(raw, Quote.double).with_quotes()}")
+def _advise_text(signed_key: str, raw: str) -> str:
+    """What to type in a shell so that the value is this very text, where one printed line can say it."""
+    if not raw.isprintable():
+        return "write the value in a recipe file"
+    return "type " + shlex.quote(f"{signed_key}={QuotedString(raw, Quote.double).with_quotes()}")

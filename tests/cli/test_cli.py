@@ -75,15 +75,13 @@ def test_a_function_beside_the_caller_is_found(tmp_path):
     assert imported_by(*argv, cwd=tmp_path)[1] == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["datasets.py", "numbers.py", "select.py", "torch.py", "jinja2.py", "code/__init__.py"]
-)
 @pytest.mark.parametrize("module", [False, True])
-def test_a_file_beside_the_caller_hides_no_library(tmp_path, name, module):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(
-        "raise RuntimeError('this is not the library')\n\ndef score(response):\n    return 1.0\n"
-    )
+def test_files_beside_the_caller_hide_no_library(tmp_path, module):
+    for name in ("datasets.py", "numbers.py", "select.py", "torch.py", "jinja2.py", "code/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(
+            "raise RuntimeError('this is not the library')\n\ndef score(response):\n    return 1.0\n"
+        )
     script = tmp_path / "bin" / "rlpost"
     script.parent.mkdir()
     script.write_text("import sys\nfrom rlpost.cli import main\nsys.exit(main())\n")
@@ -96,8 +94,7 @@ def test_a_file_beside_the_caller_hides_no_library(tmp_path, name, module):
 
     done = check("reward.workers=1", "reward.function=math", "reward.args={}")
     assert done.returncode == 0, done.stderr
-    library = name.partition(".")[0].partition("/")[0]
-    if library in ("numbers", "select", "code"):  # named as the reward, it is the library's: say so
+    for library in ("numbers", "select", "code"):  # named as the reward, it is the library's: say so
         done = check(f"reward.function={library}.score", "reward.workers=0", "reward.args={}")
         assert done.returncode == 2 and f"rename {library}" in done.stderr, done.stderr
 

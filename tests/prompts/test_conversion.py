@@ -328,7 +328,7 @@ def outcome(step):
     try:
         return step()
     except UserError as error:
-        assert len(str(error).splitlines()) == 1, str(error)
+        assert str(error).isprintable(), str(error)
         return error
 
 
@@ -340,6 +340,7 @@ def outcome(step):
 @example(row={"prompt": "", "answer": "1"}, template="{prompt}", name="plain", system=None)
 @example(row={"prompt": ""}, template="{prompt}", name="plain", system=None)
 @example(row={"prompt": "", "answer": None}, template="{prompt}", name="plain", system=None)
+@example(row={"prompt": [{"\x1e": "", "a\nb": "", "\x1b[31m": ""}]}, template="{prompt}", name="chat", system=None)
 @example(row={"prompt": "q", "answer": [None]}, template="{prompt}", name="chat", system="S")
 @settings(max_examples=150, deadline=None)
 def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, system, tmp_path_factory):
