@@ -267,7 +267,7 @@ def test_the_examples_parts_do_what_the_page_says(example: Path) -> None:
 
     from rlpost.config.plugins import resolve_target
     from rlpost.prompts.encoding import make_messages
-    from rlpost.prompts.rows import load_rows
+    from rlpost.prompts.sources import load_rows
     from rlpost.rewards.scoring import read_outcome
 
     cfg: Config = load_config(["recipe=my_recipe.yaml"])

@@ -27,18 +27,18 @@ def opened(monkeypatch):
 
 def test_the_parts_of_the_demo(opened):
     made = opened("rollout.temperature=0.7", "rollout.max_response_tokens=100", "eval.max_response_tokens=120")
-    assert len(made.train_prompts.prompts) == 20 and made.vocab_size == 18
+    assert len(made.train_sets[0].prompts) == 20 and made.vocab_size == 18
     assert [p.uid for p in made.eval_prompts] == [f"eval:{n}" for n in range(5)]
     assert (made.sampling.temperature, made.sampling.stop_token_ids) == (0.7, (16,))
     assert made.eval_response_tokens == 120
-    longest = max(len(p.token_ids) for p in (*made.train_prompts.prompts, *made.eval_prompts))
+    longest = max(len(p.token_ids) for p in (*made.train_sets[0].prompts, *made.eval_prompts))
     assert made.max_model_len == longest + 120, "room for the longest prompt and the longest response of either kind"
 
 
 def test_only_what_the_command_needs_is_loaded(opened):
     assert opened("eval.every=-1").eval_prompts == ()
     evaluated = opened("eval.every=-1", train=False)
-    assert len(evaluated.eval_prompts) == 5 and evaluated.train_prompts.prompts == ()
+    assert len(evaluated.eval_prompts) == 5 and evaluated.train_sets == ()
 
 
 def test_a_context_without_room_for_a_prompt(opened):

@@ -8,6 +8,7 @@ nothing on disk.
 
 from __future__ import annotations
 
+import array
 import shutil
 import subprocess
 import tempfile
@@ -44,7 +45,8 @@ from rlpost.prompts.encoding import (
     join_messages,
     make_messages,
 )
-from rlpost.prompts.rows import Row, load_rows
+from rlpost.prompts.rows import Rows
+from rlpost.prompts.sources import Source, list_sources, name_source
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
 from rlpost.rewards.selection import list_functions, runs_in_process
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
@@ -236,48 +238,49 @@ def _check_split(
     facts: Sequence[FunctionFacts],
     report: CheckReport,
 ) -> None:
-    key = f"data.{split}"
-    source: SourceConfig = getattr(cfg.data, split)
     limit = _prompt_limit(cfg, split, context)
-    if source.path is None and source.hub is not None:
-        report.not_checked.append(f"{key}: {source.hub} on the hub, split {source.split}; `train` loads it first")
-        return
-    if split == "eval" and source == SourceConfig():
-        do = f"set {key}.path=FILE.jsonl, or eval.every=-1 to train without evaluation"
-        raise ConfigError(explain(key, "no source", "one of path, hub, generator", do))
-    rows = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
-    if split == "eval" and cfg.eval.max_prompts is not None:
-        rows = rows[: cfg.eval.max_prompts]
-    conversations = [make_messages(row, cfg.data) for row in rows]
-    check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
-    bad = [line for line in (find_bad_reference(row, cfg.data) for row in rows) if line]
-    lines = [f"{key}: {len(rows):,} rows from {_name_source(source)}"]
-    lines += _measure(cfg, split, rows, conversations, files, limit, report)
-    if bad and need_reference(facts):
-        raise DataError(bad[0])
-    report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
+    if split == "eval" and cfg.data.eval == SourceConfig():
+        do = "set data.eval.path=FILE.jsonl, or eval.every=-1 to train without evaluation"
+        raise ConfigError(explain("data.eval", "no source", "one of path, hub, generator, sources", do))
+    lines: list[str] = []
+    for source in list_sources(cfg.data, split):
+        key, hub = source.key, source.config.hub
+        if source.config.path is None and hub is not None:
+            report.not_checked.append(f"{key}: {hub} on the hub, split {source.config.split}; `train` loads it first")
+            continue
+        rows = source.load(cfg.data.prompt_key)
+        rows = rows[: cfg.eval.max_prompts] if split == "eval" else rows
+        check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
+        lines.append(f"{key}: {len(rows):,} rows from {name_source(source)}{_describe_draws(source)}")
+        lines += _measure(cfg, source.key, rows, files, limit, report)
+        bad = next((line for row in rows if (line := find_bad_reference(row, cfg.data))), "")
+        if bad and need_reference(facts):
+            raise DataError(bad)
+    if lines:
+        report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
 
 
-def _name_source(source: SourceConfig) -> str:
-    generator = source.generator
-    return source.path or str(generator.get("_target_") if isinstance(generator, Mapping) else generator)
+def _describe_draws(source: Source) -> str:
+    if not source.name or source.key.startswith("data.eval"):
+        return ""
+    return "" if source.weight is None else f", weight {source.weight:g}"
 
 
-def _measure(
-    cfg: Config,
-    split: str,
-    rows: Sequence[Row],
-    conversations: Sequence[list[dict[str, str]]],
-    files: ModelFiles,
-    limit: int | None,
-    report: CheckReport,
-) -> list[str]:
-    """Prompt lengths in tokens, as far as they can be known here. Raises DataError for a prompt that is too long, or
-    that the chat template refuses."""
-    what = f"prompt lengths of data.{split}"
+def _measure(cfg: Config, key: str, rows: Rows, files: ModelFiles, limit: int | None, report: CheckReport) -> list[str]:
+    """Prompt lengths in tokens, as far as they can be known here.
+
+    Raises DataError for a row that makes no prompt, a prompt that is too long, and one that the chat template refuses.
+    """
+    roles, num_bytes = [], array.array("q")
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for row in rows:
+        messages = make_messages(row, cfg.data)
+        names = tuple(message["role"] for message in messages)
+        roles.append(known.setdefault(names, names))  # one object for each sequence of roles
+        num_bytes.append(len(join_messages(messages).encode("utf-8", "surrogatepass")))
     tokenizer_json = None if files.folder is None else find_tokenizer_json(files.folder)
     if files.folder is None or tokenizer_json is None:
-        report.not_checked.append(f"{what}: no tokenizer.json here; `train` measures them first")
+        report.not_checked.append(f"prompt lengths of {key}: no tokenizer.json here; `train` measures them first")
         return []
     if cfg.data.chat == "always" and not has_chat_template(files.folder):
         raise ConfigError(explain("data.chat", "always", "a tokenizer with a chat template", "use data.chat=never"))
@@ -286,11 +289,10 @@ def _measure(
 
     def render(index: int) -> str:
         """The text that is encoded."""
-        if template is None:
-            return join_messages(conversations[index])
-        return template.render(conversations[index], origin=rows[index].origin, started=now)
+        messages, origin = make_messages(rows[index], cfg.data), rows[index].origin
+        return join_messages(messages) if template is None else template.render(messages, origin=origin, started=now)
 
-    lengths = _count_tokens(TokenizerFiles(tokenizer_json), conversations, render, limit, chat=template is not None)
+    lengths = _count_tokens(TokenizerFiles(tokenizer_json), roles, num_bytes, render, limit, chat=template is not None)
     empty = [index for index, length in lengths.items() if not length]
     if empty:
         raise DataError(describe_empty(rows[empty[0]]))
@@ -299,14 +301,15 @@ def _measure(
         first = min(too_long)
         raise DataError(describe_long(rows[first], lengths[first], limit or 0))
     if len(too_long) == len(rows):
-        raise DataError(f"data.{split}: all {len(rows)} prompts are longer than {limit} tokens; raise the limit")
+        raise DataError(f"{key}: all {len(rows)} prompts are longer than {limit} tokens; raise the limit")
     line = f"longest prompt {max(lengths.values()):,} tokens" + ("" if limit is None else f" of {limit:,} allowed")
     return [line + (f"; {len(too_long):,} longer ones are dropped" if too_long else "")]
 
 
 def _count_tokens(
     tokenizer: TokenizerFiles,
-    conversations: Sequence[list[dict[str, str]]],
+    roles: Sequence[tuple[str, ...]],
+    num_bytes: Sequence[int],
     render: Callable[[int], str],
     limit: int | None,
     *,
@@ -315,10 +318,8 @@ def _count_tokens(
     """Index -> tokens of the prompts that could be the longest, or longer than the limit, and of the shortest.
 
     One of each sequence of roles is rendered as well: what a chat template adds depends on them, and so does whether it
-    refuses the conversation.
+    refuses the conversation. ``num_bytes``: of the messages' contents, in UTF-8.
     """
-    roles = [tuple(message["role"] for message in conversation) for conversation in conversations]
-    num_bytes = [len(join_messages(one).encode("utf-8", "surrogatepass")) for one in conversations]
     added: dict[tuple[str, ...], int] = {}
     for index, key in enumerate(roles):
         if key not in added:

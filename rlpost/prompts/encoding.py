@@ -6,10 +6,11 @@ uses the parts that need no tokenizer.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -17,26 +18,56 @@ from rlpost.config import DataConfig
 from rlpost.errors import ConfigError, DataError, explain
 from rlpost.prompts.chat_template import clock_options, explain_failure
 from rlpost.prompts.conversion import TemplateFormatter, describe_reference, is_reference, read_messages, refuse
-from rlpost.prompts.rows import Row, look_up, origin_of
+from rlpost.prompts.rows import Row, Rows, look_up, origin_of
 from rlpost.types import Prompt
+
+KEPT_PROMPTS = 100_000  # of a larger source, each prompt is encoded again when it is drawn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptSet:
     """Every prompt of a source, in the source's order; ``uid`` is empty until the prompt is drawn."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
     num_dropped: int  # longer than the limit, with data.long_prompts=drop
+    digest: str = ""  # of the prompts' tokens, references and order: a resume refuses other data
+    max_tokens: int = 0  # of the longest prompt
+    fingerprints: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # i64[prompts], of their tokens
     bad_reference: str = ""  # the message about the first row whose reference no reward can compare with
+    name: str = ""  # of the source; "" where it is the only one
+    weight: float = 1.0  # share of the draws, before normalization
+
+
+class EncodedPrompts(Sequence[Prompt]):
+    """Prompts that are made from their rows each time they are asked for."""
+
+    def __init__(self, rows: Rows, make: Callable[[Row], Prompt]) -> None:
+        self._rows, self._make = rows, make
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> EncodedPrompts: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | EncodedPrompts:
+        if isinstance(index, slice):
+            return EncodedPrompts(self._rows[index], self._make)
+        return self._make(self._rows[index])
 
 
 def build_prompts(
-    rows: Sequence[Row],
+    rows: Rows,
     data: DataConfig,
     tokenizer: Any,
     *,
     max_prompt_tokens: int | None,
     started: datetime | None = None,
+    name: str = "",
+    weight: float | None = None,
 ) -> PromptSet:
     """Encodes every row, with the chat template if ``data.chat`` allows it and the tokenizer has one.
 
@@ -44,6 +75,7 @@ def build_prompts(
         tokenizer: anything with ``encode(text)`` and, for chat, ``chat_template`` and ``apply_chat_template``.
         max_prompt_tokens: the longest prompt allowed, tokens; None: any.
         started: the time that a chat template is given where it reads the clock; None: now.
+        name, weight: of the source; None: the number of its prompts.
 
     Raises DataError for a missing column, a question that is not text, an empty prompt, a prompt that is too long
     (unless ``data.long_prompts`` is drop), and if nothing is left.
@@ -51,11 +83,9 @@ def build_prompts(
     chat = uses_chat(data, tokenizer)
     options = clock_options(getattr(tokenizer, "chat_template", None), started or datetime.now())
     encode = None if chat else make_encode(tokenizer)
-    prompts: list[Prompt] = []
-    num_dropped, bad = 0, ""
-    for row in rows:
+
+    def make(row: Row) -> Prompt:
         messages = make_messages(row, data)
-        bad = bad or find_bad_reference(row, data)
         if encode is None:
             text = _apply_chat_template(tokenizer, messages, row, options)
             # The special tokens of a template are in its text.
@@ -64,15 +94,42 @@ def build_prompts(
             token_ids = encode(join_messages(messages))
         if not len(token_ids):
             raise DataError(describe_empty(row))
-        if max_prompt_tokens is not None and len(token_ids) > max_prompt_tokens:
+        return _make_prompt(row, data, token_ids, messages)
+
+    chosen, fingerprints, prompts, max_tokens, bad = [], [], [], 0, ""
+    digest = hashlib.blake2b(digest_size=8)
+    for index, row in enumerate(rows):
+        prompt = make(row)
+        bad = bad or find_bad_reference(row, data)
+        num_tokens = len(prompt.token_ids)
+        if max_prompt_tokens is not None and num_tokens > max_prompt_tokens:
             if data.long_prompts != "drop":
-                raise DataError(describe_long(row, len(token_ids), max_prompt_tokens))
-            num_dropped += 1
+                raise DataError(describe_long(row, num_tokens, max_prompt_tokens))
             continue
-        prompts.append(_make_prompt(row, data, token_ids, messages))
-    if not prompts:
+        chosen.append(index)
+        max_tokens = max(max_tokens, num_tokens)
+        fingerprints.append(fingerprint(prompt))
+        digest.update(prompt.token_ids.tobytes() + repr(prompt.reference).encode("utf-8", "surrogatepass") + b"\0")
+        if len(rows) <= KEPT_PROMPTS:
+            prompts.append(prompt)
+    num_dropped = len(rows) - len(chosen)
+    if not chosen:
         raise DataError(f"data: all {num_dropped} prompts are longer than {max_prompt_tokens} tokens; raise the limit")
-    return PromptSet(prompts=tuple(prompts), num_dropped=num_dropped, bad_reference=bad)
+    return PromptSet(
+        prompts=prompts or EncodedPrompts(rows.choose(np.array(chosen, np.int64)), make),
+        num_dropped=num_dropped,
+        digest=digest.hexdigest(),
+        max_tokens=max_tokens,
+        fingerprints=np.array(fingerprints, np.int64),
+        bad_reference=bad,
+        name=name,
+        weight=len(chosen) if weight is None else weight,
+    )
+
+
+def fingerprint(prompt: Prompt) -> int:
+    """Equal for equal tokens, within this process."""
+    return hash(prompt.token_ids.tobytes())
 
 
 def uses_chat(data: DataConfig, tokenizer: Any) -> bool:

@@ -40,6 +40,7 @@ AREAS = {
     "together.",
     "publish": "Copying the trained weights into the engine.",
     "eval": "Evaluation on held-out problems.",
+    "source": "The step's groups by source, where `data.train.sources` names several.",
     "time": "Wall time of the phases of one step.",
     "waterfall": "Where `time/step` went: parts that add up to it, in order. Parts that took no time are absent.",
     "total": "Sums over the run so far.",
@@ -256,6 +257,18 @@ REGISTRY = (
     Metric("eval/cache_hit_share", "share", "Calls answered by the reward cache; absent without one."),
     Metric("eval/num_failed", "samples", "Responses without a reward result, excluded from the means.", "0"),
     Metric("eval/part/*", "reward", "Mean of one part of the reward."),
+    *(
+        Metric(f"eval/*/{name}", unit, f"`eval/{name}` of one source, where `data.eval.sources` names several.")
+        for name, unit in (
+            *(("accuracy", "share"), ("accuracy_low", "share"), ("accuracy_high", "share"), ("pass_at_k", "share")),
+            *(("pass_at_k_low", "share"), ("pass_at_k_high", "share"), ("response_tokens", "tokens")),
+            *(("truncated_share", "share"), ("num_samples", "samples"), ("num_failed", "samples")),
+        )
+    ),
+    # source
+    Metric("source/*/groups", "groups", "Groups of this source that were trained."),
+    Metric("source/*/reward", "reward", "Mean over their scored samples.", "rises"),
+    Metric("source/*/response_tokens", "tokens", "Mean response length of the same."),
     # time
     Metric("time/step", "s", "The whole step: publication, generation, update; without evaluation and saving."),
     Metric(

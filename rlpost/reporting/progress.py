@@ -90,10 +90,15 @@ class Progress:
         if self._kind == "lines":
             self._print(self._step_line(metrics))
 
-    def evaluation(self, accuracy: float, low: float, high: float) -> None:
+    def evaluation(
+        self, accuracy: float, low: float, high: float, by_source: Mapping[str, tuple[float, float, float]]
+    ) -> None:
+        """Accuracy with its interval: of all problems, and of each source's where there are several."""
         self._accuracies.append((accuracy, low, high))
         if self._kind != "quiet":
             self.message(f"evaluation after step {self._step}: accuracy {percent(accuracy)} ({interval(low, high)})")
+            for name, (mean, lower, upper) in by_source.items():
+                self.message(f"  {name}: {percent(mean)} ({interval(lower, upper)})")
 
     def left_s(self) -> float | None:
         """Estimated seconds until the run ends; None before its first step."""

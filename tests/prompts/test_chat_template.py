@@ -7,7 +7,6 @@ import pytest
 from rlpost.config import DataConfig
 from rlpost.errors import DataError, ModelError
 from rlpost.prompts.chat_template import ChatTemplate, read_chat_template
-from rlpost.prompts.cursor import digest_prompts
 from rlpost.prompts.encoding import build_prompts, count_appended, make_messages
 from rlpost.prompts.rows import Row
 from tests.tiny_models import DATED, TEMPLATES, make_tokenizer, write_model
@@ -124,7 +123,7 @@ def test_the_clock_stands_at_the_runs_start():
     def digest(started):
         data, tokenizer = DataConfig(reference_key=None), make_tokenizer(chat=DATED)
         made = build_prompts([{"prompt": "q"}], data, tokenizer, max_prompt_tokens=None, started=started)
-        return digest_prompts(made.prompts), tokenizer.decode(made.prompts[0].token_ids)
+        return made.digest, tokenizer.decode(made.prompts[0].token_ids)
 
     name, text = digest(NOW)
     assert "Today is 30 Nov 2026 10:00:00.123456." in text
