@@ -7,7 +7,7 @@ so every error the user can fix is raised before one is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,8 +23,9 @@ from rlpost.models.files import check_shape, find_model, find_model_folder, find
 from rlpost.models.shape import count_params
 from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.preflight.check_values import check_deterministic, check_shape_fits
+from rlpost.prompts.chat_template import read_template_key
 from rlpost.prompts.encoding import PromptSet, build_prompts
-from rlpost.prompts.rows import load_rows
+from rlpost.prompts.rows import load_split
 from rlpost.rewards.functions import check_columns, load_functions, need_reference
 from rlpost.rewards.result_cache import RewardResultCache
 from rlpost.rewards.scoring import RewardScorer, make_decode
@@ -146,6 +147,8 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) 
     check_shape_fits(cfg, shape, origin=cfg.model.path, device=device, dtype=cfg.model.dtype)
     write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
     tokenizer = load_tokenizer(model_folder)
+    if cfg.data.chat_template is not None:
+        tokenizer.chat_template = read_template_key(cfg.data.chat_template)  # saved with the model
     check_ids(tokenizer.get_vocab(), int(shape["vocab_size"]), f"{cfg.model.path}: config.json")
     context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)
     none = PromptSet(prompts=(), num_dropped=0)
@@ -222,9 +225,4 @@ def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int, started
                 "lower max_response_tokens",
             )
         )
-    source = cfg.data.train if split == "train" else cfg.data.eval
-    key = f"data.{split}"
-    rows: Sequence[Any] = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
-    if split == "eval" and cfg.eval.max_prompts:
-        rows = rows[: cfg.eval.max_prompts]
-    return build_prompts(rows, cfg.data, tokenizer, max_prompt_tokens=limit, started=started)
+    return build_prompts(load_split(cfg, split), cfg.data, tokenizer, max_prompt_tokens=limit, started=started)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlpost.config import SourceConfig, plugins
+from rlpost.config import Config, SourceConfig, plugins
 from rlpost.config.locations import resolve_path
 from rlpost.errors import ConfigError, DataError, explain
 from rlpost.prompts.conversion import MAX_DEPTH, plain_columns, refuse, refuse_whole_number
@@ -26,6 +26,13 @@ class Row(dict[str, Any]):
     def __init__(self, columns: Mapping[str, Any], origin: str) -> None:
         super().__init__(columns)
         self.origin = origin
+
+
+def load_split(cfg: Config, split: str) -> list[Row]:
+    """The rows that a run uses for ``split``, train or eval. Raises what :func:`load_rows` raises."""
+    source: SourceConfig = getattr(cfg.data, split)
+    rows = load_rows(source, prompt_key=cfg.data.prompt_key, key=f"data.{split}")
+    return rows[: cfg.eval.max_prompts] if split == "eval" else rows
 
 
 def load_rows(source: SourceConfig, *, prompt_key: str = "prompt", key: str = "data.train") -> list[Row]:
