@@ -130,8 +130,7 @@ def read_chat_template(folder: Path, data: DataConfig) -> ChatTemplate | None:
     settings = read_optional_json(folder / "tokenizer_config.json")
     named = {**read_optional_json(folder / "special_tokens_map.json"), **settings}
     tokens = {name: _text_of(named[name]) for name in SPECIAL_TOKENS if named.get(name)}
-    needs_own = data.chat != "never" and data.chat_template is None
-    return choose_template(data, _read_own(folder, settings.get("chat_template")) if needs_own else None, tokens)
+    return choose_template(data, _read_own(folder, settings.get("chat_template")), tokens)
 
 
 def check_arguments(data: DataConfig) -> None:
@@ -204,7 +203,9 @@ def _read_own(folder: Path, setting: Any) -> Any:
         if isinstance(setting, list):  # several, by name
             return {entry["name"]: entry["template"] for entry in setting}
     except (OSError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise _unreadable(str(folder), f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+        # Whatever data.chat says: transformers does not load such a tokenizer.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ModelError(f"{folder}: the chat template cannot be read: {reason}; fix it, or take it out") from None
     return setting
 
 

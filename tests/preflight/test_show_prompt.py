@@ -90,6 +90,18 @@ def test_the_page_is_narrow_and_safe_whatever_the_row_holds(make):
     assert "│😀│‥" in body and "a token that is the rest of the character before it" in text
 
 
+def test_a_token_longer_than_a_line(make):
+    from transformers import AutoTokenizer
+
+    cfg = make(["a" + "日" * 100 + "b"], chat=THINKING)
+    tokenizer = AutoTokenizer.from_pretrained(cfg.model.path)
+    tokenizer.add_tokens(["日" * 100])
+    tokenizer.save_pretrained(cfg.model.path)
+    text = show_prompts(cfg, "train")
+    assert all(cell_len(line) <= WIDTH for line in text.splitlines() if "d.jsonl" not in line)
+    assert text.replace("\n  ", "").count("日" * 100 + "│b│") == 1
+
+
 def test_nothing_of_the_text_is_left_out():
     """Also where a tokenizer leaves blanks out of a token's characters, as GPT-2's does."""
     from tokenizers import processors

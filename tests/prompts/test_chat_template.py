@@ -7,6 +7,7 @@ import pytest
 
 from rlpost.config import DataConfig
 from rlpost.errors import ConfigError, DataError, ModelError, UserError
+from rlpost.models.tokenizer import load_tokenizer
 from rlpost.prompts.chat_template import RESERVED, ChatTemplate, check_arguments, read_chat_template, read_template_key
 from rlpost.prompts.cursor import digest_prompts
 from rlpost.prompts.encoding import add_prefill, build_prompts, count_appended, make_messages
@@ -80,8 +81,13 @@ def test_templates_of_each_form_are_found(tmp_path):
         assert read_chat_template(folder, DataConfig()).render(turns("a"), origin="", started=NOW) in ("a!", "!")
         assert read_chat_template(folder, DataConfig())._special_tokens == {"bos_token": "<s>"}
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(ModelError, match="the chat template cannot be read: UnicodeDecodeError"):
-        read_chat_template(folder, DataConfig())
+    for data in (DataConfig(), DataConfig(chat="never"), DataConfig(chat_template="{{ 1 }}")):
+        with pytest.raises(ModelError, match="the chat template cannot be read: UnicodeDecodeError"):
+            read_chat_template(folder, data)
+    whole = write_model(tmp_path / "whole")
+    (whole / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelError, match="utf-8"):  # nor does a run get further
+        load_tokenizer(str(whole))
     (folder / "chat_template.jinja").write_text("file", encoding="utf-8")
     assert read_chat_template(folder, DataConfig()).source == "file"  # wins, as with transformers
     (folder / "chat_template.jinja").unlink()
@@ -255,7 +261,9 @@ def test_what_rlpost_passes_itself_is_reserved():
         assert message.startswith(f"data.chat_template_kwargs: got '{name}'; expected arguments of the template's own")
 
 
-@pytest.mark.parametrize("value", [b"x", float("nan"), {1, 2}, {1: 2}, object(), datetime(2026, 1, 1), (1, 2)])
+@pytest.mark.parametrize(
+    "value", [b"x", float("nan"), float("inf"), {1, 2}, {1: 2}, object(), datetime(2026, 1, 1), (1, 2)]
+)
 def test_arguments_are_json(value):
     message = one_line(lambda: check_arguments(DataConfig(chat_template_kwargs={"a": {"b": [value]}})))
     assert message.startswith("data.chat_template_kwargs.a: got ") and "a value that JSON has a form for" in message
