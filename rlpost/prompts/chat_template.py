@@ -156,8 +156,9 @@ def explain_failure(error: Exception, origin: str, messages: Sequence[Mapping[st
 
 
 def _unreadable(key: str, reason: str) -> UserError:
-    kind = ConfigError if key == "data.chat_template" else ModelError
-    return kind(f"{key}: the chat template cannot be read: {reason}; fix it, or set data.chat=never")
+    is_own = key == "data.chat_template"
+    do = f"fix it, or set {'data.chat_template=null' if is_own else 'data.chat=never'}"
+    return (ConfigError if is_own else ModelError)(f"{key}: the chat template cannot be read: {reason}; {do}")
 
 
 def _check_names(arguments: Mapping[str, Any], names: set[str]) -> None:

@@ -46,7 +46,8 @@ def build_prompts(
         started: the time that a chat template is given where it reads the clock; None: now.
 
     Raises DataError for a missing column, a question that is not text, an empty prompt, a prompt that is too long
-    (unless ``data.long_prompts`` is drop), and if nothing is left.
+    (unless ``data.long_prompts`` is drop), and if nothing is left; ConfigError or ModelError for a chat template that
+    cannot be used.
     """
     encoder = PromptEncoder(data, tokenizer, started or datetime.now())
     prompts: list[Prompt] = []
