@@ -24,6 +24,7 @@ from rlpost.models.files import check_shape, find_model, find_model_folder, find
 from rlpost.models.shape import count_params
 from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.preflight.check_values import check_deterministic, check_shape_fits
+from rlpost.prompts.chat_template import read_template_key
 from rlpost.prompts.encoding import PromptSet, build_prompts
 from rlpost.prompts.sources import load_split
 from rlpost.rewards.functions import check_columns, load_functions, need_reference
@@ -151,6 +152,8 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) 
     check_shape_fits(cfg, shape, origin=cfg.model.path, device=device, dtype=cfg.model.dtype)
     write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
     tokenizer = load_tokenizer(model_folder)
+    if cfg.data.chat_template is not None:
+        tokenizer.chat_template = read_template_key(cfg.data.chat_template)  # saved with the model
     check_ids(tokenizer.get_vocab(), int(shape["vocab_size"]), f"{cfg.model.path}: config.json")
     context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)
     train_sets = _load_prompts(cfg, tokenizer, "train", context, started) if train else ()

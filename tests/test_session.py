@@ -67,6 +67,22 @@ def test_a_reward_that_is_not_there(opened):
         opened("reward.function=rlpost.rewards.library.answers.read_nothing")
 
 
+def test_a_chat_template_of_the_runs_own_goes_with_the_tokenizer(opened, tmp_path):
+    """What is saved beside the model's weights prompts as the run does."""
+    from rlpost.config import DataConfig
+    from rlpost.prompts.chat_template import read_chat_template
+
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}{% if again %}={% endif %}")
+    keys = [f"data.chat_template={tmp_path / 'mine.jinja'}", "data.chat_template_kwargs.again=true", "data.prefill=1"]
+    made, plain = opened(*keys), opened()
+    assert made.tokenizer.decode(made.train_sets[0].prompts[0].token_ids).endswith("?=1")
+    assert made.tokenizer.decode(made.eval_prompts[0].token_ids).endswith("?=1")
+    made.tokenizer.save_pretrained(str(tmp_path / "saved"))
+    saved = read_chat_template(tmp_path / "saved", DataConfig(chat_template_kwargs={"again": True}))
+    assert saved is not None and saved.source == (tmp_path / "mine.jinja").read_text()
+    assert plain.tokenizer.chat_template is None
+
+
 def test_reward_workers_start_before_anything_heavy_is_imported():
     """And session.close() ends them; a function of theirs would be in the way of a GPU otherwise."""
     code = f"""

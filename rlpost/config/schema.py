@@ -85,6 +85,17 @@ class DataConfig:
         "Whether to use the tokenizer's chat template; auto: when it has one.",
         choices=("auto", "always", "never"),
     )
+    chat_template: Optional[str] = opt(
+        None,
+        "The chat template, instead of the tokenizer's: a Jinja file, or the template itself (text with `{{`, `{%` or a line break). Saved with the model.",
+    )
+    chat_template_kwargs: dict[str, Any] = opt(
+        {}, "Arguments for the chat template, such as enable_thinking: false; a name that it never reads is refused."
+    )
+    prefill: Optional[str] = opt(
+        None,
+        "Text that every response begins with: the last part of each prompt, not of the response. Braces are literal.",
+    )
     max_prompt_tokens: Optional[int] = opt(
         None, "Longest prompt, tokens; None: context minus max_response_tokens.", low=1
     )

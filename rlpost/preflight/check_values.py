@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlpost.algos import table
-from rlpost.config import Config, Key, RolloutConfig, TrainConfig, look_up, walk_fields
+from rlpost.config import Config, DataConfig, Key, RolloutConfig, TrainConfig, look_up, walk_fields
 from rlpost.config.rules import check_value
 from rlpost.errors import ConfigError, ModelError, explain
 from rlpost.models.shape import head_size, kv_bytes, kv_heads
+from rlpost.prompts.chat_template import check_arguments
 from rlpost.rewards.selection import list_functions
 from rlpost.train.table import check_train
 
@@ -30,6 +31,7 @@ def check_values(cfg: Config, command: str) -> None:
             check_value(key.name, look_up(cfg, key.name), key.rule)
     if command == "sft":
         return
+    check_chat(cfg.data)
     check_oversample(cfg.rollout)
     list_functions(cfg.reward)
     table.check_algo(cfg.algo)
@@ -53,6 +55,16 @@ def _is_checked(key: Key, command: str) -> bool:
     if command == "sft":
         return key.name.startswith("sft.") or key.name in ("seed", "threads")
     return not key.name.startswith("sft.")
+
+
+def check_chat(data: DataConfig) -> None:
+    """Raises ConfigError for keys of a chat template that is not used, and for arguments that it cannot be given."""
+    if data.chat == "never":
+        for key, value in (("chat_template", data.chat_template), ("chat_template_kwargs", data.chat_template_kwargs)):
+            if value:
+                expected = "nothing with data.chat=never, which uses no chat template"
+                raise ConfigError(explain(f"data.{key}", value, expected, "take one of the two out"))
+    check_arguments(data)
 
 
 def check_oversample(rollout: RolloutConfig) -> None:

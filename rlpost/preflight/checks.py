@@ -9,6 +9,7 @@ nothing on disk.
 from __future__ import annotations
 
 import array
+import re
 import shutil
 import subprocess
 import tempfile
@@ -29,15 +30,15 @@ from rlpost.models.files import (
     check_stop_tokens,
     find_model,
     find_tokenizer_json,
-    has_chat_template,
     read_end_tokens,
 )
 from rlpost.models.shape import DENSE_TYPES, count_params, explain_unsupported, kv_bytes
 from rlpost.models.tokenizer import TokenizerFiles, check_ids
 from rlpost.preflight.check_values import check_shape_fits, check_values
 from rlpost.preflight.memory_plan import MemoryPlan, plan_memory
-from rlpost.prompts.chat_template import read_chat_template
+from rlpost.prompts.chat_template import ChatTemplate, read_chat_template, read_template_key
 from rlpost.prompts.encoding import (
+    add_prefill,
     count_appended,
     describe_empty,
     describe_long,
@@ -49,6 +50,7 @@ from rlpost.prompts.rows import Rows
 from rlpost.prompts.sources import Source, list_sources, name_source
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
 from rlpost.rewards.selection import list_functions, runs_in_process
+from rlpost.rewards.values import THOUGHT_END, THOUGHT_START
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
 from rlpost.workers.runtime import choose_device, has_gpu
 
@@ -84,7 +86,8 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
     device, dtype = check_device(cfg, report)
     facts = check_reward(cfg, report)
     files = _check_model(cfg, command, report, device, dtype)
-    context = _check_context(cfg, files)
+    context = check_context(cfg, files)
+    _check_chat(cfg, report)
     for split in ("train", "eval") if command == "train" else ("eval",):
         if split == "train" or command == "eval" or cfg.eval.every >= 0:
             _check_split(cfg, split, files, context, facts, report)
@@ -177,7 +180,7 @@ def _check_tokenizer(folder: Path, stop_token_ids: Sequence[int], shape: Mapping
         check_stop_tokens([*stop_token_ids, *end_tokens])
 
 
-def _check_context(cfg: Config, files: ModelFiles) -> int | None:
+def check_context(cfg: Config, files: ModelFiles) -> int | None:
     """Prompt + response, tokens; None if unknown."""
     own = files.shape.get("max_position_embeddings") if files.shape else None
     asked = cfg.model.max_context_tokens
@@ -186,7 +189,7 @@ def _check_context(cfg: Config, files: ModelFiles) -> int | None:
     return asked if asked is not None else own
 
 
-def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
+def prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
     """The longest prompt that leaves room for a full response, tokens."""
     key, response = "rollout.max_response_tokens", cfg.rollout.max_response_tokens
     if split == "eval" and cfg.eval.max_response_tokens is not None:
@@ -230,6 +233,22 @@ def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
     return facts
 
 
+def _check_chat(cfg: Config, report: CheckReport) -> None:
+    """A template of the configuration's own, wherever the model is; and a beginning of responses that misleads."""
+    if cfg.data.chat_template is not None:
+        source = read_template_key(cfg.data.chat_template)
+        ChatTemplate(source, {}, cfg.data.chat_template_kwargs, key="data.chat_template")
+    prefill = cfg.data.prefill or ""
+    if re.search(r"\\n(?![a-z])", prefill):
+        do = "in a shell write $'data.prefill=...\\n', in YAML \"...\\n\""
+        report.warnings.append(f"data.prefill has a backslash and an n in it, not a line break; for a line break, {do}")
+    if THOUGHT_START in prefill.rpartition(THOUGHT_END)[2] and not prefill.rstrip().endswith(THOUGHT_START):
+        report.warnings.append(
+            f"data.prefill goes on after {THOUGHT_START}: with reward.text=answer, a response that never ends the "
+            f"thought counts as an answer; end data.prefill with {THOUGHT_START}"
+        )
+
+
 def _check_split(
     cfg: Config,
     split: str,
@@ -238,7 +257,7 @@ def _check_split(
     facts: Sequence[FunctionFacts],
     report: CheckReport,
 ) -> None:
-    limit = _prompt_limit(cfg, split, context)
+    limit = prompt_limit(cfg, split, context)
     if split == "eval" and cfg.data.eval == SourceConfig():
         do = "set data.eval.path=FILE.jsonl, or eval.every=-1 to train without evaluation"
         raise ConfigError(explain("data.eval", "no source", "one of path, hub, generator, sources", do))
@@ -282,15 +301,14 @@ def _measure(cfg: Config, key: str, rows: Rows, files: ModelFiles, limit: int | 
     if files.folder is None or tokenizer_json is None:
         report.not_checked.append(f"prompt lengths of {key}: no tokenizer.json here; `train` measures them first")
         return []
-    if cfg.data.chat == "always" and not has_chat_template(files.folder):
-        raise ConfigError(explain("data.chat", "always", "a tokenizer with a chat template", "use data.chat=never"))
-    template = None if cfg.data.chat == "never" else read_chat_template(files.folder)
+    template = read_chat_template(files.folder, cfg.data)
     now = datetime.now()
 
     def render(index: int) -> str:
         """The text that is encoded."""
         messages, origin = make_messages(rows[index], cfg.data), rows[index].origin
-        return join_messages(messages) if template is None else template.render(messages, origin=origin, started=now)
+        text = join_messages(messages) if template is None else template.render(messages, origin=origin, started=now)
+        return add_prefill(text, cfg.data, origin, is_chat=template is not None)
 
     lengths = _count_tokens(TokenizerFiles(tokenizer_json), roles, num_bytes, render, limit, chat=template is not None)
     empty = [index for index, length in lengths.items() if not length]

@@ -15,8 +15,8 @@ from typing import Any, overload
 import numpy as np
 
 from rlpost.config import DataConfig
-from rlpost.errors import ConfigError, DataError, explain
-from rlpost.prompts.chat_template import clock_options, explain_failure
+from rlpost.errors import ConfigError, DataError
+from rlpost.prompts.chat_template import choose_template, explain_failure
 from rlpost.prompts.conversion import TemplateFormatter, describe_reference, is_reference, read_messages, refuse
 from rlpost.prompts.rows import Row, Rows, look_up, origin_of
 from rlpost.types import Prompt
@@ -69,7 +69,7 @@ def build_prompts(
     name: str = "",
     weight: float | None = None,
 ) -> PromptSet:
-    """Encodes every row, with the chat template if ``data.chat`` allows it and the tokenizer has one.
+    """Encodes every row, with the chat template if ``data.chat`` allows it and there is one.
 
     Args:
         tokenizer: anything with ``encode(text)`` and, for chat, ``chat_template`` and ``apply_chat_template``.
@@ -78,23 +78,18 @@ def build_prompts(
         name, weight: of the source; None: the number of its prompts.
 
     Raises DataError for a missing column, a question that is not text, an empty prompt, a prompt that is too long
-    (unless ``data.long_prompts`` is drop), and if nothing is left.
+    (unless ``data.long_prompts`` is drop), and if nothing is left; ConfigError or ModelError for a chat template that
+    cannot be used.
     """
-    chat = uses_chat(data, tokenizer)
-    options = clock_options(getattr(tokenizer, "chat_template", None), started or datetime.now())
-    encode = None if chat else make_encode(tokenizer)
+    encoder = PromptEncoder(data, tokenizer, started or datetime.now())
 
     def make(row: Row) -> Prompt:
         messages = make_messages(row, data)
-        if encode is None:
-            text = _apply_chat_template(tokenizer, messages, row, options)
-            # The special tokens of a template are in its text.
-            token_ids = tokenizer.encode(text, add_special_tokens=False)
-        else:
-            token_ids = encode(join_messages(messages))
+        text = encoder.render(messages, origin_of(row))
+        token_ids = encoder.encode(text)
         if not len(token_ids):
             raise DataError(describe_empty(row))
-        return _make_prompt(row, data, token_ids, messages)
+        return _make_prompt(row, data, token_ids, join_messages(messages) if encoder.is_chat else text)
 
     chosen, fingerprints, prompts, max_tokens, bad = [], [], [], 0, ""
     digest = hashlib.blake2b(digest_size=8)
@@ -132,24 +127,56 @@ def fingerprint(prompt: Prompt) -> int:
     return hash(prompt.token_ids.tobytes())
 
 
-def uses_chat(data: DataConfig, tokenizer: Any) -> bool:
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if data.chat == "always" and not has_template:
-        raise ConfigError(explain("data.chat", "always", "a tokenizer with a chat template", "use data.chat=never"))
-    return has_template and data.chat != "never"
+class PromptEncoder:
+    """Messages to a prompt's text and its tokens: by the chat template, or as plain text where there is none."""
+
+    def __init__(self, data: DataConfig, tokenizer: Any, started: datetime) -> None:
+        """See :func:`build_prompts`. Raises ConfigError or ModelError for a template that cannot be used."""
+        template = choose_template(data, getattr(tokenizer, "chat_template", None))
+        self.is_chat = template is not None
+        self._data, self._tokenizer = data, tokenizer
+        self._options = {} if template is None else {"chat_template": template.source, **template.options(started)}
+        self._encode_plain = None if self.is_chat else make_encode(tokenizer)
+
+    def render(self, messages: Sequence[Mapping[str, str]], origin: str) -> str:
+        """The whole text, up to where the response begins. Raises DataError, with ``origin``, where that fails."""
+        text = self._apply_template(messages, origin) if self.is_chat else join_messages(messages)
+        return add_prefill(text, self._data, origin, is_chat=self.is_chat)
+
+    def encode(self, text: str) -> Sequence[int]:
+        """The tokens of :meth:`render`'s text, encoded as one string."""
+        if self._encode_plain is not None:
+            return self._encode_plain(text)
+        # The special tokens of a template are in its text.
+        token_ids: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return token_ids
+
+    def _apply_template(self, messages: Sequence[Mapping[str, str]], origin: str) -> str:
+        is_open = ends_with_assistant(messages)
+        ending = {"continue_final_message": True} if is_open else {}
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=not is_open, tokenize=False, **ending, **self._options
+            )
+        except Exception as error:  # a template raises what it likes, in a sandbox
+            raise explain_failure(error, origin, messages) from error
+        return str(text)
 
 
 def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[dict[str, str]]:
     """Chat messages of a row: the system prompt, if any, then the question with ``data.template`` around it.
 
     A column that already holds messages (``[{role, content}, ...]``) is kept; the template is applied to the user's
-    last one (to the last one, if none is the user's). Raises DataError for content that is not text, and for a second
-    system message.
+    last one (to the last one, if none is the user's). Raises DataError for content that is not text, for a second
+    system message, and for a second beginning of the response.
     """
     origin = origin_of(row)
     messages = read_messages(look_up(row, data.prompt_key), f"{origin}: {data.prompt_key}")
     question = next((m for m in reversed(messages) if m["role"] == "user"), messages[-1])
     question["content"] = _fill_template(data.template, row, question["content"])
+    if data.prefill and ends_with_assistant(messages):
+        do = "set data.prefill=null, or take the message out of the row"
+        raise refuse(origin, "a last message of the assistant beside data.prefill", "one of the two", do)
     if data.system_prompt:
         if any(message["role"] == "system" for message in messages):
             do = "set data.system_prompt=null, or take it out of the row"
@@ -158,9 +185,23 @@ def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[dict[str, st
     return messages
 
 
-def is_prefilled(messages: Sequence[Mapping[str, str]]) -> bool:
+def ends_with_assistant(messages: Sequence[Mapping[str, str]]) -> bool:
     """Whether the conversation ends in the assistant's words, which the response continues."""
     return messages[-1]["role"] == "assistant"
+
+
+def add_prefill(text: str, data: DataConfig, origin: str, *, is_chat: bool) -> str:
+    """``text`` with ``data.prefill`` behind it.
+
+    Raises DataError where a chat template has begun the response in the same way: twice ``<think>`` is never meant.
+    """
+    if not data.prefill:
+        return text
+    words = data.prefill.strip()
+    if is_chat and words and text.rstrip().endswith(words):
+        do = "set data.prefill=null"
+        raise refuse(origin, f"a chat template that ends with data.prefill, {words!r}", "it once", do)
+    return text + data.prefill
 
 
 def find_bad_reference(row: Mapping[str, Any], data: DataConfig) -> str:
@@ -212,26 +253,12 @@ def describe_long(row: Mapping[str, Any], got: int, limit: int) -> str:
     return f"{origin_of(row)}: the prompt has {got} tokens; expected at most {limit}; {do}"
 
 
-def _apply_chat_template(
-    tokenizer: Any, messages: list[dict[str, str]], row: Mapping[str, Any], options: Mapping[str, Any]
-) -> str:
-    prefilled = is_prefilled(messages)
-    ending = {"continue_final_message": True} if prefilled else {}
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=not prefilled, tokenize=False, **ending, **options
-        )
-    except Exception as error:  # a template raises what it likes, in a sandbox
-        raise explain_failure(error, origin_of(row), messages) from error
-    return str(text)
-
-
-def _make_prompt(row: Row, data: DataConfig, token_ids: Sequence[int], messages: Sequence[Mapping[str, str]]) -> Prompt:
+def _make_prompt(row: Row, data: DataConfig, token_ids: Sequence[int], text: str) -> Prompt:
     reference = None if data.reference_key is None else look_up(row, data.reference_key)
     return Prompt(
         uid="",
         token_ids=np.asarray(token_ids, dtype=np.int32),
-        text=join_messages(messages),
+        text=text,
         reference=reference,
         columns={name: value for name, value in row.items() if name not in (data.prompt_key, data.reference_key)},
     )

@@ -33,6 +33,7 @@ def model_card(
         ("Algorithm", f"{algo['name']} (advantage {_name(algo['advantage'])}, loss {_name(algo['loss'])})"),
         ("Reward", f"`{_name(config['reward']['function'])}`"),
         ("Training data", _source(config["data"]["train"])),
+        *_prompting(config["data"]),
         ("Steps", f"{step} of {config['steps']}"),
         (
             "Per step",
@@ -53,6 +54,14 @@ def model_card(
     lines += [f"Trained by reinforcement learning with rlpost {__version__}.", "", "| | |", "|---|---|"]
     lines += [f"| {label} | {value} |" for label, value in rows]
     return "\n".join([*lines, *_accuracy_lines(config, evaluations)]) + "\n"
+
+
+def _prompting(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What whoever uses the model must repeat, since the tokenizer does not hold it; runs of 0.1 had none of it."""
+    arguments, prefill = data.get("chat_template_kwargs"), data.get("prefill")
+    rows = [("Chat template's arguments", arguments)] if arguments else []
+    rows += [("Responses begin with", prefill)] if prefill else []
+    return [(label, f"`` {json.dumps(value, ensure_ascii=False)} ``".replace("|", "\\|")) for label, value in rows]
 
 
 def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +235,7 @@ class Reporter:
     # ---- between steps --------------------------------------------------------------------------------------
 
     def evaluation(self, result: EvalResult, counts: ScoringCounts, *, seconds: float) -> None:
-        by_source = {name: astuple(own.accuracy) for name, own in result.by_source.items()}
-        self._progress.evaluation(*astuple(result.accuracy), by_source)
+        self._progress.evaluation(result.accuracy, {name: own.accuracy for name, own in result.by_source.items()})
         self._timeline.log(self.step, iterations={"phase": "eval"} | iteration_sums(result.work))
         self._metrics.log_evaluation(self.step, result.samples)
         cached = {"eval/cache_hit_share": counts.cache_hits / counts.cache_lookups} if counts.cache_lookups else {}

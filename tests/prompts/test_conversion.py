@@ -333,18 +333,40 @@ def outcome(step):
         return error
 
 
-@given(row=ROWS, template=TEMPLATES, name=st.sampled_from(["chat", "plain"]), system=st.sampled_from([None, "S"]))
-@example(
-    row={"prompt": [{"role": "user", "content": None}], "answer": "1"}, template="{prompt}", name="chat", system=None
+@given(
+    row=ROWS,
+    template=TEMPLATES,
+    name=st.sampled_from(["chat", "plain"]),
+    system=st.sampled_from([None, "S"]),
+    prefill=st.sampled_from([None, "<think>\n"]),
 )
-@example(row={"prompt": "q", "unit": None, "answer": "1"}, template="{unit} {prompt}", name="plain", system=None)
-@example(row={"prompt": "", "answer": "1"}, template="{prompt}", name="plain", system=None)
-@example(row={"prompt": ""}, template="{prompt}", name="plain", system=None)
-@example(row={"prompt": "", "answer": None}, template="{prompt}", name="plain", system=None)
-@example(row={"prompt": [{"\x1e": "", "a\nb": "", "\x1b[31m": ""}]}, template="{prompt}", name="chat", system=None)
-@example(row={"prompt": "q", "answer": [None]}, template="{prompt}", name="chat", system="S")
+@example(
+    row={"prompt": [{"role": "user", "content": None}], "answer": "1"},
+    template="{prompt}",
+    name="chat",
+    system=None,
+    prefill=None,
+)
+@example(
+    row={"prompt": "q", "unit": None, "answer": "1"},
+    template="{unit} {prompt}",
+    name="plain",
+    system=None,
+    prefill=None,
+)
+@example(row={"prompt": "", "answer": "1"}, template="{prompt}", name="plain", system=None, prefill=None)
+@example(row={"prompt": ""}, template="{prompt}", name="plain", system=None, prefill=None)
+@example(row={"prompt": "", "answer": None}, template="{prompt}", name="plain", system=None, prefill=None)
+@example(
+    row={"prompt": [{"\x1e": "", "a\nb": "", "\x1b[31m": ""}]},
+    template="{prompt}",
+    name="chat",
+    system=None,
+    prefill=None,
+)
+@example(row={"prompt": "q", "answer": [None]}, template="{prompt}", name="chat", system="S", prefill="So")
 @settings(max_examples=150, deadline=None)
-def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, system, tmp_path_factory):
+def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, system, prefill, tmp_path_factory):
     """Through the file, check and prompt building, which must agree; never with Python's notation in a prompt."""
     from rlpost.config import Config
 
@@ -354,6 +376,7 @@ def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, sy
     cfg = Config(name="run", runs_dir=str(path.parent / "runs"), device="cpu")
     cfg.model.path, cfg.data.train.path, cfg.eval.every = str(folder), str(path), -1
     cfg.data.template, cfg.data.system_prompt, cfg.rollout.max_response_tokens = template, system, 32
+    cfg.data.prefill = prefill
     checked = outcome(lambda: check(cfg))
 
     def build():

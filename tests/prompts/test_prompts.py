@@ -28,7 +28,7 @@ class CharTokenizer:
     def encode(self, text, add_special_tokens=True):
         return [1] * add_special_tokens + [ord(c) for c in text]
 
-    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+    def apply_chat_template(self, messages, add_generation_prompt, tokenize, chat_template):
         assert not tokenize
         text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return text + "<assistant>" * add_generation_prompt
