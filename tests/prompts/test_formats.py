@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlpost.config import DataConfig, SourceConfig
 from rlpost.errors import DataError
@@ -12,6 +14,7 @@ from rlpost.prompts.encoding import make_messages
 from rlpost.prompts.formats import FORMATS
 from rlpost.prompts.rows import look_up
 from tests.data_rows import read_rows
+from tests.prompts.test_conversion import CONTENTS, JSON, ROLES, texts_in
 
 
 def converted(tmp_path, format, *rows):
@@ -151,3 +154,31 @@ def test_rows_of_another_shape_are_one_line(tmp_path, format, row, text):
 def test_rows_without_the_columns_are_refused(tmp_path, format):
     with pytest.raises(DataError, match="line 1: no column"):
         converted(tmp_path, format, {"text": "q"})
+
+
+TURNS = st.lists(
+    st.fixed_dictionaries({}, optional={"from": st.sampled_from(["human", "gpt", "tool"]) | JSON, "value": JSON})
+    | st.fixed_dictionaries({}, optional={"role": ROLES, "content": CONTENTS, "name": JSON}),
+    max_size=3,
+)
+COLUMNS = {
+    **dict.fromkeys(("prompt", "messages", "conversations", "completion"), TURNS | st.text(max_size=5) | JSON),
+    **dict.fromkeys(("instruction", "input", "output", "system"), st.text(max_size=5) | JSON),
+    "reward_model": st.fixed_dictionaries({}, optional={"ground_truth": JSON}) | JSON,
+    **dict.fromkeys(("solution", "ground_truth", "answer"), JSON),
+}
+
+
+@given(row=st.fixed_dictionaries({}, optional=COLUMNS), format=st.sampled_from(sorted(FORMATS)))
+@settings(max_examples=300, deadline=None)
+def test_any_row_in_any_format_ends_in_messages_or_in_one_line(tmp_path_factory, row, format):
+    try:
+        (made,) = converted(tmp_path_factory.getbasetemp(), format, row)
+        messages = make_messages(made, DataConfig())
+    except DataError as error:
+        assert "line 1" in str(error) and str(error).isprintable()
+        return
+    given_texts = list(texts_in(row))
+    for message in messages:
+        for text in message["content"].split("\n"):
+            assert any(text in one for one in given_texts), "a text that the row does not hold"
