@@ -150,7 +150,7 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) 
     threads = choose_threads(cfg, device, num_params=count_params(shape))
     cfg = resolve(cfg, device=device, threads=threads)
     check_shape_fits(cfg, shape, origin=cfg.model.path, device=device, dtype=cfg.model.dtype)
-    write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
+    write_environment(device=device, dtype=cfg.model.dtype, threads=threads, vocab_size=int(shape["vocab_size"]))
     tokenizer = load_tokenizer(model_folder)
     if cfg.data.chat_template is not None:
         tokenizer.chat_template = read_template_key(cfg.data.chat_template)  # saved with the model

@@ -47,7 +47,7 @@ def run_sft(cfg: Config) -> Path:
         device = choose_device(cfg)
         threads = choose_threads(cfg, device, num_params=count_params(shape))
         cfg = resolve(cfg, device=device, threads=threads)
-        write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
+        write_environment(device=device, dtype=cfg.model.dtype, threads=threads, vocab_size=int(shape["vocab_size"]))
         from rlpost.algos.objective import nll
         from rlpost.models.tokenizer import load_tokenizer
         from rlpost.train.deepspeed_trainer import build_trainer

@@ -138,7 +138,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     from rlpost.workers.runtime import write_environment
 
-    write_environment(device="cpu", threads=1, vocab_size=0)
+    write_environment(device="cpu", dtype="float32", threads=1, vocab_size=0)
     from rlpost.export import export
 
     source = export(Path(arguments.run_dir), Path(arguments.out), step=arguments.step)
