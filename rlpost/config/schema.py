@@ -439,7 +439,9 @@ class SFTConfig:
     betas: list[float] = opt([0.9, 0.95], "AdamW's betas.", length=2, low=0, below=1, do="use [0.9, 0.95]")
     weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.", low=0)
     grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.", low=0)
-    output: Optional[str] = opt(None, "Folder for the finished model; None: model in the run's folder, runs_dir/NAME-sft.")
+    output: Optional[str] = opt(
+        None, "Folder for the finished model; None: model in the run's folder, runs_dir/NAME-sft."
+    )
     init: Optional[str] = opt(None, "Model folder to start from; None: a new model of model.shape with sft.tokenizer.")
     tokenizer: Optional[str] = opt(None, "Tokenizer folder for a new model; rlpost://NAME for one that ships.")
 

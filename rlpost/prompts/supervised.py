@@ -141,7 +141,9 @@ class ExampleEncoder:
             if (example := self._admit(encode(row), origin_of(row))) is not None  # None: too long, and counted
         ]
         if not examples:
-            raise DataError(f"{key}: all {len(rows)} examples are longer than {self._max_tokens} tokens; raise the limit")
+            raise DataError(
+                f"{key}: all {len(rows)} examples are longer than {self._max_tokens} tokens; raise the limit"
+            )
         return ExampleSet(examples=tuple(examples), num_dropped=self.num_dropped - dropped_before)
 
     def encode_texts(self, prompt: str, response: str, origin: str) -> Example | None:

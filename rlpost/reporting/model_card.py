@@ -55,6 +55,35 @@ def model_card(
     return "\n".join([*lines, *_accuracy_lines(config, evaluations)]) + "\n"
 
 
+def supervised_card(
+    config: Mapping[str, Any], *, step: int, evaluations: Sequence[Mapping[str, Any]], totals: Mapping[str, float]
+) -> str:
+    """The card of a model made by ``rlpost sft``, from the same facts; an evaluation has ``eval/loss``."""
+    sft = config["sft"]
+    front = ["library_name: transformers", "tags: [rlpost, supervised-fine-tuning]"]
+    if sft["init"] and _is_hub_name(sft["init"]):
+        front.append(f"base_model: {sft['init']}")
+    trained_on = f"lessons of `{_name(sft['generator'])}`" if sft["generator"] else _source(config["data"]["train"])
+    rows = [
+        ("Started from", f"`{sft['init']}`" if sft["init"] else "random weights"),
+        ("Training data", trained_on),
+        ("Steps", f"{step} of {config['steps']}, about {sft['tokens_per_step']:,} tokens each"),
+        ("Trained on", f"{totals['samples']:,.0f} examples, {totals['tokens']:,.0f} tokens ({sft['loss_on']})"),
+        ("Learning rate", f"{sft['lr']:g} (cosine)"),
+        ("Seed", str(config["seed"])),
+    ]
+    rows += [(f"Loss on data.eval after step {e['step']}", f"{e['eval/loss']:.4f}") for e in _ends(evaluations)]
+    lines = ["---", *front, "---", "", f"# {config['name']}", ""]
+    if config.get("description"):
+        lines += [str(config["description"]), ""]
+    lines += [f"Trained by supervised fine-tuning with rlpost {__version__}.", "", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {label} | {value} |" for label, value in rows)]) + "\n"
+
+
+def _ends(evaluations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    return evaluations if len(evaluations) < 3 else [evaluations[0], evaluations[-1]]
+
+
 def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return []
@@ -69,8 +98,7 @@ def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str
         f"| After step | mean@{k} | Tokens per response |",
         "|---|---|---|",
     ]
-    chosen = evaluations if len(evaluations) < 3 else [evaluations[0], evaluations[-1]]
-    for e in chosen:
+    for e in _ends(evaluations):
         accuracy = f"{percent(e['eval/accuracy'])} ({interval(e['eval/accuracy_low'], e['eval/accuracy_high'])})"
         lines.append(f"| {e['step']} | {accuracy} | {e['eval/response_tokens']:.0f} |")
     return lines

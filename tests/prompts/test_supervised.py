@@ -114,24 +114,46 @@ def test_long_examples_are_refused_or_dropped_and_counted_and_never_cut() -> Non
 
 
 # Gemma's habit: the last turn is written without its end.
-UNENDED = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '' if loop.last else '<|im_end|>' }}{% endfor %}"
+UNENDED = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '' if loop.last else '<|im_end|>' }}{% endfor %}"
+)
 ADVANCED = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else m['content'] | upper }}")
 
 
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"prompt": "a", "answer": "b"}, {}, "no column 'response'; its columns are prompt, answer; set sft.response_key"),
+        (
+            {"prompt": "a", "answer": "b"},
+            {},
+            "no column 'response'; its columns are prompt, answer; set sft.response_key",
+        ),
         ({"prompt": "a", "response": None}, {}, "response: got null; expected the response as text"),
         ({"prompt": "a", "response": 3}, {}, "response: got a number; expected the response as text"),
-        ({"prompt": TALK}, {}, "prompt: got a prompt that ends with the assistant's words; expected a prompt; set sft.me"),
+        (
+            {"prompt": TALK},
+            {},
+            "prompt: got a prompt that ends with the assistant's words; expected a prompt; set sft.me",
+        ),
         ({"talk": "hello"}, {"messages_key": "talk"}, "talk: got text; expected a list of chat messages"),
         ({"talk": TALK[:1]}, {"messages_key": "talk"}, "talk: got only user; expected a message of the assistant"),
         ({"talk": TALK[1:]}, {"messages_key": "talk"}, "got a conversation that begins with the assistant"),
         ({"talk": TALK}, {"messages_key": "other"}, "no column 'other'; its columns are talk; set sft.messages_key"),
-        ({"talk": TALK}, {"messages_key": "talk", "chat": ADVANCED}, "the chat template writes the conversation before me"),
-        ({"talk": TALK[:2]}, {"messages_key": "talk", "chat": UNENDED}, "ends the assistant's turn with no token that en"),
-        ({"talk": TALK}, {"messages_key": "talk", "chat": None}, "got a conversation; expected a tokenizer with a chat te"),
+        (
+            {"talk": TALK},
+            {"messages_key": "talk", "chat": ADVANCED},
+            "the chat template writes the conversation before me",
+        ),
+        (
+            {"talk": TALK[:2]},
+            {"messages_key": "talk", "chat": UNENDED},
+            "ends the assistant's turn with no token that en",
+        ),
+        (
+            {"talk": TALK},
+            {"messages_key": "talk", "chat": None},
+            "got a conversation; expected a tokenizer with a chat te",
+        ),
         ({"prompt": "", "response": "a"}, {"chat": None}, "got a prompt without tokens; expected at least one"),
     ],
 )
