@@ -1,10 +1,17 @@
-"""`rlpost sft` from nothing, and the model it leaves evaluated: a few steps of the real thing."""
+"""`rlpost sft` from nothing, and the model it leaves evaluated; docs/sft.md as it is written. A few steps each."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from .program import rlpost
+from .program import SMALL, rlpost
+
+PAGE = Path(__file__).parents[2] / "docs" / "sft.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +36,33 @@ def test_the_model_can_be_evaluated(made):
         "eval", "recipe=math/arithmetic", "model.path=runs/arithmetic-sft/model", "eval.max_prompts=5", cwd=folder
     )
     assert "5, 4 responses each, 20 in all" in output and "pass@4" in output and "95 % interval" in output
+
+
+def fence(language: str) -> str:
+    """The page's only block in this language."""
+    (body,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return body
+
+
+def test_the_page_is_walked_as_it_is_written(tmp_path):
+    """Every file and command of docs/sft.md, each command cut short by more settings."""
+    (tmp_path / "make_data.py").write_text(fence("python"))
+    (tmp_path / "mine.yaml").write_text(fence("yaml"))
+    short = [*SMALL, "steps=2", "rollout.max_response_tokens=64", "eval.max_prompts=20"]
+    short += ["data.train.limit=100", "sft.tokens_per_step=1024"]
+    outputs = {}
+    for line in fence("sh").splitlines():
+        words = shlex.split(line)
+        if words[0] == "python":
+            subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True)
+        else:
+            more = [] if words[1] == "export" else short
+            outputs.setdefault(words[1], []).append(rlpost(*words[1:3], *more, *words[3:], cwd=tmp_path))
+    assert "data.train: 100 rows from train.jsonl" in outputs["check"][0]
+    drawn = [json.loads(row) for row in (tmp_path / "runs/mine-sft/drawn.jsonl").read_text().splitlines()]
+    assert [uid for row in drawn for uid in row["uids"]] == [f"{epoch}:{n}" for epoch in range(2) for n in range(100)]
+    first, last = re.search(r"loss on data.eval: ([\d.]+) before, ([\d.]+) after", outputs["sft"][0]).groups()
+    assert float(last) < float(first)
+    assert len(outputs["eval"]) == 2 and "runs/mine-sft/model" in outputs["eval"][0]
+    assert "Accuracy after" in outputs["train"][0]
+    assert {p.name for p in (tmp_path / "my-model").iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}

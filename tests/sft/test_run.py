@@ -1,4 +1,4 @@
-"""`rlpost sft` as a run: the real trainer on a tiny model. What was drawn, what is measured, and what a resume keeps."""
+"""`rlpost sft` as a run, the real trainer on a tiny model: what is drawn, what is measured, what a resume keeps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -231,7 +230,9 @@ def test_the_viewers_open_it(whole, tmp_path) -> None:
 def test_commands_do_not_take_each_others_runs(whole, tmp_path) -> None:
     from rlpost.durable.run_state import find_to_resume
 
-    with pytest.raises(RunError, match="made by `rlpost sft`.; expected one of `rlpost train`; set name= to another run"):
+    with pytest.raises(
+        RunError, match="made by `rlpost sft`.; expected one of `rlpost train`; set name= to another run"
+    ):
         find_to_resume(whole / "checkpoints", None, kind="train", say=print)
 
 
@@ -256,8 +257,16 @@ def test_the_ledger_of_a_checkpoint_is_held_to_its_count(cfg, monkeypatch) -> No
         ({"epochs": None}, ConfigError, "sft.steps: got neither sft.steps nor sft.epochs; expected exactly one"),
         ({"steps": 3}, ConfigError, "sft.steps: got both sft.steps and sft.epochs; expected exactly one"),
         ({"messages_key": None}, DataError, "train.jsonl line 1: no column 'prompt'"),
-        ({"max_example_tokens": 513}, ConfigError, "sft.max_example_tokens: got 513; expected <= 512, the model's context"),
-        ({"generator": {"_target_": "tests.sft.lessons.count"}}, ConfigError, "sft.epochs: got 2; expected null with sft.g"),
+        (
+            {"max_example_tokens": 513},
+            ConfigError,
+            "sft.max_example_tokens: got 513; expected <= 512, the model's context",
+        ),
+        (
+            {"generator": {"_target_": "tests.sft.lessons.count"}},
+            ConfigError,
+            "sft.epochs: got 2; expected null with sft.g",
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_anything_loads(change, error, message, cfg) -> None:
