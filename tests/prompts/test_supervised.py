@@ -117,6 +117,7 @@ def test_long_examples_are_refused_or_dropped_and_counted_and_never_cut() -> Non
 UNENDED = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ '' if loop.last else '<|im_end|>' }}{% endfor %}"
 )
+FORGETFUL = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] == 'user' else '...' }}")
 ADVANCED = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else m['content'] | upper }}")
 
 
@@ -143,6 +144,11 @@ ADVANCED = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last el
             {"talk": TALK},
             {"messages_key": "talk", "chat": ADVANCED},
             "the chat template writes the conversation before me",
+        ),
+        (
+            {"talk": TALK},
+            {"messages_key": "talk", "chat": FORGETFUL},
+            "the chat template writes the conversation before m",
         ),
         (
             {"talk": TALK[:2]},

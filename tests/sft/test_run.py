@@ -236,7 +236,7 @@ def test_commands_do_not_take_each_others_runs(whole, tmp_path) -> None:
         find_to_resume(whole / "checkpoints", None, kind="train", say=print)
 
 
-def test_the_ledger_of_a_checkpoint_is_held_to_its_count(cfg, monkeypatch) -> None:
+def test_the_ledger_of_a_checkpoint_is_held_to_its_count(cfg, monkeypatch, capsys) -> None:
     interrupt(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Stopped):
         run_sft(cfg)
@@ -249,6 +249,7 @@ def test_the_ledger_of_a_checkpoint_is_held_to_its_count(cfg, monkeypatch) -> No
     write_manifest(folder)
     with pytest.raises(RunError, match=r"drawn.jsonl: got '\d+ draws'; expected \d+, as were made"):
         run_sft(cfg)
+    assert "resumed after" not in capsys.readouterr().out, "it is known before the trainer starts"
 
 
 @pytest.mark.parametrize(
