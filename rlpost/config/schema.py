@@ -433,6 +433,11 @@ class SFTConfig:
         "Measure the loss on data.eval every this many steps (and before the first and after the last); 0: only first and last; -1: never. None: 0 if training on data.train and data.eval is set, else -1.",
         low=-1,
     )
+    generate_every: int = opt(
+        -1,
+        "Also generate responses to data.eval and score them, as `rlpost eval` does, every this many steps (and before the first and after the last); 0: only first and last; -1: never. Needs sft.init.",
+        low=-1,
+    )
     lr: float = opt(2e-3, "Peak learning rate.", above=0)
     final_lr_share: float = opt(0.05, "The cosine schedule ends at lr times this.", low=0, high=1)
     warmup_steps: int = opt(20, "Optimizer steps of linear warmup.", low=0)

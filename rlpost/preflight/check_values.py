@@ -8,6 +8,7 @@ with the shape of a model that had to be downloaded. Every message is one line i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlpost.algos import table
@@ -32,10 +33,13 @@ USED_BY_SFT = (
 def check_values(cfg: Config, command: str) -> None:
     """Raises ConfigError for the first value or combination that ``rlpost COMMAND`` cannot work with."""
     for key in walk_fields():
-        if _is_checked(key, command):
+        if _is_checked(key, command, cfg):
             check_value(key.name, look_up(cfg, key.name), key.rule)
     if command == "sft":
         check_sft(cfg)
+        if cfg.sft.generate_every >= 0:
+            list_functions(cfg.reward)
+            check_tensor_parallel(cfg)
         check_train(cfg.train)
         check_deterministic(cfg)
         check_cluster(cfg)
@@ -56,13 +60,15 @@ def check_values(cfg: Config, command: str) -> None:
         raise ConfigError(explain("logging.trainer_logprobs", True, expected, "set logging.keep_rollouts=true"))
 
 
-def _is_checked(key: Key, command: str) -> bool:
+def _is_checked(key: Key, command: str, cfg: Config) -> bool:
     """Options always, bounds only if the command uses the number."""
     if key.rule is not None and key.rule.choices:
         return True
     if command == "sft":
         section = key.name.partition(".")[0]
-        return section in ("sft", "data", "checkpoint", "cluster", "logging") or key.name in USED_BY_SFT
+        generation = ("eval", "rollout", "engine", "reward") if cfg.sft.generate_every >= 0 else ()
+        sections = ("sft", "data", "checkpoint", "cluster", "logging", *generation)
+        return section in sections or key.name in USED_BY_SFT
     return not key.name.startswith("sft.")
 
 
@@ -86,6 +92,12 @@ def check_sft(cfg: Config) -> None:
     if sft.eval_every is not None and sft.eval_every >= 0 and cfg.data.eval == SourceConfig():
         do = "set data.eval.path, or sft.eval_every=-1"
         raise ConfigError(explain("sft.eval_every", sft.eval_every, "-1 without a source in data.eval", do))
+    if sft.generate_every >= 0 and cfg.data.eval == SourceConfig():
+        do = "set data.eval.path, or sft.generate_every=-1"
+        raise ConfigError(explain("sft.generate_every", sft.generate_every, "-1 without a source in data.eval", do))
+    if sft.generate_every >= 0 and sft.init is None:
+        do = "the engine starts from a model's files; use `rlpost eval` on the finished model"
+        raise ConfigError(explain("sft.generate_every", sft.generate_every, "-1 without sft.init", do))
 
 
 def evaluates_loss(cfg: Config) -> bool:
@@ -93,6 +105,12 @@ def evaluates_loss(cfg: Config) -> bool:
     if cfg.sft.eval_every is None:
         return cfg.sft.generator is None and cfg.data.eval != SourceConfig()
     return cfg.sft.eval_every >= 0
+
+
+def config_of_init(cfg: Config) -> Config:
+    """``cfg`` with the model that supervised training starts from as the model."""
+    assert cfg.sft.init is not None
+    return replace(cfg, model=replace(cfg.model, path=cfg.sft.init, revision=None, shape=None))
 
 
 def example_limit(cfg: Config, shape: Mapping[str, Any]) -> int | None:

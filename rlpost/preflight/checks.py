@@ -36,6 +36,7 @@ from rlpost.models.tokenizer import TokenizerFiles, check_ids
 from rlpost.preflight.check_values import (
     check_shape_fits,
     check_values,
+    config_of_init,
     evaluates_loss,
     example_limit,
     name_sft_run,
@@ -86,6 +87,12 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
     if command == "sft":
         _check_sft(cfg, report)
         return report
+    _check_generation(cfg, command, report)
+    return report
+
+
+def _check_generation(cfg: Config, command: str, report: CheckReport) -> None:
+    """Model, reward and prompts of ``train`` or ``eval``."""
     device, dtype = check_device(cfg, report)
     facts = check_reward(cfg, report)
     files = _check_model(cfg, command, report, device, dtype)
@@ -96,7 +103,6 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
     if command == "train":
         report.sections.insert(0, ("Batch", _describe_batch(cfg)))
         _plan(cfg, files, context, device, dtype, report)
-    return report
 
 
 # -- machine -------------------------------------------------------------------------------------------------------
@@ -346,7 +352,10 @@ def _count_tokens(
 
 def _check_sft(cfg: Config, report: CheckReport) -> None:
     sft = cfg.sft
-    check_device(cfg, report)
+    if sft.generate_every >= 0:
+        _check_generation(config_of_init(cfg), "eval", report)
+    else:
+        check_device(cfg, report)
     shape: Mapping[str, Any] | None = None
     if sft.generator is not None:
         plugins.check_target(sft.generator, {}, "sft.generator")

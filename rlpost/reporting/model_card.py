@@ -58,7 +58,7 @@ def model_card(
 def supervised_card(
     config: Mapping[str, Any], *, step: int, evaluations: Sequence[Mapping[str, Any]], totals: Mapping[str, float]
 ) -> str:
-    """The card of a model made by ``rlpost sft``, from the same facts; an evaluation has ``eval/loss``."""
+    """The card of a model made by ``rlpost sft``, from the same facts; some evaluations have ``eval/loss`` instead."""
     sft = config["sft"]
     front = ["library_name: transformers", "tags: [rlpost, supervised-fine-tuning]"]
     if sft["init"] and _is_hub_name(sft["init"]):
@@ -72,12 +72,15 @@ def supervised_card(
         ("Learning rate", f"{sft['lr']:g} (cosine)"),
         ("Seed", str(config["seed"])),
     ]
-    rows += [(f"Loss on data.eval after step {e['step']}", f"{e['eval/loss']:.4f}") for e in _ends(evaluations)]
+    losses = [evaluation for evaluation in evaluations if "eval/loss" in evaluation]
+    rows += [(f"Loss on data.eval after step {e['step']}", f"{e['eval/loss']:.4f}") for e in _ends(losses)]
     lines = ["---", *front, "---", "", f"# {config['name']}", ""]
     if config.get("description"):
         lines += [str(config["description"]), ""]
     lines += [f"Trained by supervised fine-tuning with rlpost {__version__}.", "", "| | |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {label} | {value} |" for label, value in rows)]) + "\n"
+    lines += [f"| {label} | {value} |" for label, value in rows]
+    scored = [evaluation for evaluation in evaluations if "eval/accuracy" in evaluation]
+    return "\n".join([*lines, *_accuracy_lines(config, scored)]) + "\n"
 
 
 def _ends(evaluations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -22,11 +22,14 @@ from rlpost.config.locations import expand_home
 from rlpost.durable import run_dir
 from rlpost.durable.run_state import CONFIG_FILE
 from rlpost.durable.stopping import StopRequest
+from rlpost.engine.protocol import Engine
 from rlpost.errors import RunError, explain
+from rlpost.evaluate import evaluate_session
+from rlpost.evaluation.evaluate import EvalResult
 from rlpost.preflight.check_values import name_sft_run
 from rlpost.prompts.supervised import Example
 from rlpost.reporting.model_card import supervised_card
-from rlpost.reporting.progress import Progress, duration
+from rlpost.reporting.progress import Progress, duration, percent
 from rlpost.reporting.reporter import Reporter
 from rlpost.run import Restarts, find_start, hold_folder, start_workers, started
 from rlpost.sft.draws import Drawn, draw_step
@@ -77,6 +80,8 @@ class SftRun:
         self.report = Reporter(cfg, folder.path, progress=progress, facts=None, decode=session.tokenizer.decode)
         self._print_header(folder.note)
         self.state = SftState(cfg, folder.path, session.draws, started=session.started, say=self.report.message)
+        if session.generation is not None:
+            session.generation.open_result_cache(folder.path, self.report.message)
         self._eval_rows = list(pack(session.eval_examples, session.row_tokens).rows)
         self._is_finished = False
 
@@ -101,14 +106,17 @@ class SftRun:
             say=self.report.message,
             timed=self.report.part,
         )
-        self.report.follow(workers=self.workers.describe, engine_clock=time.perf_counter)
+        has_engine = self.session.generation is not None
+        clock = (lambda: self.workers.engine.now()) if has_engine else time.perf_counter
+        self.report.follow(workers=self.workers.describe, engine_clock=clock)
         self.workers.resume(self.step, lambda trainer: self.state.load_trainer(found, trainer))
         if found is not None:
             self.report.message(f"resumed after step {self.step} from {found.path}")
         if restarts.reached > self.step:
             self.report.message(f"repeating {restarts.reached - self.step} completed steps")
         step = self.step if found is not None else None
-        self.report.resume(step, evaluated_step=self.state.history.evaluated_step)
+        evaluated = max(self.state.history.evaluated_step(kind) for kind in ("loss", "accuracy"))
+        self.report.resume(step, evaluated_step=evaluated)
         self.stop.wait_for_boundaries()
         self.report.start(sum(self.evaluation_is_due(step) for step in range(self.step, self.cfg.steps + 1)))
 
@@ -125,9 +133,10 @@ class SftRun:
         summary = {"steps": self.step, "duration_s": elapsed_s, **asdict(history), "model": str(output)}
         run_dir.finish(self.path, summary)
         lines = [f"Done: {self.step} steps in {duration(elapsed_s)}"]
-        if len(history.evaluations) > 1:
-            first, last = (history.evaluations[n]["eval/loss"] for n in (0, -1))
-            lines.append(f"loss on data.eval: {first:.4f} before, {last:.4f} after, nats per token")
+        if losses := [evaluation["eval/loss"] for evaluation in history.of_kind("loss")]:
+            lines.append(f"loss on data.eval: {losses[0]:.4f} before, {losses[-1]:.4f} after, nats per token")
+        if accuracies := [evaluation["eval/accuracy"] for evaluation in history.of_kind("accuracy")]:
+            lines.append(f"accuracy on data.eval: {percent(accuracies[0])} before, {percent(accuracies[-1])} after")
         lines.append(f"sft: model written to {output}; use it with model.path={output}")
         self._is_finished = True
         self.report.print_closing("\n".join(lines))
@@ -185,14 +194,29 @@ class SftRun:
     # ---- evaluation -----------------------------------------------------------------------------------------
 
     def evaluation_is_due(self, step: int | None = None) -> bool:
-        """At ``step`` (None: now): before the first step, after the last, and every ``sft.eval_every`` between."""
+        """At ``step`` (None: now): before the first step, after the last, and as often as ``sft`` says between."""
         step = self.step if step is None else step
-        every = self.cfg.sft.eval_every or 0
-        wanted = step in (0, self.cfg.steps) or (every > 0 and step % every == 0)
-        return bool(self._eval_rows) and wanted and step > self.state.history.evaluated_step
+        return self._loss_is_due(step) or self._generation_is_due(step)
 
     def evaluate(self) -> None:
-        """The loss on ``data.eval``. On a stop request it is left out: a resumed run repeats it."""
+        """On ``data.eval``. What a stop request leaves out, a resumed run repeats."""
+        if self._loss_is_due(self.step):
+            self._evaluate_loss()
+        if self._generation_is_due(self.step) and self.stop.requested is None:
+            self._evaluate_generation()
+
+    def _loss_is_due(self, step: int) -> bool:
+        evaluated = self.state.history.evaluated_step("loss")
+        return bool(self._eval_rows) and self._is_due(step, self.cfg.sft.eval_every or 0, evaluated)
+
+    def _generation_is_due(self, step: int) -> bool:
+        every, evaluated = self.cfg.sft.generate_every, self.state.history.evaluated_step("accuracy")
+        return every >= 0 and self._is_due(step, every, evaluated)
+
+    def _is_due(self, step: int, every: int, evaluated_step: int) -> bool:
+        return step > evaluated_step and (step in (0, self.cfg.steps) or (every > 0 and step % every == 0))
+
+    def _evaluate_loss(self) -> None:
         self.report.phase("eval")
         began_s = time.perf_counter()
         loss, num_tokens = 0.0, 0
@@ -208,6 +232,28 @@ class SftRun:
         metrics = {"eval/loss": loss / num_tokens, "eval/tokens": num_tokens}
         self.state.history.evaluations.append({"step": self.step, **metrics})
         self.report.loss_evaluation(metrics, seconds=time.perf_counter() - began_s)
+
+    def _evaluate_generation(self) -> None:
+        """As an RL run does: the weights are published to the engine, which generates; the reward scores."""
+        session, began_s = self.session.generation, time.perf_counter()
+        assert session is not None
+
+        def generate(engine: Engine) -> EvalResult | None:
+            self.report.phase("eval")
+            return evaluate_session(
+                session,
+                engine,
+                policy_version=self.step,
+                on_progress=self.report.evaluation_progress,
+                should_stop=lambda: self.stop.requested is not None or not engine.max_slots,
+            )
+
+        result = self.workers.with_engine(generate)
+        if result is None:
+            return
+        self.state.history.evaluations.append({"step": self.step, **result.metrics()})
+        seconds = time.perf_counter() - began_s
+        self.report.evaluation(result, session.eval_scorer.take_counts(), seconds=seconds)
 
     # ---- durable state --------------------------------------------------------------------------------------
 

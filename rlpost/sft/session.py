@@ -23,11 +23,14 @@ from rlpost.errors import ConfigError, ModelError, RunError, explain
 from rlpost.models.files import check_shape, find_model_folder, find_stop_tokens
 from rlpost.models.shape import count_params
 from rlpost.models.tokenizer import check_ids, load_tokenizer
-from rlpost.preflight.check_values import evaluates_loss, example_limit
+from rlpost.preflight.check_values import config_of_init, evaluates_loss, example_limit
 from rlpost.prompts.rows import load_rows
 from rlpost.prompts.supervised import Example, ExampleEncoder
+from rlpost.session import Session
+from rlpost.session import open_session as session_of_rl
 from rlpost.sft.draws import Draws, LessonDraws, RowDraws, count_steps
 from rlpost.workers.protocol import WorkerSettings
+from rlpost.workers.publication import make_canary
 from rlpost.workers.runtime import choose_device, choose_threads, write_environment
 
 
@@ -43,6 +46,7 @@ class SftSession:
     num_examples: int | None  # of data.train; None for lessons
     num_dropped: int  # examples of data.train and data.eval that are too long
     eval_examples: tuple[Example, ...]
+    generation: Session | None  # prompts of data.eval and their reward, with sft.generate_every
     started: datetime
 
     @property
@@ -51,7 +55,7 @@ class SftSession:
         return self.cfg.train.max_row_tokens
 
     def worker_settings(self) -> WorkerSettings:
-        """A worker that only trains, with ``sft``'s optimizer and schedule over the run's steps."""
+        """A worker with ``sft``'s optimizer and schedule over the run's steps; it has an engine only to evaluate."""
         sft = self.cfg.sft
         train = replace(
             self.cfg.train,
@@ -65,6 +69,8 @@ class SftSession:
             epochs=1,
             optimizer_steps_per_rollout=1,
         )
+        generation, max_model_len = self.generation, self.generation.max_model_len if self.generation else 0
+        canary = [prompt.token_ids for prompt in generation.eval_prompts[:4]] if generation else []
         return WorkerSettings(
             cfg=replace(self.cfg, train=train, rollout=replace(self.cfg.rollout, temperature=1.0)),
             model_folder=str(self.model_folder.absolute()),
@@ -72,9 +78,9 @@ class SftSession:
             num_params=count_params(self.shape),
             hidden_size=int(self.shape["hidden_size"]),
             needs_reference=False,
-            max_model_len=0,
-            canary=(),
-            with_engine=False,
+            max_model_len=max_model_len,
+            canary=make_canary(canary, int(self.shape["vocab_size"]), max_tokens=max_model_len - 1),
+            with_engine=generation is not None,
             init="pretrained" if sft.init else "random",
         )
 
@@ -84,7 +90,7 @@ def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
     """Raises ConfigError, DataError, ModelError before a model is loaded. ``started``: when the run began."""
     output = cfg.sft.output and make_output(Path(expand_home(cfg.sft.output)))
     assert output is None or isinstance(output, Path)
-    with tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
+    with _open_generation(cfg, started) as generation, tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
         folder = _starting_folder(cfg, Path(scratch))
         shape = json.loads((folder / "config.json").read_text())
         origin = f"{folder / 'config.json'}" if cfg.sft.init else "model.shape"
@@ -92,6 +98,8 @@ def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
         device = choose_device(cfg)
         threads = choose_threads(cfg, device, num_params=count_params(shape))
         cfg = resolve(cfg, device=device, threads=threads)
+        if generation is not None:  # what a deterministic run pins of them
+            cfg = replace(cfg, engine=generation.cfg.engine, rollout=generation.cfg.rollout)
         write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
         tokenizer = load_tokenizer(str(folder))
         check_ids(tokenizer.get_vocab(), int(shape["vocab_size"]), origin)
@@ -117,8 +125,22 @@ def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
             num_examples=num_examples,
             num_dropped=encoder.num_dropped,
             eval_examples=eval_examples,
+            generation=generation,
             started=started,
         )
+
+
+@contextmanager
+def _open_generation(cfg: Config, started: datetime) -> Iterator[Session | None]:
+    """What an evaluation by generation needs, as ``rlpost eval`` opens it; None without one."""
+    if cfg.sft.generate_every < 0:
+        yield None
+        return
+    session = session_of_rl(config_of_init(cfg), train=False, started=started)
+    try:
+        yield session
+    finally:
+        session.close()
 
 
 def make_output(output: Path) -> Path:

@@ -48,7 +48,8 @@ DRAWN_FILE = "drawn.jsonl"
 
 # What a supervised run does not read may change. ``sft.*`` is what it computes, but for these.
 UNUSED = ("reward.*", "algo.*", "rollout.*", "engine.*", "eval.*", "user.*", "canary_threshold", "mismatch_stop")
-MAY_CHANGE = (*(key for key in HARMLESS if key != "sft.*"), *UNUSED, "description", "sft.output", "sft.eval_every")
+OBSERVING = ("description", "sft.output", "sft.eval_every", "sft.generate_every")
+MAY_CHANGE = (*(key for key in HARMLESS if key != "sft.*"), *UNUSED, *OBSERVING)
 
 
 @dataclass
@@ -56,13 +57,15 @@ class SftHistory:
     """Totals and evaluations from first step to last; ``elapsed_s`` excludes the time between a stop and a resume."""
 
     totals: dict[str, float] = field(default_factory=lambda: {"samples": 0.0, "tokens": 0.0})
-    evaluations: list[dict[str, float]] = field(default_factory=list)  # step, eval/loss, eval/tokens
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # step, and eval/loss or eval/accuracy with others
     elapsed_s: float = 0.0
 
-    @property
-    def evaluated_step(self) -> int:
-        """The last step with an evaluation, -1 if there is none."""
-        return int(self.evaluations[-1]["step"]) if self.evaluations else -1
+    def evaluated_step(self, kind: str) -> int:
+        """The last step with an evaluation of this kind (loss, accuracy), -1 if there is none."""
+        return max((int(e["step"]) for e in self.of_kind(kind)), default=-1)
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [evaluation for evaluation in self.evaluations if f"eval/{kind}" in evaluation]
 
 
 class SftState:

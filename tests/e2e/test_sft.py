@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .program import SMALL, rlpost
+from .program import SMALL, read_metrics, rlpost
 
 PAGE = Path(__file__).parents[2] / "docs" / "sft.md"
 
@@ -36,6 +36,25 @@ def test_the_model_can_be_evaluated(made):
         "eval", "recipe=math/arithmetic", "model.path=runs/arithmetic-sft/model", "eval.max_prompts=5", cwd=folder
     )
     assert "5, 4 responses each, 20 in all" in output and "pass@4" in output and "95 % interval" in output
+
+
+def test_two_workers_with_engines_train_the_same_as_one_without(tmp_path):
+    """The losses agree; on two workers the responses are generated and scored as well."""
+    (tmp_path / "make_data.py").write_text(fence("python"))
+    (tmp_path / "mine.yaml").write_text(fence("yaml"))
+    subprocess.run([sys.executable, "make_data.py"], cwd=tmp_path, check=True)
+    short = [*SMALL, "data.train.limit=100", "data.eval.limit=20", "sft.epochs=1", "sft.tokens_per_step=1024"]
+    two = ["name=two", "cluster=ray", "cluster.num_workers=2", "sft.generate_every=0"]
+    runs = []
+    for own in (["name=one"], two):
+        output = rlpost("sft", "recipe=mine.yaml", *short, *own, cwd=tmp_path)
+        runs.append(read_metrics(tmp_path / "runs" / f"{own[0].removeprefix('name=')}-sft"))
+    for name in ("loss/nll", "eval/loss"):
+        one, other = ([row[name] for row in run if name in row] for run in runs)
+        assert len(one) == len(other) >= 2 and one == pytest.approx(other, abs=2e-3)
+    scored = [row["step"] for row in runs[1] if "eval/accuracy" in row]
+    assert scored == [0, max(row["step"] for row in runs[1])]
+    assert re.search(r"accuracy on data.eval: [\d.]+ % before, [\d.]+ % after", output)
 
 
 def fence(language: str) -> str:

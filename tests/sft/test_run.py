@@ -257,6 +257,7 @@ def test_the_ledger_of_a_checkpoint_is_held_to_its_count(cfg, monkeypatch, capsy
     [
         ({"epochs": None}, ConfigError, "sft.steps: got neither sft.steps nor sft.epochs; expected exactly one"),
         ({"steps": 3}, ConfigError, "sft.steps: got both sft.steps and sft.epochs; expected exactly one"),
+        ({"generate_every": 0, "init": None}, ConfigError, "sft.generate_every: got 0; expected -1 without sft.init"),
         ({"messages_key": None}, DataError, "train.jsonl line 1: no column 'prompt'"),
         (
             {"max_example_tokens": 513},
