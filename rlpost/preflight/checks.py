@@ -381,6 +381,9 @@ def _check_sft(cfg: Config, report: CheckReport) -> None:
         start = f"a new model of {count_params(cfg.model.shape):,} parameters"
     if shape is not None:
         example_limit(cfg, shape)
+        problem = explain_unsupported(shape, start if sft.init is not None else "model.shape")
+        if problem:
+            raise ModelError(problem)
     long = f"{sft.steps:,} steps" if sft.steps is not None else f"{sft.epochs:,} passes over data.train"
     lines = [f"{start}; {long}, {sft.tokens_per_step:,} tokens per step"]
     if sft.generator is None:

@@ -83,6 +83,7 @@ class SftRun:
         if session.generation is not None:
             session.generation.open_result_cache(folder.path, self.report.message)
         self._eval_rows = list(pack(session.eval_examples, session.row_tokens).rows)
+        self._update_s = 0.0  # of the current step
         self._is_finished = False
 
     @property
@@ -161,7 +162,10 @@ class SftRun:
         return Step(drawn=drawn, batch=batch, began_s=began_s, began_cpu_s=began_cpu_s)
 
     def update(self, step: Step, objective: Objective) -> UpdateResult:
-        return self.workers.update(partial(_update, batch=step.batch, objective=objective))
+        began_s = time.perf_counter()
+        result = self.workers.update(partial(_update, batch=step.batch, objective=objective))
+        self._update_s = time.perf_counter() - began_s
+        return result
 
     def settle(self, step: Step, result: UpdateResult) -> None:
         """Finish the step: its draws are recorded, its metrics logged. Raises RunError if nothing was applied."""
@@ -186,6 +190,7 @@ class SftRun:
                 **({"sft/epoch": epoch} if epoch is not None else {}),
                 **({"sft/dropped": dropped} if dropped is not None else {}),
                 **{f"total/{name}": total for name, total in totals.items()},
+                "time/update": self._update_s,
                 "time/step": seconds,
                 "time/cpu": time.process_time() - step.began_cpu_s,
             }
@@ -200,10 +205,11 @@ class SftRun:
 
     def evaluate(self) -> None:
         """On ``data.eval``. What a stop request leaves out, a resumed run repeats."""
+        began_s = time.perf_counter()
         if self._loss_is_due(self.step):
-            self._evaluate_loss()
+            self._evaluate_loss(began_s)
         if self._generation_is_due(self.step) and self.stop.requested is None:
-            self._evaluate_generation()
+            self._evaluate_generation(began_s)
 
     def _loss_is_due(self, step: int) -> bool:
         evaluated = self.state.history.evaluated_step("loss")
@@ -216,9 +222,8 @@ class SftRun:
     def _is_due(self, step: int, every: int, evaluated_step: int) -> bool:
         return step > evaluated_step and (step in (0, self.cfg.steps) or (every > 0 and step % every == 0))
 
-    def _evaluate_loss(self) -> None:
+    def _evaluate_loss(self, began_s: float) -> None:
         self.report.phase("eval")
-        began_s = time.perf_counter()
         loss, num_tokens = 0.0, 0
         for start in range(0, len(self._eval_rows), EVAL_ROWS):
             if self.stop.requested is not None:
@@ -233,9 +238,12 @@ class SftRun:
         self.state.history.evaluations.append({"step": self.step, **metrics})
         self.report.loss_evaluation(metrics, seconds=time.perf_counter() - began_s)
 
-    def _evaluate_generation(self) -> None:
-        """As an RL run does: the weights are published to the engine, which generates; the reward scores."""
-        session, began_s = self.session.generation, time.perf_counter()
+    def _evaluate_generation(self, began_s: float) -> None:
+        """As an RL run does: the weights are published to the engine, which generates; the reward scores.
+
+        ``began_s``: with the loss on the same step, whose time is part of this evaluation's.
+        """
+        session = self.session.generation
         assert session is not None
 
         def generate(engine: Engine) -> EvalResult | None:
