@@ -15,9 +15,9 @@ import yaml
 
 from rlpost.durable import checkpoint
 from rlpost.durable.run_dir import FINISHED
-from rlpost.durable.run_state import CONFIG_FILE, MODEL_FILES, TRAINER, read_state
+from rlpost.durable.run_state import CONFIG_FILE, MODEL_FILES, TRAINER, kind_of_run, read_state
 from rlpost.errors import RunError, explain
-from rlpost.reporting.model_card import model_card
+from rlpost.reporting.model_card import model_card, supervised_card
 
 CARD = "README.md"
 
@@ -58,7 +58,8 @@ def export(run: Path, out: Path, *, step: int | None = None, say: Callable[[str]
 def _card(folder: Path) -> str:
     state, config = read_state(folder), yaml.safe_load((folder / CONFIG_FILE).read_text())
     totals = state["history"]["totals"]
-    return model_card(config, step=state["step"], evaluations=_evaluations(folder, state), totals=totals)
+    write_card = supervised_card if kind_of_run(state) == "sft" else model_card
+    return write_card(config, step=state["step"], evaluations=_evaluations(folder, state), totals=totals)
 
 
 def _evaluations(folder: Path, state: Mapping[str, Any]) -> list[dict[str, Any]]:

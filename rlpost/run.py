@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlpost.config import Config
 from rlpost.config.compose import to_yaml
@@ -77,27 +77,54 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
     """
     session = open_session(cfg, started=find_start(restarts.folder, cfg))
     try:
-        if restarts.folder is None:
-            restarts.folder = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
-        with Progress(cfg.logging.progress) as progress:
-            with StopRequest(cfg.checkpoint.stop_deadline_s, progress.stopping) as stop:
-                run = Run(session, restarts.folder, progress, stop)
-                try:
-                    run.start(restarts)
-                    yield run
-                except Stopped as stopped:
-                    run.report.end("stopped", str(stopped))
-                    raise
-                except ShardsLost:
-                    raise  # the run is not over: another attempt follows
-                except Exception as error:
-                    run.report.end("failed", str(error))
-                    raise
-                finally:
-                    restarts.step = run.step
-                    run.close()
+        with hold_folder(cfg, restarts) as (folder, progress, stop):
+            run = Run(session, folder, progress, stop)
+            with started(run, restarts):
+                yield run
     finally:
         session.close()
+
+
+@contextmanager
+def hold_folder(cfg: Config, restarts: Restarts) -> Iterator[tuple[run_dir.RunDir, Progress, StopRequest]]:
+    """The run's folder, which this process holds, its display, and the requests to stop."""
+    if restarts.folder is None:
+        restarts.folder = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
+    with Progress(cfg.logging.progress) as progress:
+        with StopRequest(cfg.checkpoint.stop_deadline_s, progress.stopping) as stop:
+            yield restarts.folder, progress, stop
+
+
+class Startable(Protocol):
+    """A run as :func:`started` needs it."""
+
+    report: Reporter
+
+    @property
+    def step(self) -> int: ...
+
+    def start(self, restarts: Restarts) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def started(run: Startable, restarts: Restarts) -> Iterator[None]:
+    """Starts the run; however the block is left, its end is recorded and it is closed."""
+    try:
+        run.start(restarts)
+        yield
+    except Stopped as stopped:
+        run.report.end("stopped", str(stopped))
+        raise
+    except ShardsLost:
+        raise  # the run is not over: another attempt follows
+    except Exception as error:
+        run.report.end("failed", str(error))
+        raise
+    finally:
+        restarts.step = run.step
+        run.close()
 
 
 def find_start(folder: run_dir.RunDir | None, cfg: Config) -> datetime | None:

@@ -4,10 +4,10 @@
 
 A vLLM engine's shutdown destroys the process group of its process, DeepSpeed's included, so files that start an engine
 get a process of their own: those in ``tests/e2e``, those that carry the marker ``own_process`` and those that name the
-vLLM engine class. ``tests/train`` and other files that use DeepSpeed share one process, those that start reward
-workers, sandboxes or a browser share another, all others share the last (``fast`` runs only that one), which deals its
-files to two workers (pytest-xdist). Every process runs even when an earlier one failed; the exit status is non-zero
-when any failed. At the end: the 20 slowest tests of all and the totals.
+vLLM engine class. ``tests/train``, ``tests/sft`` and other files that use DeepSpeed share one process, those that
+start reward workers, sandboxes or a browser share another, all others share the last (``fast`` runs only that one),
+which deals its files to two workers (pytest-xdist). Every process runs even when an earlier one failed; the exit status
+is non-zero when any failed. At the end: the 20 slowest tests of all and the totals.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def kind_of(file: Path) -> str:
     folder, text = file.relative_to(TESTS).parts[0], file.read_text()
     if folder == "e2e" or OWN_PROCESS.search(text):
         return "own"
-    if folder == "train" or DEEPSPEED.search(text):
+    if folder in ("train", "sft") or DEEPSPEED.search(text):
         return "trainer"
     return "workers" if WORKERS.search(text) else "fast"
 

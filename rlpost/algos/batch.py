@@ -77,16 +77,17 @@ def build_batch(
     )
 
 
-def supervised_sequence(prompt_ids: np.ndarray, response_ids: np.ndarray, *, policy_version: int = 0) -> TrainSequence:
-    """A prompt and the target response, for ``objective.nll``."""
-    return _sequence(
-        prompt_ids,
-        response_ids,
-        trainable=np.ones(len(response_ids), np.bool_),
-        rollout_logprobs=np.zeros(len(response_ids), np.float32),
-        policy_versions=np.full(len(response_ids), policy_version, np.int32),
-        mixed_kv=np.zeros(len(response_ids), np.bool_),
-        advantages=np.zeros(len(response_ids), np.float32),
+def supervised_sequence(token_ids: np.ndarray, loss_mask: np.ndarray, *, policy_version: int = 0) -> TrainSequence:
+    """Tokens i[n], and which of them are targets for ``objective.nll``: bool[n], False at position 0."""
+    assert not loss_mask[:1].any(), "nothing predicts the first token of a sequence"
+    zeros = np.zeros(len(token_ids), np.float32)
+    return TrainSequence(
+        token_ids=token_ids.astype(np.int64),
+        loss_mask=loss_mask.astype(np.bool_),
+        rollout_logprobs=zeros,
+        policy_versions=np.where(loss_mask, policy_version, -1).astype(np.int32),
+        advantages=zeros,
+        mixed_kv=np.zeros(len(token_ids), np.bool_),
     )
 
 

@@ -85,7 +85,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_sft(arguments: argparse.Namespace) -> int:
     cfg = _load_checked(arguments, "sft")
-    from rlpost.sft import run_sft as run
+    from rlpost.sft.loop import run_sft as run
 
     run(cfg)
     return 0
@@ -341,7 +341,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     add("train", run_train, "train a policy by RL", help_texts.TRAIN)
-    add("sft", run_sft, "warm-start a model by supervised fine-tuning", help_texts.SFT)
+    add("sft", run_sft, "supervised fine-tuning, on data files or on a generator's lessons", help_texts.SFT)
     add("eval", run_eval, "evaluate a model: mean@k, pass@k, intervals", help_texts.EVAL)
     check = add("check", run_check, "check a run without touching a device", help_texts.CHECK)
     check.add_argument(

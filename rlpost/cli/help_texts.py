@@ -30,11 +30,14 @@ examples:
 """
 
 SFT = """\
-Warm-starts a model by supervised fine-tuning on the examples of sft.generator. Writes sft.output, or
-runs/NAME-sft/model.
+Supervised fine-tuning, on data.train (a prompt and a response per row, or conversations) or on the lessons of
+sft.generator. Writes runs/NAME-sft/: metrics.jsonl, the resolved config, checkpoints, what was drawn, and the model in
+model/ (or in sft.output), for model.path. An unfinished run resumes from its last checkpoint; a finished one is left
+alone and NAME-sft-2 is started.
 
-example:
+examples:
   rlpost sft recipe=math/arithmetic                 rebuilds the demo's model, about 15 minutes on one core
+  rlpost sft recipe=mine.yaml data.train.path=train.jsonl sft.init=my_model sft.epochs=3 sft.lr=1e-5
 """
 
 EVAL = """\

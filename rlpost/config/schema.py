@@ -428,17 +428,51 @@ class LoggingConfig:
 @dataclass
 class SFTConfig:
     generator: Any = opt(
-        None, "A function (Hydra _target_) returning an endless iterator of rows with prompt and response."
+        None,
+        "A function (Hydra _target_) returning an endless iterator of rows with prompt and response; None: data.train is trained on.",
     )
-    steps: int = opt(0, "Optimizer steps; a recipe with a warm start sets them.", low=1)
-    tokens_per_step: int = opt(4096, "Tokens per optimizer step, including prompts.", low=1)
+    response_key: Optional[str] = opt(
+        None,
+        "Column of data.train with the response to the prompt, as text; None: response, with another data.format than columns: answer.",
+    )
+    messages_key: Optional[str] = opt(
+        None, "Column with a whole conversation to train on, instead of a prompt and a response."
+    )
+    loss_on: str = opt(
+        "assistant",
+        "Which tokens are trained on: assistant (the response, or the assistant's turns of a conversation, with their end token) or all.",
+        choices=("assistant", "all"),
+    )
+    epochs: Optional[int] = opt(None, "Passes over data.train; instead of sft.steps.", low=1)
+    steps: Optional[int] = opt(None, "Optimizer steps, over as many passes as they take; instead of sft.epochs.", low=1)
+    tokens_per_step: int = opt(
+        4096, "Tokens per optimizer step, including prompts: whole examples until this many are reached.", low=1
+    )
+    max_example_tokens: Optional[int] = opt(None, "Longest example, tokens; None: the model's context.", low=2)
+    long_examples: str = opt(
+        "error",
+        "What happens to a longer example: error stops before the run starts; drop skips and counts it. None is ever cut.",
+        choices=("error", "drop"),
+    )
+    eval_every: Optional[int] = opt(
+        None,
+        "Measure the loss on data.eval every this many steps (and before the first and after the last); 0: only first and last; -1: never. None: 0 if training on data.train and data.eval is set, else -1.",
+        low=-1,
+    )
+    generate_every: int = opt(
+        -1,
+        "Also generate responses to data.eval and score them, as `rlpost eval` does, every this many steps (and before the first and after the last); 0: only first and last; -1: never. Needs sft.init.",
+        low=-1,
+    )
     lr: float = opt(2e-3, "Peak learning rate.", above=0)
     final_lr_share: float = opt(0.05, "The cosine schedule ends at lr times this.", low=0, high=1)
     warmup_steps: int = opt(20, "Optimizer steps of linear warmup.", low=0)
     betas: list[float] = opt([0.9, 0.95], "AdamW's betas.", length=2, low=0, below=1, do="use [0.9, 0.95]")
     weight_decay: float = opt(0.0, "AdamW's decoupled weight decay.", low=0)
     grad_clip: float = opt(1.0, "Global norm the gradient is clipped to; 0: off.", low=0)
-    output: Optional[str] = opt(None, "Folder for the model; None: runs_dir/NAME-sft/model.")
+    output: Optional[str] = opt(
+        None, "Folder for the finished model; None: model in the run's folder, runs_dir/NAME-sft."
+    )
     init: Optional[str] = opt(None, "Model folder to start from; None: a new model of model.shape with sft.tokenizer.")
     tokenizer: Optional[str] = opt(None, "Tokenizer folder for a new model; rlpost://NAME for one that ships.")
 
@@ -543,7 +577,7 @@ class Config:
     eval: EvalConfig = opt(EvalConfig, "Evaluation.")
     checkpoint: CheckpointConfig = opt(CheckpointConfig, "Saving.")
     logging: LoggingConfig = opt(LoggingConfig, "Metrics and tracking.")
-    sft: SFTConfig = opt(SFTConfig, "`rlpost sft`: the supervised warm start.")
+    sft: SFTConfig = opt(SFTConfig, "`rlpost sft`: supervised fine-tuning.")
     user: dict[str, Any] = opt({}, "Free space for users' own parts; read by interpolation, never by rlpost.")
 
     @property

@@ -78,10 +78,10 @@ def is_among(key: str, names: Collection[str]) -> bool:
     return any(key == name or (name.endswith("*") and key.startswith(name[:-1])) for name in names)
 
 
-def refuse_changes(changes: Sequence[Change]) -> None:
+def refuse_changes(changes: Sequence[Change], harmless: Collection[str] = HARMLESS) -> None:
     """Raises RunError for a change after which a deterministic run would no longer be the same."""
     for change in changes:
-        if not is_harmless(change.key):
+        if not is_among(change.key, harmless):
             do = "restore the old value, or use another name"
             raise RunError(
                 explain(f"resuming with deterministic=true: {change.key}", change.now, repr(change.before), do)

@@ -2,8 +2,9 @@
 history, random states, trainer, tracker's id, configuration.
 
 :meth:`RunState.recall` finds the newest intact checkpoint and restores what needs no device; :meth:`load_trainer`
-restores the rest once there is one; :meth:`save` writes the next checkpoint. ``run`` is the only caller; ``loop`` owns
-the order of steps, this module owns what a step boundary consists of. A checkpoint contains
+restores the rest once there is one; :meth:`save` writes the next checkpoint. ``run`` is its only caller; ``loop`` owns
+the order of steps, this module owns what a step boundary consists of. The functions at the end serve ``sft`` as well.
+A checkpoint contains
 
     trainer/       DeepSpeed's state, optimizer and schedule, torch's random states
     ledger.sqlite  the groups that are not trained yet, their tokens, reward results and versions
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from rlpost.config import Config
 from rlpost.config.compose import to_yaml
 from rlpost.durable import checkpoint, random_state
-from rlpost.durable.config_changes import changed_keys, refuse_changes, was_left_open
+from rlpost.durable.config_changes import HARMLESS, Change, changed_keys, refuse_changes, was_left_open
 from rlpost.durable.filesystem import POINTER, ledger_path
 from rlpost.durable.run_dir import TRACKER_ID, note_going_back
 from rlpost.errors import RunError, explain
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from rlpost.durable.history import History
 
 STATE_FILE, CONFIG_FILE, TRAINER, MODEL_FILES = "state.json", "config.yaml", "trainer", "model_files"
+KIND = "train"  # of a run whose checkpoints do not say otherwise
 
 Say = Callable[[str], None]
 
@@ -57,6 +59,10 @@ class Found:
     name: checkpoint.Name
     path: Path
     state: Mapping[str, Any]
+
+    def is_of(self, root: Path) -> bool:
+        """Whether it is one of the checkpoints in ``root``, and not another run's that this one starts from."""
+        return self.path.parent.resolve() == root.resolve()
 
 
 class RunState:
@@ -84,11 +90,11 @@ class RunState:
 
         Raises RunError or DataError, before a device is touched, if the run cannot resume with these settings.
         """
-        found = self._find(start_from)
+        found = find_to_resume(self._root, start_from, kind=KIND, say=self._say)
         if found is not None:
             self._check(found)
         # Nothing has changed on disk so far: a refused resume leaves the run as it was.
-        if found is not None and self._is_own(found):
+        if found is not None and found.is_of(self._root):
             if start_from is not None:
                 note_going_back(self.path, found.path)
             for aside in checkpoint.set_aside_later(self._root, found.name):
@@ -123,12 +129,7 @@ class RunState:
 
     def is_due(self) -> bool:
         """By steps (and after the last one), or by time since the last checkpoint."""
-        settings = self.cfg.checkpoint
-        if settings.every < 0:
-            return False
-        by_step = self.step == self.cfg.steps or (settings.every > 0 and self.step % settings.every == 0)
-        by_time = settings.every_minutes > 0 and time.monotonic() - self._saved_s >= 60 * settings.every_minutes
-        return by_step or by_time
+        return save_is_due(self.cfg, self.step, saved_s=self._saved_s)
 
     def save(self, trainer: PolicyTrainer, tokenizer: Any, *, under_way: bool = False) -> Path:
         """Write a checkpoint now; then remove what is no longer needed.
@@ -147,9 +148,9 @@ class RunState:
             {
                 TRAINER: trainer.save,
                 LEDGER_FILE: self._copy_ledger,
-                STATE_FILE: lambda file: _write(file, json.dumps(self._state(under_way))),
-                CONFIG_FILE: lambda file: _write(file, to_yaml(self.cfg)),
-                MODEL_FILES: lambda folder: _save_model_files(trainer, tokenizer, folder),
+                STATE_FILE: lambda file: write(file, json.dumps(self._state(under_way))),
+                CONFIG_FILE: lambda file: write(file, to_yaml(self.cfg)),
+                MODEL_FILES: lambda folder: save_model_files(trainer, tokenizer, folder),
             },
         )
         self._saved, self._saved_s = name, time.monotonic()
@@ -176,35 +177,13 @@ class RunState:
 
     # ---- private --------------------------------------------------------------------------------------------
 
-    def _find(self, start_from: Path | None) -> Found | None:
-        if start_from is None:
-            newest = checkpoint.newest_intact(self._root, self._say)
-            if newest is None:
-                return None
-            name, path = newest
-        else:
-            named = checkpoint.Name.of(start_from)
-            assert named is not None, "the run directory resolves resume=PATH to a checkpoint"
-            name, path = named, start_from
-            damage = checkpoint.find_damage(path)
-            if damage is not None:
-                raise RunError(explain("resume", f"{path} ({damage})", "an intact checkpoint", "use resume=auto"))
-        return Found(name=name, path=path, state=read_state(path))
-
     def _check(self, found: Found) -> None:
         """Whether this run may resume from the checkpoint; only reads."""
         check_layout(found.path / TRAINER, self._layout)
-        deterministic = self.cfg.deterministic
-        changes = [
-            change
-            for change in changed_keys((found.path / CONFIG_FILE).read_text(), to_yaml(self.cfg))
-            if not was_left_open(change, deterministic=deterministic)
-        ]
-        if deterministic:
-            refuse_changes(changes)
+        changes = find_changes(found, self.cfg)
         copy = Ledger(found.path / LEDGER_FILE, read_only=True)
         try:
-            with self._reading(found):
+            with reading(found):
                 buffer = self._make_buffer(copy)
                 buffer.load_state_dict(found.state["buffer"], copy.read_open())
                 self.step = found.state["step"]
@@ -219,14 +198,6 @@ class RunState:
         if changes:
             self._say("changed since the checkpoint: " + "; ".join(map(str, changes)))
 
-    @contextmanager
-    def _reading(self, found: Found) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums match: from another version
-            reason = f"{found.path / STATE_FILE} ({type(error).__name__}: {error})"
-            raise RunError(explain("checkpoint", reason, "one of this version", "set resume=never or name=")) from error
-
     def _place_ledger(self) -> Path:
         live, note = ledger_path(self.path, self.cfg.ledger_dir)
         if note:
@@ -238,22 +209,18 @@ class RunState:
             pointer.write_text(f"{live}\n")
         return live
 
-    def _is_own(self, found: Found) -> bool:
-        """Whether it is this run's own checkpoint, not another run's that this one starts from."""
-        return found.path.parent.resolve() == self._root.resolve()
-
     def _make_buffer(self, ledger: Ledger) -> RolloutBuffer:
         strategy = RolloutStrategy.of(self.cfg.rollout)
         return RolloutBuffer(strategy, ledger=ledger, slots=self.cfg.max_in_flight)
 
     def _load(self, found: Found, recovery: RecoveredLedger) -> None:
-        with self._reading(found):
+        with reading(found):
             groups = recovery.ledger.read_open()
             self.buffer.load_state_dict(found.state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
         self.buffer.check_ledger()
         self._check_cursor()
         tracker = self.path / TRACKER_ID
-        if self._is_own(found) and not tracker.exists() and found.state.get("tracker_run_id"):
+        if found.is_of(self._root) and not tracker.exists() and found.state.get("tracker_run_id"):
             tracker.write_text(found.state["tracker_run_id"] + "\n")
 
     def _check_cursor(self) -> None:
@@ -276,7 +243,7 @@ class RunState:
         }
 
     def _report(self, recovery: RecoveredLedger, found: Found | None) -> None:
-        if recovery.note and (found is None or self._is_own(found)):
+        if recovery.note and (found is None or found.is_of(self._root)):
             self._say(recovery.note)
         if recovery.tokens_undone or recovery.groups_undone:
             since = f"after {found.path.name}" if found is not None else "before the first checkpoint"
@@ -316,10 +283,75 @@ def read_start(run_dir: Path, start_from: Path | None) -> datetime | None:
     return None
 
 
-def _write(file: Path, text: str) -> None:
+# ---- for runs of any kind ------------------------------------------------------------------------------------------
+
+
+def find_to_resume(root: Path, start_from: Path | None, *, kind: str, say: Say) -> Found | None:
+    """The checkpoint ``start_from``, else the newest intact one in ``root``; None: there is none.
+
+    Raises RunError where it is damaged, or belongs to a run of another kind (train, sft).
+    """
+    if start_from is None:
+        newest = checkpoint.newest_intact(root, say)
+        if newest is None:
+            return None
+        name, path = newest
+    else:
+        named = checkpoint.Name.of(start_from)
+        assert named is not None, "the run directory resolves resume=PATH to a checkpoint"
+        name, path = named, start_from
+        damage = checkpoint.find_damage(path)
+        if damage is not None:
+            raise RunError(explain("resume", f"{path} ({damage})", "an intact checkpoint", "use resume=auto"))
+    found = Found(name=name, path=path, state=read_state(path))
+    if kind_of_run(found.state) != kind:
+        expected, do = f"one of `rlpost {kind}`", "set name= to another run"
+        raise RunError(explain("checkpoint", f"{path}, made by `rlpost {kind_of_run(found.state)}`", expected, do))
+    return found
+
+
+def kind_of_run(state: Mapping[str, Any]) -> str:
+    """The command that made the checkpoint: train or sft."""
+    return str(state.get("kind", KIND))
+
+
+def find_changes(found: Found, cfg: Config, harmless: Collection[str] = HARMLESS) -> list[Change]:
+    """What the configuration says differently since the checkpoint. Raises RunError in deterministic mode, unless
+    ``harmless`` covers all of it."""
+    changes = [
+        change
+        for change in changed_keys((found.path / CONFIG_FILE).read_text(), to_yaml(cfg))
+        if not was_left_open(change, deterministic=cfg.deterministic)
+    ]
+    if cfg.deterministic:
+        refuse_changes(changes, harmless)
+    return changes
+
+
+@contextmanager
+def reading(found: Found) -> Iterator[None]:
+    """Around whatever reads the checkpoint's state: RunError where it is not as this version writes it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums match: from another version
+        reason = f"{found.path / STATE_FILE} ({type(error).__name__}: {error})"
+        raise RunError(explain("checkpoint", reason, "one of this version", "set resume=never or name=")) from error
+
+
+def save_is_due(cfg: Config, step: int, *, saved_s: float) -> bool:
+    """By steps (and after the last one), or by the time since ``saved_s``, when the last checkpoint was written."""
+    settings = cfg.checkpoint
+    if settings.every < 0:
+        return False
+    by_step = step == cfg.steps or (settings.every > 0 and step % settings.every == 0)
+    by_time = settings.every_minutes > 0 and time.monotonic() - saved_s >= 60 * settings.every_minutes
+    return by_step or by_time
+
+
+def write(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-def _save_model_files(trainer: PolicyTrainer, tokenizer: Any, folder: Path) -> None:
+def save_model_files(trainer: PolicyTrainer, tokenizer: Any, folder: Path) -> None:
     trainer.save_config(folder)
     tokenizer.save_pretrained(str(folder))

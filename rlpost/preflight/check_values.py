@@ -8,10 +8,11 @@ with the shape of a model that had to be downloaded. Every message is one line i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rlpost.algos import table
-from rlpost.config import Config, DataConfig, Key, RolloutConfig, TrainConfig, look_up, walk_fields
+from rlpost.config import Config, DataConfig, Key, RolloutConfig, SourceConfig, TrainConfig, look_up, walk_fields
 from rlpost.config.rules import check_value
 from rlpost.errors import ConfigError, ModelError, explain
 from rlpost.models.shape import head_size, kv_bytes, kv_heads
@@ -23,13 +24,26 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # those of
 
 VOCABULARY_PADDING = 64  # rows, vLLM's
 
+# Keys of other sections that `rlpost sft` reads; the optimizer's numbers are sft's own.
+USED_BY_SFT = (
+    *("seed", "threads", "watchdog_s", "model.max_context_tokens", "train.zero_stage", "train.eps"),
+    *("train.max_row_tokens", "train.logprob_chunk_tokens"),
+)
+
 
 def check_values(cfg: Config, command: str) -> None:
     """Raises ConfigError for the first value or combination that ``rlpost COMMAND`` cannot work with."""
     for key in walk_fields():
-        if _is_checked(key, command):
+        if _is_checked(key, command, cfg):
             check_value(key.name, look_up(cfg, key.name), key.rule)
     if command == "sft":
+        check_sft(cfg)
+        if cfg.sft.generate_every >= 0:
+            list_functions(cfg.reward)
+            check_tensor_parallel(cfg)
+        check_train(cfg.train)
+        check_deterministic(cfg)
+        check_cluster(cfg)
         return
     check_chat(cfg.data)
     check_oversample(cfg.rollout)
@@ -48,12 +62,15 @@ def check_values(cfg: Config, command: str) -> None:
         raise ConfigError(explain("logging.trainer_logprobs", True, expected, "set logging.keep_rollouts=true"))
 
 
-def _is_checked(key: Key, command: str) -> bool:
-    """Options always, bounds only if the command uses the number: without a warm start ``sft.steps`` is 0."""
+def _is_checked(key: Key, command: str, cfg: Config) -> bool:
+    """Options always, bounds only if the command uses the number."""
     if key.rule is not None and key.rule.choices:
         return True
     if command == "sft":
-        return key.name.startswith("sft.") or key.name in ("seed", "threads")
+        section = key.name.partition(".")[0]
+        generation = ("eval", "rollout", "engine", "reward") if cfg.sft.generate_every >= 0 else ()
+        sections = ("sft", "data", "checkpoint", "cluster", "logging", *generation)
+        return section in sections or key.name in USED_BY_SFT
     return not key.name.startswith("sft.")
 
 
@@ -65,6 +82,68 @@ def check_chat(data: DataConfig) -> None:
                 expected = "nothing with data.chat=never, which uses no chat template"
                 raise ConfigError(explain(f"data.{key}", value, expected, "take one of the two out"))
     check_arguments(data)
+
+
+def check_sft(cfg: Config) -> None:
+    """Raises ConfigError where it is not said what to train on, or for how long."""
+    sft = cfg.sft
+    if (sft.steps is None) == (sft.epochs is None):
+        got = "both sft.steps and sft.epochs" if sft.steps is not None else "neither sft.steps nor sft.epochs"
+        raise ConfigError(f"sft.steps: got {got}; expected exactly one of them; set the other to null")
+    if sft.generator is not None:
+        for key, value in (("epochs", sft.epochs), ("messages_key", sft.messages_key)):
+            if value is not None:
+                do = "set sft.generator=null to train on data.train"
+                raise ConfigError(explain(f"sft.{key}", value, "null with sft.generator", do))
+    elif cfg.data.train == SourceConfig():
+        expected = "a source in data.train, or a function (_target_) that yields lessons"
+        raise ConfigError(explain("sft.generator", None, expected, "set data.train.path=FILE.jsonl"))
+    weighted = [name for name, source in cfg.data.train.sources.items() if "weight" in source]
+    if sft.generator is None and weighted:
+        do = "take the weights out: an epoch is every row of every source once"
+        raise ConfigError(explain("data.train.sources", f"weights for {', '.join(weighted)}", "none in sft", do))
+    if sft.messages_key is not None and cfg.data.template != "{prompt}":
+        do = "set 'data.template={prompt}': a conversation is trained on as it is"
+        raise ConfigError(explain("data.template", cfg.data.template, "{prompt} with sft.messages_key", do))
+    if sft.eval_every is not None and sft.eval_every >= 0 and cfg.data.eval == SourceConfig():
+        do = "set data.eval.path, or sft.eval_every=-1"
+        raise ConfigError(explain("sft.eval_every", sft.eval_every, "-1 without a source in data.eval", do))
+    if sft.generate_every >= 0 and cfg.data.eval == SourceConfig():
+        do = "set data.eval.path, or sft.generate_every=-1"
+        raise ConfigError(explain("sft.generate_every", sft.generate_every, "-1 without a source in data.eval", do))
+    if sft.generate_every >= 0 and sft.init is None:
+        do = "the engine starts from a model's files; use `rlpost eval` on the finished model"
+        raise ConfigError(explain("sft.generate_every", sft.generate_every, "-1 without sft.init", do))
+
+
+def evaluates_loss(cfg: Config) -> bool:
+    """Whether `rlpost sft` measures the loss on ``data.eval``."""
+    if cfg.sft.eval_every is None:
+        return cfg.sft.generator is None and cfg.data.eval != SourceConfig()
+    return cfg.sft.eval_every >= 0
+
+
+def config_of_init(cfg: Config) -> Config:
+    """``cfg`` with the model that supervised training starts from as the model."""
+    assert cfg.sft.init is not None
+    return replace(cfg, model=replace(cfg.model, path=cfg.sft.init, revision=None, shape=None))
+
+
+def example_limit(cfg: Config, shape: Mapping[str, Any]) -> int | None:
+    """The longest example of supervised training, tokens. Raises ConfigError if more is asked for than the context."""
+    own, asked = shape.get("max_position_embeddings"), cfg.model.max_context_tokens
+    if own is not None and asked is not None and asked > own:
+        raise ConfigError(explain("model.max_context_tokens", asked, f"<= {own}, the model's own limit", "lower it"))
+    context = own if asked is None else asked
+    limit = cfg.sft.max_example_tokens
+    if limit is not None and context is not None and limit > context:
+        raise ConfigError(explain("sft.max_example_tokens", limit, f"<= {context}, the model's context", "lower it"))
+    return context if limit is None else limit
+
+
+def name_sft_run(cfg: Config) -> str:
+    """The run's folder below ``runs_dir``, beside that of the RL run of the same name."""
+    return f"{cfg.name}-sft"
 
 
 def check_oversample(rollout: RolloutConfig) -> None:

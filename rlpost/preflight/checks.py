@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,14 @@ from rlpost.models.files import (
 )
 from rlpost.models.shape import DENSE_TYPES, count_params, explain_unsupported, kv_bytes
 from rlpost.models.tokenizer import TokenizerFiles, check_ids
-from rlpost.preflight.check_values import check_shape_fits, check_values
+from rlpost.preflight.check_values import (
+    check_shape_fits,
+    check_values,
+    config_of_init,
+    evaluates_loss,
+    example_limit,
+    name_sft_run,
+)
 from rlpost.preflight.memory_plan import MemoryPlan, plan_memory
 from rlpost.prompts.chat_template import ChatTemplate, read_chat_template, read_template_key
 from rlpost.prompts.encoding import (
@@ -48,6 +55,7 @@ from rlpost.prompts.encoding import (
 )
 from rlpost.prompts.rows import Rows
 from rlpost.prompts.sources import Source, list_sources, name_source
+from rlpost.prompts.supervised import read_conversation
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
 from rlpost.rewards.selection import list_functions, runs_in_process
 from rlpost.rewards.values import THOUGHT_END, THOUGHT_START
@@ -79,10 +87,16 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
     """Checks what ``rlpost COMMAND`` needs: train, sft or eval. Raises ConfigError, DataError, ModelError, RunError."""
     report = CheckReport()
     check_values(cfg, command)
-    check_run_directory(cfg)
+    check_run_directory(replace(cfg, name=name_sft_run(cfg)) if command == "sft" else cfg)
     if command == "sft":
         _check_sft(cfg, report)
         return report
+    _check_generation(cfg, command, report)
+    return report
+
+
+def _check_generation(cfg: Config, command: str, report: CheckReport) -> None:
+    """Model, reward and prompts of ``train`` or ``eval``."""
     device, dtype = check_device(cfg, report)
     facts = check_reward(cfg, report)
     files = _check_model(cfg, command, report, device, dtype)
@@ -94,7 +108,6 @@ def check(cfg: Config, command: str = "train") -> CheckReport:
     if command == "train":
         report.sections.insert(0, ("Batch", _describe_batch(cfg)))
         _plan(cfg, files, context, device, dtype, report)
-    return report
 
 
 # -- machine -------------------------------------------------------------------------------------------------------
@@ -358,13 +371,17 @@ def _count_tokens(
 
 def _check_sft(cfg: Config, report: CheckReport) -> None:
     sft = cfg.sft
-    if sft.generator is None:
-        expected = "a function (_target_) that yields lessons"
-        raise ConfigError(explain("sft.generator", None, expected, "set it in the recipe"))
-    plugins.check_target(sft.generator, {}, "sft.generator")
+    if sft.generate_every >= 0:
+        _check_generation(config_of_init(cfg), "eval", report)
+    else:
+        check_device(cfg, report)
+    shape: Mapping[str, Any] | None = None
+    if sft.generator is not None:
+        plugins.check_target(sft.generator, {}, "sft.generator")
     if sft.init is not None:
         found = find_model(type(cfg.model)(path=sft.init))
         if found.folder is not None and found.shape is not None:
+            shape = found.shape
             check_shape(found.shape, str(found.folder / "config.json"))
             _check_lessons_tokenizer(found.folder, found.shape, str(found.folder / "config.json"))
         start = sft.init
@@ -378,10 +395,37 @@ def _check_sft(cfg: Config, report: CheckReport) -> None:
         if not folder.is_dir():
             do = "nothing there; check the path"
             raise ModelError(explain("sft.tokenizer", sft.tokenizer, "a tokenizer folder", do))
+        shape = cfg.model.shape
         _check_lessons_tokenizer(folder, cfg.model.shape, "model.shape")
         start = f"a new model of {count_params(cfg.model.shape):,} parameters"
-    tokens = sft.steps * sft.tokens_per_step
-    report.sections.append(("Warm start", [f"{start}; {sft.steps:,} steps, {tokens:,} tokens"]))
+    if shape is not None:
+        example_limit(cfg, shape)
+        problem = explain_unsupported(shape, start if sft.init is not None else "model.shape")
+        if problem:
+            raise ModelError(problem)
+    long = f"{sft.steps:,} steps" if sft.steps is not None else f"{sft.epochs:,} passes over data.train"
+    lines = [f"{start}; {long}, {sft.tokens_per_step:,} tokens per step"]
+    if sft.generator is None:
+        lines += _check_examples(cfg, "data.train", report)
+    if evaluates_loss(cfg):
+        lines += _check_examples(cfg, "data.eval", report)
+    report.sections.append(("Supervised training", lines))
+
+
+def _check_examples(cfg: Config, key: str, report: CheckReport) -> list[str]:
+    """Every row is an example, as far as that can be known without its tokens; those are made before a model loads."""
+    lines = []
+    for source in list_sources(cfg.data, key.removeprefix("data.")):
+        if source.config.path is None and source.config.hub is not None:
+            what = f"{source.config.hub} on the hub, split {source.config.split}"
+            report.not_checked.append(f"{source.key}: {what}; `sft` loads it first")
+            continue
+        rows = source.load(cfg.data.prompt_key)
+        for row in rows:
+            read_conversation(row, cfg.data, cfg.sft)
+        lines.append(f"{source.key}: {len(rows):,} rows from {name_source(source)}")
+    report.not_checked.append(f"lengths and chat template of {key}: `sft` encodes every row before it loads the model")
+    return lines
 
 
 def _check_lessons_tokenizer(folder: Path, shape: Mapping[str, Any], origin: str) -> None:

@@ -40,6 +40,7 @@ AREAS = {
     "together.",
     "publish": "Copying the trained weights into the engine.",
     "eval": "Evaluation on held-out problems.",
+    "sft": "Supervised training (`rlpost sft`); its loss is `loss/nll`.",
     "source": "The step's groups by source, where `data.train.sources` names several.",
     "time": "Wall time of the phases of one step.",
     "waterfall": "Where `time/step` went: parts that add up to it, in order. Parts that took no time are absent.",
@@ -257,6 +258,10 @@ REGISTRY = (
     Metric("eval/cache_hit_share", "share", "Calls answered by the reward cache; absent without one."),
     Metric("eval/num_failed", "samples", "Responses without a reward result, excluded from the means.", "0"),
     Metric("eval/part/*", "reward", "Mean of one part of the reward."),
+    Metric(
+        "eval/loss", "nats", "`rlpost sft`: loss/nll on data.eval.", "falls; a rise while loss/nll falls is overfitting"
+    ),
+    Metric("eval/tokens", "tokens", "Tokens that this loss is the mean over."),
     *(
         Metric(f"eval/*/{name}", unit, f"`eval/{name}` of one source, where `data.eval.sources` names several.")
         for name, unit in (
@@ -269,6 +274,12 @@ REGISTRY = (
     Metric("source/*/groups", "groups", "Groups of this source that were trained."),
     Metric("source/*/reward", "reward", "Mean over their scored samples.", "rises"),
     Metric("source/*/response_tokens", "tokens", "Mean response length of the same."),
+    # sft
+    Metric("sft/epoch", "passes", "Passes over the data so far; absent for lessons of a generator, which do not end."),
+    Metric("sft/tokens", "tokens", "Tokens of the step's examples, prompts included."),
+    Metric(
+        "sft/dropped", "examples", "Lessons left out so far because they are too long (`sft.long_examples=drop`).", "0"
+    ),
     # time
     Metric("time/step", "s", "The whole step: publication, generation, update; without evaluation and saving."),
     Metric(

@@ -139,7 +139,8 @@ class MetricsWriter:
         """
 
         def is_kept(row: Mapping[str, Any]) -> bool:
-            unknown = evaluated_step is not None and "eval/accuracy" in row and row["step"] > evaluated_step
+            is_evaluation = any(name.startswith("eval/") for name in row)
+            unknown = evaluated_step is not None and is_evaluation and row["step"] > evaluated_step
             at_the_end = any(name.startswith("replay/") for name in row)
             return step is not None and row["step"] <= step and not unknown and not at_the_end
 

@@ -64,6 +64,38 @@ def _prompting(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, f"`` {json.dumps(value, ensure_ascii=False)} ``".replace("|", "\\|")) for label, value in rows]
 
 
+def supervised_card(
+    config: Mapping[str, Any], *, step: int, evaluations: Sequence[Mapping[str, Any]], totals: Mapping[str, float]
+) -> str:
+    """The card of a model made by ``rlpost sft``, from the same facts; some evaluations have ``eval/loss`` instead."""
+    sft = config["sft"]
+    front = ["library_name: transformers", "tags: [rlpost, supervised-fine-tuning]"]
+    if sft["init"] and _is_hub_name(sft["init"]):
+        front.append(f"base_model: {sft['init']}")
+    trained_on = f"lessons of `{_name(sft['generator'])}`" if sft["generator"] else _source(config["data"]["train"])
+    rows = [
+        ("Started from", f"`{sft['init']}`" if sft["init"] else "random weights"),
+        ("Training data", trained_on),
+        ("Steps", f"{step} of {config['steps']}, about {sft['tokens_per_step']:,} tokens each"),
+        ("Trained on", f"{totals['samples']:,.0f} examples, {totals['tokens']:,.0f} tokens ({sft['loss_on']})"),
+        ("Learning rate", f"{sft['lr']:g} (cosine)"),
+        ("Seed", str(config["seed"])),
+    ]
+    losses = [evaluation for evaluation in evaluations if "eval/loss" in evaluation]
+    rows += [(f"Loss on data.eval after step {e['step']}", f"{e['eval/loss']:.4f}") for e in _ends(losses)]
+    lines = ["---", *front, "---", "", f"# {config['name']}", ""]
+    if config.get("description"):
+        lines += [str(config["description"]), ""]
+    lines += [f"Trained by supervised fine-tuning with rlpost {__version__}.", "", "| | |", "|---|---|"]
+    lines += [f"| {label} | {value} |" for label, value in rows]
+    scored = [evaluation for evaluation in evaluations if "eval/accuracy" in evaluation]
+    return "\n".join([*lines, *_accuracy_lines(config, scored)]) + "\n"
+
+
+def _ends(evaluations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    return evaluations if len(evaluations) < 3 else [evaluations[0], evaluations[-1]]
+
+
 def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return []
@@ -78,8 +110,7 @@ def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str
         f"| After step | mean@{k} | Tokens per response |",
         "|---|---|---|",
     ]
-    chosen = evaluations if len(evaluations) < 3 else [evaluations[0], evaluations[-1]]
-    for e in chosen:
+    for e in _ends(evaluations):
         accuracy = f"{percent(e['eval/accuracy'])} ({interval(e['eval/accuracy_low'], e['eval/accuracy_high'])})"
         lines.append(f"| {e['step']} | {accuracy} | {e['eval/response_tokens']:.0f} |")
     return lines

@@ -100,6 +100,11 @@ class Progress:
             for name, own in by_source.items():
                 self.message(f"  {name}: {_describe(own)}")
 
+    def loss_evaluation(self, loss: float) -> None:
+        """``loss``: on held-out examples, nats per token."""
+        if self._kind != "quiet":
+            self.message(f"evaluation after step {self._step}: loss {loss:.4f}")
+
     def left_s(self) -> float | None:
         """Estimated seconds until the run ends; None before its first step."""
         return self._pace.left_s()
@@ -139,6 +144,7 @@ class Progress:
     def _step_line(self, metrics: Mapping[str, float]) -> str:
         parts = [f"step {self._step}/{self._total_steps}"]
         shown = (
+            ("loss/nll", "nll {:.4f}"),
             ("reward/mean", "reward {:.3f}"),
             ("rollout/length/admitted_mean", "{:.0f} tokens per response"),
             ("rollout/consumed_tokens_per_s", "{:,.0f} tokens/s"),

@@ -50,11 +50,11 @@ class Reporter:
     Args:
         run_dir: exists and is writable.
         progress: the display, which outlives a run that restarts.
-        facts: what the advice needs to know about configuration and data.
+        facts: what the advice needs to know about configuration and data; None: no advice, which is about RL.
         decode: token ids to text, for rollout files.
     """
 
-    def __init__(self, cfg: Config, run_dir: Path, *, progress: Progress, facts: Facts, decode: Decode) -> None:
+    def __init__(self, cfg: Config, run_dir: Path, *, progress: Progress, facts: Facts | None, decode: Decode) -> None:
         self.step = 0
         self._cfg, self._run_dir, self._progress = cfg, run_dir, progress
         self._watchdog = Watchdog(cfg.watchdog_s)
@@ -69,7 +69,8 @@ class Reporter:
         )
         self._timeline = timeline.TimelineWriter(run_dir, self._metrics.now_s)
         self._status = StatusFile(run_dir, steps=cfg.steps, say=progress.message)
-        self._adviser, self._warnings = Adviser(facts), WarningsFile(run_dir)
+        self._adviser = Adviser(facts) if facts is not None else None
+        self._warnings = WarningsFile(run_dir)
         self._stopwatch = Stopwatch()
         self._engine_clock: Callable[[], float] = time.perf_counter
         self._explained_open_limit = 0
@@ -126,8 +127,10 @@ class Reporter:
         """Drop what was logged after ``step``, which the run repeats; None: a new run, nothing is kept."""
         self.step = step or 0
         self._timeline.rewind(self._metrics.rewind(step, evaluated_step=evaluated_step))
-        self._adviser.recall(read_steps(self._run_dir), self._warnings.rewind(step))
-        self._advise()
+        given = self._warnings.rewind(step)
+        if self._adviser is not None:
+            self._adviser.recall(read_steps(self._run_dir), given)
+            self._advise()
 
     def start(self, evals_left: int) -> None:
         self._progress.start(self._cfg.steps, first_step=self.step, evals_left=evals_left)
@@ -232,6 +235,13 @@ class Reporter:
         self._progress.step_done(self.step, metrics)
         self._advise(metrics)
 
+    def supervised_step(self, metrics: Mapping[str, float]) -> None:
+        """A step of supervised training is complete; it is one update and has no parts but that."""
+        self.step += 1
+        self._timeline.phase("log", self.step)
+        self._metrics.log(self.step, metrics)
+        self._progress.step_done(self.step, metrics)
+
     # ---- between steps --------------------------------------------------------------------------------------
 
     def evaluation(self, result: EvalResult, counts: ScoringCounts, *, seconds: float) -> None:
@@ -240,6 +250,11 @@ class Reporter:
         self._metrics.log_evaluation(self.step, result.samples)
         cached = {"eval/cache_hit_share": counts.cache_hits / counts.cache_lookups} if counts.cache_lookups else {}
         self._metrics.log(self.step, result.metrics() | cached | {"time/eval": seconds})
+
+    def loss_evaluation(self, metrics: Mapping[str, float], *, seconds: float) -> None:
+        """The loss on held-out examples was measured."""
+        self._progress.loss_evaluation(metrics["eval/loss"])
+        self._metrics.log(self.step, {**metrics, "time/eval": seconds})
 
     def saved(self, *, seconds: float) -> None:
         self._timeline.log(self.step)
@@ -253,7 +268,7 @@ class Reporter:
 
     def _advise(self, metrics: Mapping[str, float] | None = None) -> None:
         """Give each warning once: in the display, in ``warnings.jsonl``, to the trackers."""
-        for advice in self._adviser.look(metrics):
+        for advice in self._adviser.look(metrics) if self._adviser is not None else ():
             self.message(f"warning: {advice.text}")
             self._warnings.append(self.step, advice)
             if advice.is_urgent:

@@ -35,6 +35,7 @@ COMPARED_STEPS = 5  # metrics of two runs are means over this many steps, the la
 
 COMPARED = (
     *("eval/accuracy", "eval/pass_at_k", "eval/response_tokens", "reward/mean", "reward/failed"),
+    *("eval/loss", "loss/nll"),
     *("rollout/length/admitted_mean", "rollout/truncated_share", "loss/entropy", "loss/approx_kl", "loss/grad_norm"),
     *("mismatch/lag_0/abs_log_ratio", "rollout/consumed_tokens_per_s", "rollout/idle_share", "rollout/carried_share"),
     *("time/step", "time/generate", "time/update"),
@@ -48,7 +49,7 @@ class RunSummary:
     step: int
     steps: int  # of the whole run; 0: not known
     best: float | None  # the best evaluation, else the best mean reward
-    best_is: str  # "eval/accuracy", "reward/mean" or ""
+    best_is: str  # "eval/accuracy", "eval/loss", "reward/mean" or ""
     best_step: int
     recipe: str
     seed: int | None
@@ -89,8 +90,10 @@ def is_locked(path: Path) -> bool:
 def summarize_run(run: Path) -> RunSummary:
     config = yaml.safe_load((run / CONFIG_FILE).read_text()) or {}
     steps = metrics.read_steps(run)
-    best_is = next((name for name in ("eval/accuracy", "reward/mean") if any(name in row for row in steps)), "")
-    best = max((row for row in steps if best_is in row), key=lambda row: row[best_is], default=None)
+    scores = ("eval/accuracy", "eval/loss", "reward/mean")
+    best_is = next((name for name in scores if any(name in row for row in steps)), "")
+    choose = min if best_is == "eval/loss" else max
+    best = choose((row for row in steps if best_is in row), key=lambda row: row[best_is], default=None)
     log = run / metrics.FILE
     return RunSummary(
         path=run,
@@ -140,8 +143,8 @@ def describe_runs(folder: Path) -> str:
 def _best(run: RunSummary) -> str:
     if run.best is None:
         return "-"
-    value = percent(run.best) if run.best_is == "eval/accuracy" else f"reward {run.best:.3f}"
-    return f"{value} (step {run.best_step})"
+    forms = {"eval/accuracy": percent, "eval/loss": "loss {:.4f}".format, "reward/mean": "reward {:.3f}".format}
+    return f"{forms[run.best_is](run.best)} (step {run.best_step})"
 
 
 # ---- two runs --------------------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ Format = Callable[[float], str]
 # metric -> label of the curve, format of its values
 CURVES: dict[str, tuple[str, Format]] = {
     "eval/accuracy": ("accuracy", percent),
+    "eval/loss": ("held-out loss", "{:.4g} nats".format),
+    "loss/nll": ("loss", "{:.4g} nats".format),
     "reward/mean": ("reward", "{:.3f}".format),
     "rollout/length/admitted_mean": ("response length", "{:.0f} tokens".format),
     "rollout/truncated_share": ("cut at the limit", percent),

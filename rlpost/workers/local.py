@@ -6,13 +6,16 @@ actor that calls the same functions (``workers.cluster.worker``).
 Order: environment (``workers.runtime``) -> process group and DeepSpeed -> on a GPU the trainer's states off the device
 -> engine -> first publication. vLLM before DeepSpeed would leave DeepSpeed with a world of one and no gradient sync,
 and vLLM refuses to start when free memory is below its budget. Shutdown reverses it: the engine's shutdown destroys its
-process's groups. Called by ``run`` and ``workers.cluster.worker``; importing this module changes nothing.
+process's groups. Called by ``run``, for ``sft`` as well, and by ``workers.cluster.worker``; importing this
+module changes nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rlpost.workers.colocation import SharedDevice
 from rlpost.workers.engine_map import EngineMap
@@ -48,10 +51,28 @@ class Worker:
         self.engine.shutdown()
 
 
+class NoEngine:
+    """In place of the engine of a worker that only trains."""
+
+    max_slots = 0
+
+    def shutdown(self) -> None:
+        pass
+
+
+class TrainerAlone:
+    """In place of the turns on a device that nobody shares."""
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        yield
+
+
 def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, store: Any = None) -> Worker:
     """Start the trainer, put it to sleep, start the engine. The engine's weights are not the trainer's yet.
 
-    With several ranks each calls this in its own process, with a ``store`` they share.
+    Without an engine (``with_engine``) the trainer has the device from beginning to end. With several ranks each calls
+    this in its own process, with a ``store`` they share.
     """
     from rlpost.train.deepspeed_trainer import build_trainer
 
@@ -64,7 +85,12 @@ def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, sto
         rank=rank,
         world=world,
         store=store,
+        init=settings.init,
     )
+    if not settings.with_engine:
+        return Worker(
+            engine=cast("DeviceEngine", NoEngine()), trainer=trainer, device=cast(SharedDevice, TrainerAlone())
+        )
     trainer.sleep()
     engine = _start_engine(settings, rank)
     assert cfg.canary_threshold is not None, "resolved"

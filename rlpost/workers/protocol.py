@@ -70,3 +70,5 @@ class WorkerSettings:
     needs_reference: bool
     max_model_len: int
     canary: Sequence[np.ndarray]  # sequences that trainer and engine score at each publication
+    with_engine: bool = True  # False: the worker only trains
+    init: str = "pretrained"  # or random: weights from config.json and the seed, not from files

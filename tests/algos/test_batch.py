@@ -198,11 +198,15 @@ def test_a_token_from_the_future_is_our_bug() -> None:
 
 
 def test_supervised_sequence() -> None:
-    sequence = batching.supervised_sequence(np.array([5, 6]), np.array([7, 8, 9]))
+    mask = np.array([False, False, True, False, True])
+    sequence = batching.supervised_sequence(np.arange(5, 10), mask)
     assert sequence.token_ids.tolist() == [5, 6, 7, 8, 9]
-    assert sequence.loss_mask.tolist() == [False, False, True, True, True]
+    assert sequence.loss_mask.tolist() == mask.tolist()
+    assert sequence.policy_versions.tolist() == [-1, -1, 0, -1, 0]
     batch = batching.build_batch([sequence], policy_version=0, max_row_tokens=16)
-    assert batch.num_tokens == 3
+    assert batch.num_tokens == 2
+    with pytest.raises(AssertionError, match="first token"):
+        batching.supervised_sequence(np.arange(2), np.array([True, True]))
 
 
 def test_a_huge_group_does_not_take_the_others_out_of_its_part() -> None:

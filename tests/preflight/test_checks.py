@@ -103,7 +103,7 @@ def test_every_shipped_recipe_checks(recipe, tmp_path, monkeypatch):
 def test_the_demo_leaves_nothing_unchecked(tmp_path):
     cfg = load_config(["recipe=math/arithmetic", f"runs_dir={tmp_path}"])
     assert check(cfg).not_checked == []
-    assert "Warm start" in str(check(cfg, "sft"))
+    assert "Supervised training" in str(check(cfg, "sft"))
     assert "Data for evaluation" in str(check(cfg, "eval"))
 
 
@@ -134,6 +134,12 @@ def test_oversample_messages_in_the_house_form(cfg):
     fails(cfg, ConfigError, ">= 1 with", rollout__adaptive_oversample=True, rollout__max_staleness=0)
 
 
+def with_lessons():
+    cfg = Config()
+    cfg.sft.steps, cfg.sft.generator = 1, {"_target_": "any.lessons"}
+    return cfg
+
+
 def test_the_rules_are_found():
     assert len(RANGES) > 70 and len(CHOICES) > 14
 
@@ -147,14 +153,18 @@ def test_every_range_is_held_on_both_sides(key):
     bad += [bound for bound in (rule.above, rule.below) if bound is not None]
     assert bad
     for value in bad:
-        cfg = Config()
-        cfg.sft.steps = 1
+        cfg = with_lessons()
+        if key == "sft.epochs":
+            cfg.sft.steps = cfg.sft.generator = None
+            cfg.data.train.path = "train.jsonl"
         set_key(cfg, key, value)
         with pytest.raises(ConfigError, match=f"^{key}: got ".replace(".", r"\.")):
             check_values(cfg, command)
     for value in (rule.low, rule.high):
-        cfg = Config()
-        cfg.sft.steps = 1
+        cfg = with_lessons()
+        if key == "sft.epochs":
+            cfg.sft.steps = cfg.sft.generator = None
+            cfg.data.train.path = "train.jsonl"
         set_key(cfg, key, value)
         # Other rules want more of these.
         if value is not None and key not in ("rollout.samples_per_group", "rollout.max_staleness"):
@@ -164,8 +174,7 @@ def test_every_range_is_held_on_both_sides(key):
 @pytest.mark.parametrize("key", CHOICES)
 @pytest.mark.parametrize("command", ["train", "sft"])
 def test_every_choice_is_held(key, command):
-    cfg = Config()
-    cfg.sft.steps = 1
+    cfg = with_lessons()
     check_values(cfg, command)
     set_key(cfg, key, "nosuch")
     with pytest.raises(ConfigError, match=f"^{key}: got 'nosuch'; expected one of"):
@@ -173,13 +182,12 @@ def test_every_choice_is_held(key, command):
 
 
 def test_a_warm_start_is_held_to_its_own_numbers_only():
-    cfg = Config()
-    check_values(cfg, "train")  # sft.steps is 0
-    cfg.sft.steps, cfg.train.lr = 1, -1.0
+    check_values(Config(), "train")  # neither sft.steps nor sft.epochs is set
+    cfg = with_lessons()
+    cfg.train.lr = -1.0
     check_values(cfg, "sft")
-    for key, value in (("seed", -1), ("threads", 0), ("sft.lr", 0.0), ("sft.betas", [0.9])):
-        cfg = Config()
-        cfg.sft.steps = 1
+    for key, value in (("seed", -1), ("threads", 0), ("sft.lr", 0.0), ("sft.betas", [0.9]), ("checkpoint.every", -2)):
+        cfg = with_lessons()
         set_key(cfg, key, value)
         with pytest.raises(ConfigError, match=f"^{key}: got "):
             check_values(cfg, "sft")
@@ -618,7 +626,8 @@ def test_a_reference_that_nothing_can_be_compared_with(cfg, tmp_path, monkeypatc
 
 def test_warm_start(cfg):
     fails(cfg, ConfigError, "sft.steps", command="sft")
-    fails(cfg, ConfigError, "sft.generator", command="sft", sft__steps=3)
+    cfg.sft.steps, cfg.data.train.path = 3, None
+    fails(cfg, ConfigError, "sft.generator", "a source in data.train", command="sft")
     cfg.sft.generator = {"_target_": "rlpost.tasks.arithmetic.lessons"}
     fails(cfg, ConfigError, "sft.tokenizer", command="sft")
     cfg.sft.tokenizer = cfg.model.path

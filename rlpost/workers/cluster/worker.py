@@ -103,6 +103,8 @@ class ClusterWorker:
             timeout = timedelta(seconds=cluster.start_timeout_s)
             store = self._store or TCPStore(host, port, is_master=False, timeout=timeout)
             self._worker = start_worker(self._settings, rank=self.rank, world=self.world, store=store)
+            if not self._settings.with_engine:
+                return
             engine = self._worker.engine
             self._lockstep = engine if isinstance(engine, LockstepEngine) else None
             replica = EngineMap.of(self._settings.cfg).engine_of(self.rank)

@@ -88,6 +88,19 @@ def test_it_asks_for_nothing_and_every_chart_draws(browser: Chromium, page: Path
     assert "50." in text_of(browser, ".tiles") and "6 of 6" in text_of(browser, ".tiles")
 
 
+def test_a_supervised_run_shows_its_losses(browser: Chromium, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: talk-sft\nsteps: 3\n")
+    rows: list[dict[str, float]] = [{"step": 0, "time_s": 0.1, "eval/loss": 2.5, "eval/tokens": 9, "time/eval": 0.1}]
+    rows += [{"step": n, "time_s": n, "loss/nll": 3.0 / n, "loss/tokens": 9, "time/step": 1.0} for n in (1, 2, 3)]
+    rows += [{"step": 3, "time_s": 4.0, "eval/loss": 0.25, "eval/tokens": 9, "time/eval": 0.1}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    browser.view(1440, 900)
+    browser.open(write_report([tmp_path]).path)
+    assert draw_everything(browser) > 2 and browser.errors == []
+    assert "Held-out loss2.5 → 0.25" in text_of(browser, ".tiles")
+    assert "Training loss" in text_of(browser, ".controls")
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
 def test_nothing_is_wider_than_the_screen(browser: Chromium, page: Path, width: int, dark: bool) -> None:
     browser.view(width, 844, dark=dark, mobile=width < 500)

@@ -18,6 +18,8 @@ const HEALTH = [
 const LEARNING = [
   ['accuracy', 'Accuracy', 'eval/accuracy', 'evals', 'share'],
   ['pass', 'Pass@k', 'eval/pass_at_k', 'evals', 'share'],
+  ['heldOutLoss', 'Held-out loss', 'eval/loss', 'evals', 'nats'],
+  ['loss', 'Training loss', 'loss/nll', 'steps', 'nats'],
   ['reward', 'Training reward', 'reward/mean', 'steps', 'reward'],
   ['length', 'Response length', 'eval/response_tokens', 'evals', 'tokens'],
 ];
@@ -138,6 +140,8 @@ function header(report, onTheme) {
 function facts(run) {
   const { steps, evals } = run;
   const accuracy = evals['eval/accuracy'] || [];
+  const heldOut = numbers(evals['eval/loss']),
+    loss = heldOut.length ? heldOut : numbers(steps['loss/nll']); // of supervised training
   const times = [...numbers(steps.time_s), ...numbers(evals.time_s)];
   return {
     state: run.summary ? 'finished' : 'not finished',
@@ -150,6 +154,9 @@ function facts(run) {
     samples: last(evals['eval/num_samples']),
     reward: last(steps['reward/mean']),
     firstReward: first(steps['reward/mean']),
+    loss: last(loss),
+    firstLoss: first(loss),
+    lossName: heldOut.length ? 'Held-out loss' : 'Training loss',
     wall: times.length ? largest(times) : null,
     trained: last(steps['total/samples']),
     tokens: last(steps['total/tokens']),
@@ -188,7 +195,9 @@ function tiles(run) {
             : [el('span', { class: 'from' }, `${percent(f.before)} → `), percent(f.after)],
           `95 %: ${(100 * f.low).toFixed(1)} to ${percent(f.high)}; ${count(f.samples, 'response')}`,
         )
-      : tile('Training reward', `${number(f.firstReward)} → ${number(f.reward)}`, 'no evaluation in this run');
+      : f.loss != null
+        ? tile(f.lossName, `${number(f.firstLoss)} → ${number(f.loss)}`, 'nats per token')
+        : tile('Training reward', `${number(f.firstReward)} → ${number(f.reward)}`, 'no evaluation in this run');
   const bad = f.failed + f.skipped;
   return el(
     'dl',
