@@ -12,7 +12,7 @@ import argparse
 import statistics
 
 from rlpost.config.compose import load_config
-from rlpost.prompts.cursor import PromptCursor, draw_prompts
+from rlpost.prompts.cursor import draw_prompts, open_cursor
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
 from rlpost.rollout.strategy import RolloutStrategy
@@ -38,8 +38,7 @@ def main() -> None:
         max_filtered_groups=512,
         reject=lambda group: None,
     )
-    cursor = PromptCursor(len(session.train_prompts.prompts))
-    prompts = draw_prompts(cursor, session.train_prompts.prompts)
+    prompts = draw_prompts(open_cursor(session.train_sets, seed=0, shuffle=True), session.train_sets)
     strategy = RolloutStrategy(groups_per_step=32, samples_per_group=8, oversample=2.0, max_staleness=4)
     shares = []
     for repeat in range(args.repeats + 1):  # the first one warms up

@@ -56,6 +56,11 @@ if [ "$device" = cpu ] && ! $venv/bin/python -c 'import torch' 2>/dev/null; then
         "tell pip of PyTorch's CPU wheels (README, Installation), then make clean and make install"
 fi
 
+if [ "$device" = gpu ] && ! $venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    fail "torch: got a build without CUDA; expected the one from PyPI; look for a place with CPU wheels in" \
+        "'$venv/bin/pip config list' and PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS; then make clean, make install"
+fi
+
 $venv/bin/pip install -q --no-deps --no-build-isolation -e .
 touch "$stamp"
 echo "install: done; .venv/bin/rlpost --help"

@@ -54,5 +54,9 @@ def explain(what: str, got: object, expected: str, do: str) -> str:
 
 def one_line(text: str) -> str:
     """``text`` on one line that is safe to print: line breaks as spaces, what cannot be printed as ``\\x1b`` or so."""
-    joined = " ".join(re.split(r"\s*\n\s*", text))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return escape_unprintable(" ".join(re.split(r"\s*\n\s*", text)))
+
+
+def escape_unprintable(text: str) -> str:
+    """``text`` with ``\\x1b`` or so for every character that cannot be printed, line breaks included."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -93,6 +93,9 @@ def describe(result: EvalResult, model: str) -> str:
         *(f"pass@{k}    {_percent(interval)}" for k, interval in result.pass_at.items()),
         f"length    {result.mean_response_tokens:.1f} tokens, {100 * result.truncated_share:.1f} % cut at the limit",
     ]
+    lines += [
+        f"{name:<8}  {_percent(own.accuracy)}, {len(own.correct)} problems" for name, own in result.by_source.items()
+    ]
     if result.num_failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result.failures.items()))
         lines.append(f"failed    {result.num_failed} responses could not be scored and are left out ({kinds})")

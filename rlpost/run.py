@@ -24,7 +24,7 @@ from rlpost.engine.protocol import Engine
 from rlpost.errors import ShardsLost
 from rlpost.evaluate import evaluate_session
 from rlpost.evaluation.evaluate import EvalResult
-from rlpost.prompts.cursor import PromptCursor, digest_prompts, draw_prompts
+from rlpost.prompts.cursor import draw_prompts, open_cursor
 from rlpost.reporting.advice import facts_of
 from rlpost.reporting.closing import closing_table, gather_facts, make_summary
 from rlpost.reporting.model_card import model_card
@@ -146,18 +146,17 @@ class Run:
         cfg = session.cfg
         self.cfg, self.session, self.path, self.stop = cfg, session, folder.path, stop
         self._start_from = folder.start_from
-        train_prompts = session.train_prompts.prompts
         self.report = Reporter(
             cfg,
             folder.path,
             progress=progress,
-            facts=facts_of(cfg, train_prompts, session.eval_prompts),
+            facts=facts_of(cfg, session.train_sets, session.eval_prompts),
             decode=session.tokenizer.decode,
         )
         self._print_header(folder.note)
         session.open_result_cache(folder.path, self.report.message)
-        cursor = PromptCursor(len(train_prompts), cfg.seed, cfg.data.shuffle, digest_prompts(train_prompts))
-        self.prompts = draw_prompts(cursor, train_prompts)
+        cursor = open_cursor(session.train_sets, seed=cfg.seed, shuffle=cfg.data.shuffle)
+        self.prompts = draw_prompts(cursor, session.train_sets)
         self.history = History()
         self.state = RunState(cfg, folder.path, cursor, self.history, started=session.started, say=self.report.message)
         self._is_finished = False
@@ -386,7 +385,7 @@ class Run:
         self.report.resume(step, evaluated_step=self.history.evaluated_step)
 
     def _print_header(self, note: str) -> None:
-        cfg, num_dropped = self.cfg, self.session.train_prompts.num_dropped
+        cfg, num_dropped = self.cfg, sum(one.num_dropped for one in self.session.train_sets)
         if note:
             self.report.message(note)
         threads = f"{cfg.threads} CPU thread{'s' if cfg.threads != 1 else ''}"

@@ -7,7 +7,8 @@ so every error the user can fix is raised before one is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,8 +24,9 @@ from rlpost.models.files import check_shape, find_model, find_model_folder, find
 from rlpost.models.shape import count_params
 from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.preflight.check_values import check_deterministic, check_shape_fits
+from rlpost.prompts.chat_template import read_template_key
 from rlpost.prompts.encoding import PromptSet, build_prompts
-from rlpost.prompts.rows import load_rows
+from rlpost.prompts.sources import load_split
 from rlpost.rewards.functions import check_columns, load_functions, need_reference
 from rlpost.rewards.result_cache import RewardResultCache
 from rlpost.rewards.scoring import RewardScorer, make_decode
@@ -46,7 +48,7 @@ class Session:
     num_params: int
     hidden_size: int
     tokenizer: Any
-    train_prompts: PromptSet
+    train_sets: tuple[PromptSet, ...]  # one for each source
     eval_prompts: tuple[Prompt, ...]
     stop_token_ids: tuple[int, ...]
     scorer: RewardScorer  # for training
@@ -75,15 +77,19 @@ class Session:
         assert self.cfg.train.max_row_tokens is not None, "resolved"
         return self.cfg.train.max_row_tokens
 
+    def some_prompts(self, number: int) -> list[Prompt]:
+        """The first training prompts, at most ``number``."""
+        return list(itertools.islice(itertools.chain.from_iterable(one.prompts for one in self.train_sets), number))
+
     @property
     def prompt_tokens(self) -> float:
         """Mean prompt length in tokens, over the first 1,000 training prompts."""
-        prompts = self.train_prompts.prompts[:1000]
+        prompts = self.some_prompts(1000)
         return sum(len(p.token_ids) for p in prompts) / len(prompts)
 
     def worker_settings(self, *, needs_reference: bool) -> WorkerSettings:
         """What every worker is built from; the canary's sequences start with training prompts."""
-        prompts = [p.token_ids for p in self.train_prompts.prompts[:4]]
+        prompts = [p.token_ids for p in self.some_prompts(4)]
         return WorkerSettings(
             cfg=self.cfg,
             model_folder=self.model_folder,
@@ -144,24 +150,23 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) 
     threads = choose_threads(cfg, device, num_params=count_params(shape))
     cfg = resolve(cfg, device=device, threads=threads)
     check_shape_fits(cfg, shape, origin=cfg.model.path, device=device, dtype=cfg.model.dtype)
-    write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
+    write_environment(device=device, dtype=cfg.model.dtype, threads=threads, vocab_size=int(shape["vocab_size"]))
     tokenizer = load_tokenizer(model_folder)
+    if cfg.data.chat_template is not None:
+        tokenizer.chat_template = read_template_key(cfg.data.chat_template)  # saved with the model
     check_ids(tokenizer.get_vocab(), int(shape["vocab_size"]), f"{cfg.model.path}: config.json")
     context = cfg.model.max_context_tokens or int(shape.get("max_position_embeddings") or 1 << 20)
-    none = PromptSet(prompts=(), num_dropped=0)
-    train_prompts = _load_prompts(cfg, tokenizer, "train", context, started) if train else none
-    eval_set = none if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context, started)
-    eval_prompts = eval_set.prompts
+    train_sets = _load_prompts(cfg, tokenizer, "train", context, started) if train else ()
+    eval_sets = () if train and cfg.eval.every < 0 else _load_prompts(cfg, tokenizer, "eval", context, started)
     stop_token_ids = find_stop_tokens(cfg, tokenizer, Path(model_folder))
     calls.wait_ready()
-    for key, prompts in (("data.train", train_prompts.prompts), ("data.eval", eval_prompts)):
-        if prompts:
-            columns = [*prompts[0].columns, *filter(None, [cfg.data.reference_key])]
-            check_columns(calls.facts, columns, key)
-    bad_reference = train_prompts.bad_reference or eval_set.bad_reference
-    if bad_reference and need_reference(calls.facts):
-        raise DataError(bad_reference)
-    longest_prompt = max((len(p.token_ids) for p in (*train_prompts.prompts, *eval_prompts)), default=0)
+    for split, sets in (("train", train_sets), ("eval", eval_sets)):
+        for one in sets:
+            columns = [*one.prompts[0].columns, *filter(None, [cfg.data.reference_key])]
+            check_columns(calls.facts, columns, f"data.{split}" + (f".sources.{one.name}" if one.name else ""))
+            if one.bad_reference and need_reference(calls.facts):
+                raise DataError(one.bad_reference)
+    longest_prompt = max((one.max_tokens for one in (*train_sets, *eval_sets)), default=0)
     longest_response = max(cfg.rollout.max_response_tokens, _response_limit(cfg, "eval"))
     max_model_len = min(context, longest_prompt + longest_response)
     if cfg.deterministic:
@@ -177,8 +182,12 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) 
         num_params=count_params(shape),
         hidden_size=int(shape["hidden_size"]),
         tokenizer=tokenizer,
-        train_prompts=train_prompts,
-        eval_prompts=tuple(replace(p, uid=f"eval:{n}") for n, p in enumerate(eval_prompts)),
+        train_sets=train_sets,
+        eval_prompts=tuple(
+            replace(prompt, uid=f"eval:{one.name}/{n}" if one.name else f"eval:{n}")
+            for one in eval_sets
+            for n, prompt in enumerate(one.prompts)
+        ),
         stop_token_ids=stop_token_ids,
         scorer=scorer,
         eval_scorer=eval_scorer,
@@ -210,7 +219,7 @@ def _response_limit(cfg: Config, split: str) -> int:
     return limit
 
 
-def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int, started: datetime) -> PromptSet:
+def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int, started: datetime) -> tuple[PromptSet, ...]:
     response = _response_limit(cfg, split)
     limit = min(cfg.data.max_prompt_tokens or context, context - response)
     if limit < 1:
@@ -222,9 +231,16 @@ def _load_prompts(cfg: Config, tokenizer: Any, split: str, context: int, started
                 "lower max_response_tokens",
             )
         )
-    source = cfg.data.train if split == "train" else cfg.data.eval
-    key = f"data.{split}"
-    rows: Sequence[Any] = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
-    if split == "eval" and cfg.eval.max_prompts:
-        rows = rows[: cfg.eval.max_prompts]
-    return build_prompts(rows, cfg.data, tokenizer, max_prompt_tokens=limit, started=started)
+    sets = []
+    for source, rows in load_split(cfg, split):
+        one = build_prompts(
+            rows,
+            cfg.data,
+            tokenizer,
+            max_prompt_tokens=limit,
+            started=started,
+            name=source.name,
+            weight=source.weight,
+        )
+        sets.append(one)
+    return tuple(sets)

@@ -27,13 +27,19 @@ Array = np.ndarray
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One draw from the data. ``uid`` names the draw (``epoch:position``), not the data row."""
+    """One draw from the data. ``uid`` names the draw (``epoch:position``, of several sources ``NAME/epoch:position``),
+    not the data row."""
 
     uid: str
     token_ids: Array  # i32[P]
     text: str  # what the tokens were made from, for rewards and tables
     reference: Any = None  # what the reward needs (a JSON value)
     columns: Mapping[str, Any] = field(default_factory=dict)  # the data row's other columns
+
+
+def source_of(uid: str) -> str:
+    """The source that a draw, or a problem of an evaluation (``eval:NAME/n``), comes from; "" if there is only one."""
+    return uid.rpartition("/")[0].removeprefix("eval:")
 
 
 class Segment(NamedTuple):

@@ -33,7 +33,15 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 DEFAULTS = {key.name: key.default for key in walk_fields()}
 SECTIONS = {name for name, default in DEFAULTS.items() if is_dataclass(default)}
 # Keys with room below them: a mapping, or a part that may be given as {_target_: ..., key: value}.
-OPEN_KEYS = {"model.shape", "reward.function", "reward.functions", "reward.args", "user", "sft.generator"}
+OPEN_KEYS = {
+    "model.shape",
+    "data.chat_template_kwargs",
+    "reward.function",
+    "reward.functions",
+    "reward.args",
+    "user",
+    "sft.generator",
+}
 OPEN_KEYS |= {name for name in DEFAULTS if name.endswith(".generator")}
 OPEN_KEYS |= {f"algo.{part}" for part in ("advantage", "loss", "reduction", "filter")}
 KEY = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*")
@@ -267,7 +275,7 @@ def test_the_examples_parts_do_what_the_page_says(example: Path) -> None:
 
     from rlpost.config.plugins import resolve_target
     from rlpost.prompts.encoding import make_messages
-    from rlpost.prompts.rows import load_rows
+    from rlpost.prompts.sources import load_rows
     from rlpost.rewards.scoring import read_outcome
 
     cfg: Config = load_config(["recipe=my_recipe.yaml"])

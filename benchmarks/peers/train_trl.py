@@ -24,7 +24,7 @@ from benchmarks.peers.records import Clock, Evaluation, Run, Time, read_trl_log
 from rlpost.engine.protocol import Engine, EngineStep, Request
 from rlpost.engine.vllm import read_delta, sampling_params
 from rlpost.evaluate import evaluate_session
-from rlpost.prompts.cursor import PromptCursor, draw_prompts
+from rlpost.prompts.cursor import draw_prompts, open_cursor
 from rlpost.rewards.library.answers import exact_answer
 from rlpost.session import Session, open_session
 
@@ -95,9 +95,9 @@ def build_trainer(session: Session, extra: dict[str, Any], *, patched: bool) -> 
 
 def rows(session: Session) -> list[dict[str, Any]]:
     """The prompts that the run needs, in the order in which our cursor draws them."""
-    cfg, prompts = session.cfg, session.train_prompts.prompts
-    cursor = PromptCursor(len(prompts), cfg.seed, cfg.data.shuffle)
-    drawn = itertools.islice(draw_prompts(cursor, prompts), cfg.steps * cfg.rollout.groups_per_step)
+    cfg = session.cfg
+    cursor = open_cursor(session.train_sets, seed=cfg.seed, shuffle=cfg.data.shuffle)
+    drawn = itertools.islice(draw_prompts(cursor, session.train_sets), cfg.steps * cfg.rollout.groups_per_step)
     return [{"prompt": prompt.text, "reference": prompt.reference} for prompt in drawn]
 
 

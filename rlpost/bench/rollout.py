@@ -119,7 +119,7 @@ def _on_vllm(cfg: Config, plan: Plan, say: Callable[[str], None]) -> list[Result
         )
         try:
             weights = [[(name, engine.read_weight(name).clone())] for name in engine.weight_names]
-            data, cap = session.train_prompts.prompts, cfg.rollout.max_response_tokens
+            data, cap = session.some_prompts(1 << 20), cfg.rollout.max_response_tokens
 
             def prompts() -> Iterator[Prompt]:
                 for n, prompt in enumerate(itertools.cycle(data)):

@@ -103,7 +103,13 @@ def run_check(arguments: argparse.Namespace) -> int:
     from rlpost.config.compose import load_config
     from rlpost.preflight.checks import check
 
-    print(check(load_config(arguments.overrides), arguments.command))
+    cfg = load_config(arguments.overrides)
+    print(check(cfg, arguments.command))
+    if arguments.show_prompt:
+        from rlpost.preflight.show_prompt import show_prompts
+
+        encoding = sys.stdout.encoding or "utf-8"  # which may lack the signs of the prompt, and ours
+        print("\n" + show_prompts(cfg, arguments.command).encode(encoding, "backslashreplace").decode(encoding))
     return 0
 
 
@@ -132,7 +138,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     from rlpost.workers.runtime import write_environment
 
-    write_environment(device="cpu", threads=1, vocab_size=0)
+    write_environment(device="cpu", dtype="float32", threads=1, vocab_size=0)
     from rlpost.export import export
 
     source = export(Path(arguments.run_dir), Path(arguments.out), step=arguments.step)
@@ -340,6 +346,11 @@ def build_parser() -> argparse.ArgumentParser:
     check = add("check", run_check, "check a run without touching a device", help_texts.CHECK)
     check.add_argument(
         "--for", dest="command", choices=["train", "eval", "sft"], default="train", help="which command to check for"
+    )
+    check.add_argument(
+        "--show-prompt",
+        action="store_true",
+        help="show the first and the longest prompt, token by token; loads the tokenizer and all rows as a run does",
     )
     config = add("config", run_config, "show the resolved configuration, or every key", help_texts.CONFIG)
     config.add_argument(

@@ -51,10 +51,12 @@ examples:
 CHECK = """\
 Checks everything that needs no device, in seconds: keys, combinations, model folder, data with line numbers, prompt
 lengths, reward, run directory. Prints the batch arithmetic, a memory plan per device, and what could not be checked.
+With --show-prompt also what the model gets: two prompts with the chat template around them, and their tokens.
 
 examples:
   rlpost check recipe=math/dapo_17k_qwen3_4b
   rlpost check recipe=math/gsm8k data.train.path=train.jsonl data.eval.path=test.jsonl train=zero3
+  rlpost check recipe=math/arithmetic --show-prompt
 """
 
 EXPORT = """\

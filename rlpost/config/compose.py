@@ -31,6 +31,7 @@ from rlpost.errors import ConfigError, explain
 GROUPS = ("model", "data", "reward", "algo", "rollout", "engine", "train", "cluster", "logging")
 PATH_KEYS = (  # name a file or folder; model.path and resume may name something else, which never begins with ~
     "model.path",
+    "data.chat_template",  # or hold the template itself
     "data.train.path",
     "data.eval.path",
     "reward.cache_dir",
@@ -79,7 +80,7 @@ def expand_paths(cfg: Config) -> None:
     """``~`` and ``~USER`` in every key of PATH_KEYS, in place. Raises ConfigError for a user who does not exist."""
     for key in PATH_KEYS:
         given = look_up(cfg, key)
-        if not isinstance(given, str) or not given.startswith("~"):
+        if not isinstance(given, str) or not given.startswith("~") or locations.is_template_text(given):
             continue
         path = locations.expand_home(given)
         if path.startswith("~") and not Path(path).exists():

@@ -38,6 +38,11 @@ def resolve_path(path: str) -> str:
     return expand_home(path)
 
 
+def is_template_text(value: str) -> bool:
+    """Whether ``data.chat_template`` holds a Jinja template itself; any other text is the path of a file."""
+    return any(sign in value for sign in ("{{", "{%", "\n"))
+
+
 def expand_home(path: str) -> str:
     """``~`` or ``~USER`` at the beginning as that home folder; anything else, also an unknown user, unchanged."""
     return os.path.expanduser(path)

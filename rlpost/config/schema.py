@@ -46,7 +46,10 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    path: Optional[str] = opt(None, "JSONL or Parquet file; rlpost://NAME for one that ships with the package.")
+    path: Optional[str] = opt(
+        None,
+        "JSONL, JSON, CSV or Parquet file, or a folder or glob of them; rlpost://NAME for one that ships with the package.",
+    )
     hub: Optional[str] = opt(None, "Hugging Face datasets name, used when path is not set.")
     subset: Optional[str] = opt(None, "The dataset's configuration name on the hub.")
     split: str = opt("train", "The dataset's split on the hub.")
@@ -58,12 +61,21 @@ class SourceConfig:
         False, "Skip rows whose prompt repeats an earlier row's (some hub datasets contain each row many times)."
     )
     limit: Optional[int] = opt(None, "Use only the first rows (after unique); None: all.", low=1)
+    sources: dict[str, Any] = opt(
+        {},
+        "Several sources instead of one: NAME: {path, hub, subset, split, generator, unique, limit, format, weight}.",
+    )
 
 
 @dataclass
 class DataConfig:
     train: SourceConfig = opt(SourceConfig, "Where the training prompts come from.")
     eval: SourceConfig = opt(SourceConfig, "Where the evaluation prompts come from.")
+    format: str = opt(
+        "columns",
+        "What the rows look like; columns: prompt_key and reference_key name theirs. Others are converted to prompt and answer.",
+        choices=("columns", "alpaca", "open_instruct", "sharegpt", "trl", "verl"),
+    )
     prompt_key: str = opt("prompt", "Column with the question.")
     reference_key: Optional[str] = opt("answer", "Column the reward compares with; None: the reward needs none.")
     template: str = opt("{prompt}", "Text put around the question; write columns of the row in braces.")
@@ -72,6 +84,17 @@ class DataConfig:
         "auto",
         "Whether to use the tokenizer's chat template; auto: when it has one.",
         choices=("auto", "always", "never"),
+    )
+    chat_template: Optional[str] = opt(
+        None,
+        "The chat template, instead of the tokenizer's: a Jinja file, or the template itself (text with `{{`, `{%` or a line break). Saved with the model.",
+    )
+    chat_template_kwargs: dict[str, Any] = opt(
+        {}, "Arguments for the chat template, such as enable_thinking: false; a name that it never reads is refused."
+    )
+    prefill: Optional[str] = opt(
+        None,
+        "Text that every response begins with: the last part of each prompt, not of the response. Braces are literal.",
     )
     max_prompt_tokens: Optional[int] = opt(
         None, "Longest prompt, tokens; None: context minus max_response_tokens.", low=1

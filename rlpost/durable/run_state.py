@@ -33,7 +33,7 @@ from rlpost.durable.config_changes import HARMLESS, Change, changed_keys, refuse
 from rlpost.durable.filesystem import POINTER, ledger_path
 from rlpost.durable.run_dir import TRACKER_ID, note_going_back
 from rlpost.errors import RunError, explain
-from rlpost.prompts.cursor import PromptCursor
+from rlpost.prompts.cursor import Cursor
 from rlpost.rollout.accounts import LedgerError
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.ledger import FILE as LEDGER_FILE
@@ -69,7 +69,7 @@ class RunState:
     """See the module docstring. ``step`` counts finished steps and is also the next policy version to be published."""
 
     def __init__(
-        self, cfg: Config, run_dir: Path, cursor: PromptCursor, history: History, *, started: datetime, say: Say
+        self, cfg: Config, run_dir: Path, cursor: Cursor, history: History, *, started: datetime, say: Say
     ) -> None:
         """``cursor`` and ``history`` are new; :meth:`recall` brings them to the run's state. ``started``: when the
         run began (:func:`read_start`, or now)."""

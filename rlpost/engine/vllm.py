@@ -39,6 +39,7 @@ from rlpost.engine.protocol import NOTHING, WAKE_TAGS, Delta, EngineStep, KVCapa
 from rlpost.engine.vllm_process import no_shared_memory, process_state_kept, torch_rng_kept, weights_left_unpacked
 from rlpost.errors import ModelError, RunError, explain
 
+SCORE_SLOTS = 4  # sequences that ``score`` has in the engine beside paused requests
 SUPPORTED_VLLM = (">=0.28", "<0.33")
 
 
@@ -125,7 +126,8 @@ class VLLMEngine:
             "model": model_folder,
             "dtype": dtype,
             "seed": seed,
-            "max_num_seqs": max_slots,
+            # A GPU's runner keeps the slots of paused requests; ``score`` needs some beside them.
+            "max_num_seqs": max_slots + SCORE_SLOTS * keep_kv,
             "max_model_len": max_model_len,
             "kv_cache_memory_bytes": kv_cache_bytes,
             "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
@@ -140,6 +142,8 @@ class VLLMEngine:
         if tensor_parallel > 1:  # one engine per process of the group, each with its part of every layer
             arguments["tensor_parallel_size"] = tensor_parallel
             arguments["distributed_executor_backend"] = "external_launcher"
+            # A process sees one GPU, its own: vLLM's kernel asks for the peers' by number.
+            arguments["disable_custom_all_reduce"] = True
         if on_cpu:
             # A seeded request with a chunked prompt crashes vLLM's CPU sampler: "CPU Generator does not use offset".
             arguments["enable_chunked_prefill"] = False
@@ -223,6 +227,10 @@ class VLLMEngine:
         assert self._keep_kv, "built without keep_kv"
         scheduler, states = self._core.scheduler, self._engine.output_processor.request_states
         requests, scheduler.running = scheduler.running, []
+        # Requests that wait for room would make vLLM schedule, and so wait, for ever.
+        waiting = self._live - {states[r.request_id].external_req_id for r in requests}
+        self._engine.abort_request(sorted(waiting))
+        self._live -= waiting
         deltas = []
         while self._core.batch_queue:
             deltas += [read_delta(output) for output in self._engine.step()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from rlpost.rewards.scoring import Scorer, failure_kind
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectProgress, CollectSettings, collect
 from rlpost.rollout.strategy import ROUND_ROBIN, RolloutStrategy
-from rlpost.types import Prompt, Sample
+from rlpost.types import Prompt, Sample, source_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +38,23 @@ class EvalResult:
     parts: dict[str, float]  # mean of each reward part
     samples: tuple[tuple[Prompt, Sample], ...]
     work: EngineWork  # its tail, with few samples running, separates a step's fixed cost from the cost per sample
+    by_source: dict[str, EvalResult] = field(default_factory=dict)  # where data.eval has several sources
 
     @property
     def num_failed(self) -> int:
         return sum(self.failures.values())
 
     def metrics(self) -> dict[str, float]:
+        """``eval/`` of all problems, and ``eval/NAME/`` of each source's where there are several."""
+        metrics = self._figures()
+        metrics |= {f"eval/failed/{kind}": count for kind, count in self.failures.items()}
+        metrics |= {f"eval/part/{name}": value for name, value in self.parts.items()}
+        for name, result in self.by_source.items():
+            figures = result._figures()
+            metrics |= {f"eval/{name}/{key.removeprefix('eval/')}": value for key, value in figures.items()}
+        return metrics
+
+    def _figures(self) -> dict[str, float]:
         best = self.pass_at[max(self.pass_at)]
         return {
             "eval/accuracy": self.accuracy.mean,
@@ -56,8 +67,6 @@ class EvalResult:
             "eval/truncated_share": self.truncated_share,
             "eval/num_samples": self.num_samples,
             "eval/num_failed": self.num_failed,
-            **{f"eval/failed/{kind}": count for kind, count in self.failures.items()},
-            **{f"eval/part/{name}": value for name, value in self.parts.items()},
         }
 
 
@@ -114,7 +123,12 @@ def evaluate(
     if stats.stopped:
         return None
     groups = sorted(buffer.admitted, key=lambda group: group.order)
-    return summarize([(g.prompt, sample) for g in groups for sample in g.freeze().samples], cfg, stats.work)
+    samples = [(g.prompt, sample) for g in groups for sample in g.freeze().samples]
+    by_source: dict[str, list[tuple[Prompt, Sample]]] = {}
+    for prompt, sample in samples:
+        by_source.setdefault(source_of(prompt.uid), []).append((prompt, sample))
+    named = {name: summarize(own, cfg, stats.work) for name, own in by_source.items() if name}
+    return replace(summarize(samples, cfg, stats.work), by_source=named)
 
 
 def summarize(samples: Sequence[tuple[Prompt, Sample]], cfg: EvalConfig, work: EngineWork) -> EvalResult:

@@ -78,13 +78,6 @@ def find_tokenizer_json(folder: Path) -> Path | None:
     return None
 
 
-def has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(_read_json(config).get("chat_template"))
-
-
 def read_optional_json(path: Path) -> dict[str, Any]:
     """A JSON file that a model folder may lack; empty where it is missing or no object. Raises ModelError if broken."""
     loaded = _parse(path) if path.is_file() else {}

@@ -241,5 +241,5 @@ def _complete(draws: Mapping[str, _Draw], window: Sequence[StepTimeline], cfg: C
 
 
 def _place(uid: str) -> tuple[Any, ...]:
-    """A uid is ``epoch:position`` of its draw."""
-    return tuple(int(part) for part in uid.split(":"))
+    """A uid is ``epoch:position`` of its draw, behind the name of its source where there are several."""
+    return tuple(int(part) for part in uid.rpartition("/")[2].split(":"))

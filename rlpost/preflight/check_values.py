@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from rlpost.algos import table
-from rlpost.config import Config, Key, RolloutConfig, SourceConfig, TrainConfig, look_up, walk_fields
+from rlpost.config import Config, DataConfig, Key, RolloutConfig, SourceConfig, TrainConfig, look_up, walk_fields
 from rlpost.config.rules import check_value
 from rlpost.errors import ConfigError, ModelError, explain
 from rlpost.models.shape import head_size, kv_bytes, kv_heads
+from rlpost.prompts.chat_template import check_arguments
 from rlpost.rewards.selection import list_functions
 from rlpost.train.table import check_train
 
@@ -37,6 +38,7 @@ def check_values(cfg: Config, command: str) -> None:
             check_value(key.name, look_up(cfg, key.name), key.rule)
     if command == "sft":
         check_sft(cfg)
+        check_chat(cfg.data)
         if cfg.sft.generate_every >= 0:
             list_functions(cfg.reward)
             check_tensor_parallel(cfg)
@@ -44,6 +46,7 @@ def check_values(cfg: Config, command: str) -> None:
         check_deterministic(cfg)
         check_cluster(cfg)
         return
+    check_chat(cfg.data)
     check_oversample(cfg.rollout)
     list_functions(cfg.reward)
     table.check_algo(cfg.algo)
@@ -86,6 +89,9 @@ def check_sft(cfg: Config) -> None:
     elif cfg.data.train == SourceConfig():
         expected = "a source in data.train, or a function (_target_) that yields lessons"
         raise ConfigError(explain("sft.generator", None, expected, "set data.train.path=FILE.jsonl"))
+    if sft.generator is None and cfg.data.prefill:
+        do = "write it into the responses, and set data.prefill=null for `rlpost sft`"
+        raise ConfigError(explain("data.prefill", cfg.data.prefill, "null: a row's response is whole", do))
     if sft.messages_key is not None and cfg.data.template != "{prompt}":
         do = "set 'data.template={prompt}': a conversation is trained on as it is"
         raise ConfigError(explain("data.template", cfg.data.template, "{prompt} with sft.messages_key", do))
@@ -128,6 +134,16 @@ def example_limit(cfg: Config, shape: Mapping[str, Any]) -> int | None:
 def name_sft_run(cfg: Config) -> str:
     """The run's folder below ``runs_dir``, beside that of the RL run of the same name."""
     return f"{cfg.name}-sft"
+
+
+def check_chat(data: DataConfig) -> None:
+    """Raises ConfigError for keys of a chat template that is not used, and for arguments that it cannot be given."""
+    if data.chat == "never":
+        for key, value in (("chat_template", data.chat_template), ("chat_template_kwargs", data.chat_template_kwargs)):
+            if value:
+                expected = "nothing with data.chat=never, which uses no chat template"
+                raise ConfigError(explain(f"data.{key}", value, expected, "take one of the two out"))
+    check_arguments(data)
 
 
 def check_oversample(rollout: RolloutConfig) -> None:

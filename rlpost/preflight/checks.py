@@ -8,6 +8,8 @@ nothing on disk.
 
 from __future__ import annotations
 
+import array
+import re
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rlpost.config import Config, SourceConfig, look_up, plugins
+from rlpost.config import Config, SourceConfig, plugins
 from rlpost.config.locations import expand_home, resolve_path
 from rlpost.config.resolve import resolve
 from rlpost.durable.run_dir import MODES, find_checkpoint
@@ -28,7 +30,6 @@ from rlpost.models.files import (
     check_stop_tokens,
     find_model,
     find_tokenizer_json,
-    has_chat_template,
     read_end_tokens,
 )
 from rlpost.models.shape import DENSE_TYPES, count_params, explain_unsupported, kv_bytes
@@ -42,8 +43,9 @@ from rlpost.preflight.check_values import (
     name_sft_run,
 )
 from rlpost.preflight.memory_plan import MemoryPlan, plan_memory
-from rlpost.prompts.chat_template import read_chat_template
+from rlpost.prompts.chat_template import ChatTemplate, read_chat_template, read_template_key
 from rlpost.prompts.encoding import (
+    add_prefill,
     count_appended,
     describe_empty,
     describe_long,
@@ -51,10 +53,12 @@ from rlpost.prompts.encoding import (
     join_messages,
     make_messages,
 )
-from rlpost.prompts.rows import Row, load_rows
-from rlpost.prompts.supervised import read_conversation
+from rlpost.prompts.rows import Rows
+from rlpost.prompts.sources import Source, list_sources, name_source
+from rlpost.prompts.supervised import list_example_sources, read_conversation
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
 from rlpost.rewards.selection import list_functions, runs_in_process
+from rlpost.rewards.values import THOUGHT_END, THOUGHT_START
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
 from rlpost.workers.runtime import choose_device, has_gpu
 
@@ -96,7 +100,8 @@ def _check_generation(cfg: Config, command: str, report: CheckReport) -> None:
     device, dtype = check_device(cfg, report)
     facts = check_reward(cfg, report)
     files = _check_model(cfg, command, report, device, dtype)
-    context = _check_context(cfg, files)
+    context = check_context(cfg, files)
+    _check_chat(cfg, report)
     for split in ("train", "eval") if command == "train" else ("eval",):
         if split == "train" or command == "eval" or cfg.eval.every >= 0:
             _check_split(cfg, split, files, context, facts, report)
@@ -188,7 +193,7 @@ def _check_tokenizer(folder: Path, stop_token_ids: Sequence[int], shape: Mapping
         check_stop_tokens([*stop_token_ids, *end_tokens])
 
 
-def _check_context(cfg: Config, files: ModelFiles) -> int | None:
+def check_context(cfg: Config, files: ModelFiles) -> int | None:
     """Prompt + response, tokens; None if unknown."""
     own = files.shape.get("max_position_embeddings") if files.shape else None
     asked = cfg.model.max_context_tokens
@@ -197,7 +202,7 @@ def _check_context(cfg: Config, files: ModelFiles) -> int | None:
     return asked if asked is not None else own
 
 
-def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
+def prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
     """The longest prompt that leaves room for a full response, tokens."""
     key, response = "rollout.max_response_tokens", cfg.rollout.max_response_tokens
     if split == "eval" and cfg.eval.max_response_tokens is not None:
@@ -241,6 +246,22 @@ def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
     return facts
 
 
+def _check_chat(cfg: Config, report: CheckReport) -> None:
+    """A template of the configuration's own, wherever the model is; and a beginning of responses that misleads."""
+    if cfg.data.chat_template is not None:
+        source = read_template_key(cfg.data.chat_template)
+        ChatTemplate(source, {}, cfg.data.chat_template_kwargs, key="data.chat_template")
+    prefill = cfg.data.prefill or ""
+    if re.search(r"\\n(?![a-z])", prefill):
+        do = "in a shell write $'data.prefill=...\\n', in YAML \"...\\n\""
+        report.warnings.append(f"data.prefill has a backslash and an n in it, not a line break; for a line break, {do}")
+    if THOUGHT_START in prefill.rpartition(THOUGHT_END)[2] and not prefill.rstrip().endswith(THOUGHT_START):
+        report.warnings.append(
+            f"data.prefill goes on after {THOUGHT_START}: with reward.text=answer, a response that never ends the "
+            f"thought counts as an answer; end data.prefill with {THOUGHT_START}"
+        )
+
+
 def _check_split(
     cfg: Config,
     split: str,
@@ -249,61 +270,60 @@ def _check_split(
     facts: Sequence[FunctionFacts],
     report: CheckReport,
 ) -> None:
-    key = f"data.{split}"
-    source: SourceConfig = getattr(cfg.data, split)
-    limit = _prompt_limit(cfg, split, context)
-    if source.path is None and source.hub is not None:
-        report.not_checked.append(f"{key}: {source.hub} on the hub, split {source.split}; `train` loads it first")
-        return
-    if split == "eval" and source == SourceConfig():
-        do = f"set {key}.path=FILE.jsonl, or eval.every=-1 to train without evaluation"
-        raise ConfigError(explain(key, "no source", "one of path, hub, generator", do))
-    rows = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
-    if split == "eval" and cfg.eval.max_prompts is not None:
-        rows = rows[: cfg.eval.max_prompts]
-    conversations = [make_messages(row, cfg.data) for row in rows]
-    check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
-    bad = [line for line in (find_bad_reference(row, cfg.data) for row in rows) if line]
-    lines = [f"{key}: {len(rows):,} rows from {_name_source(source)}"]
-    lines += _measure(cfg, split, rows, conversations, files, limit, report)
-    if bad and need_reference(facts):
-        raise DataError(bad[0])
-    report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
+    limit = prompt_limit(cfg, split, context)
+    if split == "eval" and cfg.data.eval == SourceConfig():
+        do = "set data.eval.path=FILE.jsonl, or eval.every=-1 to train without evaluation"
+        raise ConfigError(explain("data.eval", "no source", "one of path, hub, generator, sources", do))
+    lines: list[str] = []
+    for source in list_sources(cfg.data, split):
+        key, hub = source.key, source.config.hub
+        if source.config.path is None and hub is not None:
+            report.not_checked.append(f"{key}: {hub} on the hub, split {source.config.split}; `train` loads it first")
+            continue
+        rows = source.load(cfg.data.prompt_key)
+        rows = rows[: cfg.eval.max_prompts] if split == "eval" else rows
+        check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
+        lines.append(f"{key}: {len(rows):,} rows from {name_source(source)}{_describe_draws(source)}")
+        lines += _measure(cfg, source.key, rows, files, limit, report)
+        bad = next((line for row in rows if (line := find_bad_reference(row, cfg.data))), "")
+        if bad and need_reference(facts):
+            raise DataError(bad)
+    if lines:
+        report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
 
 
-def _name_source(source: SourceConfig) -> str:
-    generator = source.generator
-    return source.path or str(generator.get("_target_") if isinstance(generator, Mapping) else generator)
+def _describe_draws(source: Source) -> str:
+    if not source.name or source.key.startswith("data.eval"):
+        return ""
+    return "" if source.weight is None else f", weight {source.weight:g}"
 
 
-def _measure(
-    cfg: Config,
-    split: str,
-    rows: Sequence[Row],
-    conversations: Sequence[list[dict[str, str]]],
-    files: ModelFiles,
-    limit: int | None,
-    report: CheckReport,
-) -> list[str]:
-    """Prompt lengths in tokens, as far as they can be known here. Raises DataError for a prompt that is too long, or
-    that the chat template refuses."""
-    what = f"prompt lengths of data.{split}"
+def _measure(cfg: Config, key: str, rows: Rows, files: ModelFiles, limit: int | None, report: CheckReport) -> list[str]:
+    """Prompt lengths in tokens, as far as they can be known here.
+
+    Raises DataError for a row that makes no prompt, a prompt that is too long, and one that the chat template refuses.
+    """
+    roles, num_bytes = [], array.array("q")
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for row in rows:
+        messages = make_messages(row, cfg.data)
+        names = tuple(message["role"] for message in messages)
+        roles.append(known.setdefault(names, names))  # one object for each sequence of roles
+        num_bytes.append(len(join_messages(messages).encode("utf-8", "surrogatepass")))
     tokenizer_json = None if files.folder is None else find_tokenizer_json(files.folder)
     if files.folder is None or tokenizer_json is None:
-        report.not_checked.append(f"{what}: no tokenizer.json here; `train` measures them first")
+        report.not_checked.append(f"prompt lengths of {key}: no tokenizer.json here; `train` measures them first")
         return []
-    if cfg.data.chat == "always" and not has_chat_template(files.folder):
-        raise ConfigError(explain("data.chat", "always", "a tokenizer with a chat template", "use data.chat=never"))
-    template = None if cfg.data.chat == "never" else read_chat_template(files.folder)
+    template = read_chat_template(files.folder, cfg.data)
     now = datetime.now()
 
     def render(index: int) -> str:
         """The text that is encoded."""
-        if template is None:
-            return join_messages(conversations[index])
-        return template.render(conversations[index], origin=rows[index].origin, started=now)
+        messages, origin = make_messages(rows[index], cfg.data), rows[index].origin
+        text = join_messages(messages) if template is None else template.render(messages, origin=origin, started=now)
+        return add_prefill(text, cfg.data, origin, is_chat=template is not None)
 
-    lengths = _count_tokens(TokenizerFiles(tokenizer_json), conversations, render, limit, chat=template is not None)
+    lengths = _count_tokens(TokenizerFiles(tokenizer_json), roles, num_bytes, render, limit, chat=template is not None)
     empty = [index for index, length in lengths.items() if not length]
     if empty:
         raise DataError(describe_empty(rows[empty[0]]))
@@ -312,14 +332,15 @@ def _measure(
         first = min(too_long)
         raise DataError(describe_long(rows[first], lengths[first], limit or 0))
     if len(too_long) == len(rows):
-        raise DataError(f"data.{split}: all {len(rows)} prompts are longer than {limit} tokens; raise the limit")
+        raise DataError(f"{key}: all {len(rows)} prompts are longer than {limit} tokens; raise the limit")
     line = f"longest prompt {max(lengths.values()):,} tokens" + ("" if limit is None else f" of {limit:,} allowed")
     return [line + (f"; {len(too_long):,} longer ones are dropped" if too_long else "")]
 
 
 def _count_tokens(
     tokenizer: TokenizerFiles,
-    conversations: Sequence[list[dict[str, str]]],
+    roles: Sequence[tuple[str, ...]],
+    num_bytes: Sequence[int],
     render: Callable[[int], str],
     limit: int | None,
     *,
@@ -328,10 +349,8 @@ def _count_tokens(
     """Index -> tokens of the prompts that could be the longest, or longer than the limit, and of the shortest.
 
     One of each sequence of roles is rendered as well: what a chat template adds depends on them, and so does whether it
-    refuses the conversation.
+    refuses the conversation. ``num_bytes``: of the messages' contents, in UTF-8.
     """
-    roles = [tuple(message["role"] for message in conversation) for conversation in conversations]
-    num_bytes = [len(join_messages(one).encode("utf-8", "surrogatepass")) for one in conversations]
     added: dict[tuple[str, ...], int] = {}
     for index, key in enumerate(roles):
         if key not in added:
@@ -387,23 +406,27 @@ def _check_sft(cfg: Config, report: CheckReport) -> None:
     long = f"{sft.steps:,} steps" if sft.steps is not None else f"{sft.epochs:,} passes over data.train"
     lines = [f"{start}; {long}, {sft.tokens_per_step:,} tokens per step"]
     if sft.generator is None:
-        lines += _check_examples(cfg, "data.train", report)
+        lines += _check_examples(cfg, "train", report)
     if evaluates_loss(cfg):
-        lines += _check_examples(cfg, "data.eval", report)
+        lines += _check_examples(cfg, "eval", report)
     report.sections.append(("Supervised training", lines))
 
 
-def _check_examples(cfg: Config, key: str, report: CheckReport) -> list[str]:
+def _check_examples(cfg: Config, split: str, report: CheckReport) -> list[str]:
     """Every row is an example, as far as that can be known without its tokens; those are made before a model loads."""
-    source: SourceConfig = look_up(cfg, key)
-    if source.path is None and source.hub is not None:
-        report.not_checked.append(f"{key}: {source.hub} on the hub, split {source.split}; `sft` loads it first")
-        return []
-    rows = load_rows(source, prompt_key=cfg.data.prompt_key, key=key)
-    for row in rows:
-        read_conversation(row, cfg.data, cfg.sft)
-    report.not_checked.append(f"lengths and chat template of {key}: `sft` encodes every row before it loads the model")
-    return [f"{key}: {len(rows):,} rows from {_name_source(source)}"]
+    lines = []
+    for source in list_example_sources(cfg.data, split):
+        if source.config.path is None and source.config.hub is not None:
+            what = f"{source.key}: {source.config.hub} on the hub, split {source.config.split}"
+            report.not_checked.append(f"{what}; `sft` loads it first")
+            continue
+        rows = source.load(cfg.data.prompt_key)
+        for row in rows:
+            read_conversation(row, cfg.data, cfg.sft)
+        what = f"lengths and chat template of {source.key}"
+        report.not_checked.append(f"{what}: `sft` encodes every row before it loads the model")
+        lines.append(f"{source.key}: {len(rows):,} rows from {name_source(source)}")
+    return lines
 
 
 def _check_lessons_tokenizer(folder: Path, shape: Mapping[str, Any], origin: str) -> None:

@@ -118,7 +118,7 @@ def _read_message(message: Any, what: str) -> dict[str, str]:
             got = f"no {key} (its keys are {', '.join(map(str, message)) or 'none'})"
             raise refuse(what, got, "role and content", "rename the keys")
     for key, value in message.items():
-        if key not in ("role", "content") and not _is_empty(value):
+        if key not in ("role", "content") and not is_empty(value):
             do = "leave the key out, or write it into the content as text"
             raise refuse(what, f"{key}, which is not supported", "role and content only", do)
     role = message["role"]
@@ -145,14 +145,14 @@ def _read_part(part: Any, what: str) -> str:
     elif not isinstance(part.get("text"), str):
         got = f"{kind_of(part.get('text'))} as text"
     else:
-        full = [key for key, value in part.items() if key not in ("type", "text") and not _is_empty(value)]
+        full = [key for key, value in part.items() if key not in ("type", "text") and not is_empty(value)]
         if not full:
             return str(part["text"])
         got = f"{full[0]} in it"
     raise refuse(what, got, "type text and a text: prompts are text only", "leave the part out, or write it as text")
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
     """What tables write where a row lacks a key: null, or an empty text, list or mapping."""
     return value is None or (isinstance(value, str | Sequence | Mapping) and not len(value))
 

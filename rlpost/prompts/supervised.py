@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from rlpost.config import DataConfig, SFTConfig
-from rlpost.errors import DataError
-from rlpost.prompts.chat_template import clock_options, explain_failure
+from rlpost.errors import ConfigError, DataError, explain
+from rlpost.prompts.chat_template import choose_template, explain_failure
 from rlpost.prompts.conversion import kind_of, refuse
-from rlpost.prompts.encoding import is_prefilled, join_messages, make_encode, make_messages, uses_chat
-from rlpost.prompts.rows import Row, look_up, origin_of
+from rlpost.prompts.encoding import ends_with_assistant, join_messages, make_encode, make_messages
+from rlpost.prompts.rows import Row, Rows, chain, look_up, origin_of
+from rlpost.prompts.sources import Source, list_sources
 
 Messages = list[dict[str, str]]
 
@@ -59,6 +60,26 @@ def digest_example(example: Example) -> bytes:
     return hashlib.blake2b(tokens + b"\0" + example.loss_mask.tobytes(), digest_size=8).digest()
 
 
+# -- sources ---------------------------------------------------------------------------------------------------------
+
+
+def list_example_sources(data: DataConfig, split: str) -> list[Source]:
+    """The sources of ``data.train`` or ``data.eval``, whose rows are examples, one source after the other.
+
+    Raises ConfigError for weights: each epoch holds every row once.
+    """
+    sources = list_sources(data, split)
+    for source in sources:
+        if source.weight is not None:
+            do = "take the weights out; data.train.sources.NAME.limit makes a source smaller"
+            raise ConfigError(explain(f"{source.key}.weight", source.weight, "none with `rlpost sft`", do))
+    return sources
+
+
+def load_example_rows(data: DataConfig, split: str) -> Rows:
+    return chain([source.load(data.prompt_key) for source in list_example_sources(data, split)])
+
+
 # -- rows to conversations -----------------------------------------------------------------------------------------
 
 
@@ -81,7 +102,7 @@ def read_conversation(row: Mapping[str, Any], data: DataConfig, sft: SFTConfig) 
             raise refuse(f"{origin}: {sft.messages_key}", f"only {roles}", "a message of the assistant", "fix the row")
         return messages
     messages = make_messages(row, data)
-    if is_prefilled(messages):
+    if ends_with_assistant(messages):
         do = f"set sft.messages_key={data.prompt_key} if the column holds whole conversations"
         raise refuse(f"{origin}: {data.prompt_key}", "a prompt that ends with the assistant's words", "a prompt", do)
     response = _column(row, sft.response_key, "sft.response_key")
@@ -125,16 +146,16 @@ class ExampleEncoder:
         self._data, self._sft, self._tokenizer = data, sft, tokenizer
         self._stop, self._max_tokens = frozenset(stop_token_ids), max_tokens
         self._encode_open = make_encode(tokenizer)
-        source = str(getattr(tokenizer, "chat_template", None))
-        self._options = clock_options(source, started)
-        self._is_marked = MARKS.search(source) is not None
+        template = choose_template(data, getattr(tokenizer, "chat_template", None))
+        self._is_chat = template is not None
+        self._options = {} if template is None else {"chat_template": template.source, **template.options(started)}
+        self._is_marked = template is not None and MARKS.search(template.source) is not None
         self.num_dropped = 0
 
-    def encode_rows(self, rows: Sequence[Row], key: str) -> ExampleSet:
+    def encode_rows(self, rows: Rows, key: str) -> ExampleSet:
         """Raises DataError for the first row that cannot be used, and where none is left."""
         dropped_before = self.num_dropped
-        chat = uses_chat(self._data, self._tokenizer)
-        encode = self._encode_chat if chat else self._encode_plain
+        encode = self._encode_chat if self._is_chat else self._encode_plain
         examples = [
             example
             for row in rows

@@ -14,7 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from rlpost.config import Config
+from rlpost.prompts.encoding import PromptSet, fingerprint
 from rlpost.reporting import thresholds
 from rlpost.reporting.metrics import JsonLines, read_rows
 from rlpost.types import Prompt
@@ -44,15 +47,16 @@ class Facts:
     num_eval_prompts_in_train: int
 
 
-def facts_of(cfg: Config, train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> Facts:
-    trained_on = {prompt.token_ids.tobytes() for prompt in train}
+def facts_of(cfg: Config, train: Sequence[PromptSet], evaluation: Sequence[Prompt]) -> Facts:
+    known = np.array([fingerprint(prompt) for prompt in evaluation], np.int64)
+    trained_on = np.concatenate([one.fingerprints for one in train]) if train else known[:0]
     return Facts(
         april=cfg.rollout.oversample > 1.0 or cfg.rollout.adaptive_oversample,
         has_filter=cfg.algo.filter != "none",
         max_response_tokens=cfg.rollout.max_response_tokens,
         mismatch_stop=cfg.mismatch_stop,
         num_eval_prompts=len(evaluation),
-        num_eval_prompts_in_train=sum(prompt.token_ids.tobytes() in trained_on for prompt in evaluation),
+        num_eval_prompts_in_train=int(np.isin(known, trained_on).sum()),
     )
 
 

@@ -41,6 +41,7 @@ AREAS = {
     "publish": "Copying the trained weights into the engine.",
     "eval": "Evaluation on held-out problems.",
     "sft": "Supervised training (`rlpost sft`); its loss is `loss/nll`.",
+    "source": "The step's groups by source, where `data.train.sources` names several.",
     "time": "Wall time of the phases of one step.",
     "waterfall": "Where `time/step` went: parts that add up to it, in order. Parts that took no time are absent.",
     "total": "Sums over the run so far.",
@@ -267,6 +268,18 @@ REGISTRY = (
     Metric(
         "sft/dropped", "examples", "Lessons left out so far because they are too long (`sft.long_examples=drop`).", "0"
     ),
+    *(
+        Metric(f"eval/*/{name}", unit, f"`eval/{name}` of one source, where `data.eval.sources` names several.")
+        for name, unit in (
+            *(("accuracy", "share"), ("accuracy_low", "share"), ("accuracy_high", "share"), ("pass_at_k", "share")),
+            *(("pass_at_k_low", "share"), ("pass_at_k_high", "share"), ("response_tokens", "tokens")),
+            *(("truncated_share", "share"), ("num_samples", "samples"), ("num_failed", "samples")),
+        )
+    ),
+    # source
+    Metric("source/*/groups", "groups", "Groups of this source that were trained."),
+    Metric("source/*/reward", "reward", "Mean over their scored samples.", "rises"),
+    Metric("source/*/response_tokens", "tokens", "Mean response length of the same."),
     # time
     Metric("time/step", "s", "The whole step: publication, generation, update; without evaluation and saving."),
     Metric(

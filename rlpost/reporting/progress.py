@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import TYPE_CHECKING, TextIO
 
+from rlpost.evaluation.intervals import Interval
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -90,10 +92,13 @@ class Progress:
         if self._kind == "lines":
             self._print(self._step_line(metrics))
 
-    def evaluation(self, accuracy: float, low: float, high: float) -> None:
-        self._accuracies.append((accuracy, low, high))
+    def evaluation(self, accuracy: Interval, by_source: Mapping[str, Interval]) -> None:
+        """Accuracy of all problems, and of each source's where there are several."""
+        self._accuracies.append((accuracy.mean, accuracy.low, accuracy.high))
         if self._kind != "quiet":
-            self.message(f"evaluation after step {self._step}: accuracy {percent(accuracy)} ({interval(low, high)})")
+            self.message(f"evaluation after step {self._step}: accuracy {_describe(accuracy)}")
+            for name, own in by_source.items():
+                self.message(f"  {name}: {_describe(own)}")
 
     def loss_evaluation(self, loss: float) -> None:
         """``loss``: on held-out examples, nats per token."""
@@ -245,3 +250,7 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _describe(accuracy: Interval) -> str:
+    return f"{percent(accuracy.mean)} ({interval(accuracy.low, accuracy.high)})"

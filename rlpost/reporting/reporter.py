@@ -245,7 +245,7 @@ class Reporter:
     # ---- between steps --------------------------------------------------------------------------------------
 
     def evaluation(self, result: EvalResult, counts: ScoringCounts, *, seconds: float) -> None:
-        self._progress.evaluation(result.accuracy.mean, result.accuracy.low, result.accuracy.high)
+        self._progress.evaluation(result.accuracy, {name: own.accuracy for name, own in result.by_source.items()})
         self._timeline.log(self.step, iterations={"phase": "eval"} | iteration_sums(result.work))
         self._metrics.log_evaluation(self.step, result.samples)
         cached = {"eval/cache_hit_share": counts.cache_hits / counts.cache_lookups} if counts.cache_lookups else {}

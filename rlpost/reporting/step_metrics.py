@@ -12,7 +12,7 @@ from rlpost.rewards.scoring import ScoringCounts
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.stats import RolloutStats
 from rlpost.train.protocol import UpdateResult
-from rlpost.types import Group, TrainBatch
+from rlpost.types import Group, TrainBatch, source_of
 from rlpost.workers.publication import Publication
 
 
@@ -32,6 +32,18 @@ def reward_metrics(groups: Sequence[Group], stats: RolloutStats) -> dict[str, fl
     metrics |= {f"reward/failed/{kind}": count for kind, count in stats.failures.items()}
     for name in sorted({n for s in scored for n in s.reward_parts}):
         metrics[f"reward/part/{name}"] = _mean([s.reward_parts[name] for s in scored if name in s.reward_parts])
+    return metrics | source_metrics(groups)
+
+
+def source_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """source/NAME/ of the trained groups, where the prompts come from several sources."""
+    metrics: dict[str, float] = {}
+    for name in sorted({source_of(g.prompt.uid) for g in groups} - {""}):
+        own = [g for g in groups if source_of(g.prompt.uid) == name]
+        scored = [s for g in own for s in g.scored]
+        metrics[f"source/{name}/groups"] = len(own)
+        metrics[f"source/{name}/reward"] = _mean([s.reward for s in scored])
+        metrics[f"source/{name}/response_tokens"] = _mean([s.num_tokens for s in scored])
     return metrics
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rlpost.config import Config, SourceConfig, plugins
+from rlpost.config import Config, plugins
 from rlpost.config.locations import expand_home, resolve_path
 from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError, ModelError, RunError, explain
@@ -24,8 +24,8 @@ from rlpost.models.files import check_shape, find_model_folder, find_stop_tokens
 from rlpost.models.shape import count_params
 from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.preflight.check_values import config_of_init, evaluates_loss, example_limit
-from rlpost.prompts.rows import load_rows
-from rlpost.prompts.supervised import Example, ExampleEncoder
+from rlpost.prompts.chat_template import read_template_key
+from rlpost.prompts.supervised import Example, ExampleEncoder, load_example_rows
 from rlpost.session import Session
 from rlpost.session import open_session as session_of_rl
 from rlpost.sft.draws import Draws, LessonDraws, RowDraws, count_steps
@@ -100,8 +100,10 @@ def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
         cfg = resolve(cfg, device=device, threads=threads)
         if generation is not None:  # what a deterministic run pins of them
             cfg = replace(cfg, engine=generation.cfg.engine, rollout=generation.cfg.rollout)
-        write_environment(device=device, threads=threads, vocab_size=int(shape["vocab_size"]))
+        write_environment(device=device, dtype=cfg.model.dtype, threads=threads, vocab_size=int(shape["vocab_size"]))
         tokenizer = load_tokenizer(str(folder))
+        if cfg.data.chat_template is not None:
+            tokenizer.chat_template = read_template_key(cfg.data.chat_template)  # saved with the model
         check_ids(tokenizer.get_vocab(), int(shape["vocab_size"]), origin)
         if tokenizer.eos_token_id is None:
             do = "set eos_token in tokenizer_config.json"
@@ -115,7 +117,7 @@ def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
             started=started,
         )
         draws, num_examples, steps = _open_draws(cfg, encoder)
-        eval_examples = _encode_source(cfg, encoder, "data.eval") if evaluates_loss(cfg) else ()
+        eval_examples = _encode_split(cfg, encoder, "eval") if evaluates_loss(cfg) else ()
         yield SftSession(
             cfg=replace(cfg, steps=steps),
             shape=shape,
@@ -161,7 +163,7 @@ def _open_draws(cfg: Config, encoder: ExampleEncoder) -> tuple[Draws, int | None
         assert sft.steps is not None, "rlpost check refuses epochs of a generator"
         make = plugins.resolve_target(sft.generator, {}, "sft.generator")
         return LessonDraws(lambda: iter(make()), encoder), None, sft.steps
-    examples = _encode_source(cfg, encoder, "data.train")
+    examples = _encode_split(cfg, encoder, "train")
 
     def begin() -> RowDraws:
         return RowDraws(examples, seed=cfg.seed, shuffle=cfg.data.shuffle, epochs=sft.epochs)
@@ -172,9 +174,8 @@ def _open_draws(cfg: Config, encoder: ExampleEncoder) -> tuple[Draws, int | None
     return begin(), len(examples), count_steps(begin(), sft.tokens_per_step)
 
 
-def _encode_source(cfg: Config, encoder: ExampleEncoder, key: str) -> tuple[Example, ...]:
-    source: SourceConfig = cfg.data.train if key == "data.train" else cfg.data.eval
-    return encoder.encode_rows(load_rows(source, prompt_key=cfg.data.prompt_key, key=key), key).examples
+def _encode_split(cfg: Config, encoder: ExampleEncoder, split: str) -> tuple[Example, ...]:
+    return encoder.encode_rows(load_example_rows(cfg.data, split), f"data.{split}").examples
 
 
 def _starting_folder(cfg: Config, scratch: Path) -> Path:

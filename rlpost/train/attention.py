@@ -51,21 +51,17 @@ def packed_attention(
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    runs = [(length, len(list(run))) for length, run in groupby(packed_lengths)]
+    # One split, not a slice for each run: the gradient of a slice is a row of zeros with that slice filled in.
+    parts = zip(
+        *(x[0].split([length * count for length, count in runs], dim=1) for x in (query, key, value)), strict=True
+    )
     outputs = []
-    start = 0
-    for length, run in groupby(packed_lengths):
-        count = len(list(run))
-        q, k, v = (_sequences(x, start, count, length) for x in (query, key, value))
+    for (length, count), run in zip(runs, parts, strict=True):
+        q, k, v = (part.unflatten(1, (count, length)).transpose(0, 1) for part in run)
         attended = _causal(q, k, v, scaling, sliding_window)  # [count, heads, length, D]
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-        start += count * length
     return torch.cat(outputs).unsqueeze(0), None
-
-
-def _sequences(x: torch.Tensor, start: int, count: int, length: int) -> torch.Tensor:
-    """[1, heads, L, D] -> [count, heads, length, D], the sequences that begin at ``start``."""
-    part = x[0, :, start : start + count * length]
-    return part.unflatten(1, (count, length)).transpose(0, 1)
 
 
 def _causal(

@@ -44,7 +44,7 @@ def choose_threads(cfg: Config, device: str, *, num_params: int) -> int:
     return cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
 
 
-def write_environment(*, device: str, threads: int, vocab_size: int, rank: int = 0, world: int = 1) -> None:
+def write_environment(*, device: str, dtype: str, threads: int, vocab_size: int, rank: int = 0, world: int = 1) -> None:
     """Set everything the libraries read from the environment; call it before the process's first heavy import."""
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -68,6 +68,9 @@ def write_environment(*, device: str, threads: int, vocab_size: int, rank: int =
         environment["CUDA_VISIBLE_DEVICES"] = ""
         if vocab_size < SMALL_VOCABULARY:
             environment["TORCHDYNAMO_DISABLE"] = "1"  # saves seconds of compilation at the first step
+    elif dtype == "float32":
+        # vLLM's attention is Triton's there, which would multiply as TF32: a hundred times the error of float32.
+        environment["TRITON_F32_DEFAULT"] = "ieee"
     os.environ.update(environment)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # in GiB, and it would override engine.kv_cache_bytes
     for category in (FutureWarning, UserWarning):  # from libraries, about libraries: nothing that our users can fix

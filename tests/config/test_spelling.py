@@ -335,7 +335,8 @@ def test_two_files_of_one_name_are_two_recipes(own, tmp_path):
 
 def test_every_key_that_names_a_file_or_folder_is_a_path():
     """By the words of its documentation, so that a new one is not forgotten."""
-    named = [k.name for k in walk_fields() if k.type in TEXT and any(w in k.doc for w in ("older", "JSONL or"))]
+    words = ("older", "JSONL or", "Jinja file")
+    named = [k.name for k in walk_fields() if k.type in TEXT and any(w in k.doc for w in words)]
     assert set(named) - {"name"} == set(PATH_KEYS)  # the run's name is no path
 
 
@@ -368,6 +369,13 @@ def test_what_is_no_home(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expand_paths(cfg)
     assert value(cfg, key) == "~nosuchuser/x"  # it is there under this very name
+
+
+def test_a_template_in_a_key_is_no_path():
+    cfg = Config()
+    cfg.data.chat_template = "~{{ messages[0].content }}~"
+    expand_paths(cfg)
+    assert cfg.data.chat_template == "~{{ messages[0].content }}~"
 
 
 def test_the_defaults_name_no_home():

@@ -52,6 +52,28 @@ def test_what_was_left_open_and_is_written_out_now_is_no_change():
     assert was_left_open(canary, deterministic=True)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "key"),
+    [
+        (
+            "{chat: auto}",
+            "{chat: auto, chat_template_kwargs: {enable_thinking: false}}",
+            "data.chat_template_kwargs.enable_thinking",
+        ),
+        ("{chat_template_kwargs: {a: 1}}", "{chat_template_kwargs: {}}", "data.chat_template_kwargs.a"),
+        ("{prefill: null}", "{prefill: x}", "data.prefill"),
+        ("{chat: auto}", "{chat: auto, chat_template: x}", "data.chat_template"),
+    ],
+)
+def test_what_changes_prompts_is_a_change(before, now, key):
+    """Their defaults are none, so that runs begun without these keys resume."""
+    changes = changed_keys(f"data: {before}", f"data: {now}")
+    changes = [change for change in changes if not was_left_open(change, deterministic=True)]
+    assert [change.key for change in changes] == [key]
+    with pytest.raises(RunError, match=f"deterministic=true: {key}"):
+        refuse_changes(changes)
+
+
 def test_a_key_that_an_earlier_version_did_not_have_is_no_change_at_its_default():
     new, other = changed_keys("seed: 0", "seed: 0\ntrain: {optimizer: adamw, gradient_reduction: mine}")
     assert was_left_open(new, deterministic=True) and not was_left_open(other, deterministic=True)

@@ -121,7 +121,7 @@ def prepare() -> None:
     from rlpost.config import Config
     from rlpost.workers.runtime import write_environment
 
-    write_environment(device="cpu", threads=1, vocab_size=18)
+    write_environment(device="cpu", dtype="float32", threads=1, vocab_size=18)
     import deepspeed  # noqa: F401
     import vllm.v1.engine.llm_engine  # noqa: F401
 

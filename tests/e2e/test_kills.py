@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 
 import pyarrow.parquet as parquet
 import pytest
@@ -98,6 +101,19 @@ def whole(nursery):
     return nursery.folder / "runs/whole"
 
 
+@pytest.fixture
+def busy():
+    """A machine that others keep busy: two programs for each core that never wait."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        yield
+        assert all(loop.poll() is None for loop in loops), "they ran to the end"
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 def assert_the_same_run(run, whole):
     """Metrics, weights, trained samples and the ledger's story, bit for bit; and the story is whole."""
     assert_the_same_bits(run, whole)
@@ -132,7 +148,7 @@ def die_of(nursery, name, places):
     return life
 
 
-def test_killed_at_phase_after_phase_it_ends_as_if_nothing_had_happened(nursery, whole):
+def test_killed_at_phase_after_phase_it_ends_as_if_nothing_had_happened(nursery, whole, busy):
     life = die_of(nursery, "killed", IN_CI)
     assert "resumed after step" in life.output and "Accuracy before" in life.output
     assert_the_same_run(nursery.folder / "runs/killed", whole)
@@ -174,7 +190,7 @@ def die_at_random(nursery, name, number, seed, *, run=RUN, mean_s=4.0):
     return runs, kills
 
 
-def test_killed_at_a_few_random_instants(nursery, whole):
+def test_killed_at_a_few_random_instants(nursery, whole, busy):
     runs, _ = die_at_random(nursery, "few", 3, seed=random.randrange(1 << 30))
     assert_the_same_run(nursery.folder / "runs" / runs[0], whole)
 
@@ -212,7 +228,7 @@ def test_a_run_of_the_demos_size_is_killed_a_hundred_times(nursery):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_while_generating_it_keeps_what_was_generated(nursery, number, status):
+def test_asked_to_stop_while_generating_it_keeps_what_was_generated(nursery, number, status, busy):
     name = f"asked-{status}"
     run = nursery.folder / "runs" / name
     engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=150)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.tiny_models import DATED, make_tokenizer, write_model
+from tests.tiny_models import CHATML, DATED, THINKING, make_tokenizer, write_model
 
 from .program import rlpost, rollouts_of
 
@@ -44,6 +44,25 @@ def test_a_template_that_reads_the_clock_resumes(tmp_path):
     checkpoints = [*(runs / "dated" / "checkpoints").iterdir(), *(runs / "other" / "checkpoints").iterdir()]
     starts = {json.loads((folder / "state.json").read_text())["started"] for folder in checkpoints}
     assert len(starts) == 1 and len(checkpoints) >= 3
+
+
+def test_a_chat_template_of_the_runs_own_is_exported_and_kept_on_resume(tmp_path):
+    write_rows(tmp_path)
+    write_model(tmp_path / "m", tokenizer=make_tokenizer(chat=CHATML), weights=True)
+    (tmp_path / "mine.jinja").write_text(THINKING)
+    chat = ["data.chat_template=mine.jinja", "data.chat_template_kwargs.enable_thinking=true", "data.prefill=<think>"]
+    arguments = ["train", *SMALL, "model.path=m", "name=chat", *chat]
+    rlpost(*arguments, "steps=1", cwd=tmp_path)
+    run = tmp_path / "runs" / "chat"
+    rlpost("export", str(run), "exported", cwd=tmp_path)
+    for folder in (run / "model", tmp_path / "exported"):
+        assert (folder / "chat_template.jinja").read_text() == THINKING
+        assert '| Responses begin with | `` "<think>" `` |' in (folder / "README.md").read_text()
+    unfinish(run)
+    for change in ("data.prefill=So", "data.chat_template_kwargs.enable_thinking=false data.prefill=null"):
+        said = rlpost(*arguments, "steps=2", *change.split(), cwd=tmp_path, expect=2)
+        assert "the prompts differ" in said
+    assert "resumed after step 1" in rlpost(*arguments, "steps=2", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("where", ["config.json", "generation_config.json"])

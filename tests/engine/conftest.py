@@ -2,7 +2,8 @@
 
 The contract in ``test_engine_contract.py`` holds for any engine: ``ENGINES`` lists how to build each. Which model the
 engine is built on, and how much KV it gets, can be set from outside, because a process holds one vLLM engine only:
-``RLPOST_CONTRACT_MODEL`` (a key of ``MODELS``), ``RLPOST_CONTRACT_KV_SEQUENCES`` (full-length sequences that fit).
+``RLPOST_CONTRACT_MODEL`` (a key of ``MODELS``), ``RLPOST_CONTRACT_KV_SEQUENCES`` (full-length sequences that fit),
+``RLPOST_CONTRACT_ASYNC`` (1: with asynchronous scheduling, vLLM's default on a GPU).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.engine import async_scheduling
 from tests.random_models import random_model
 
 MAX_SLOTS = 8
@@ -27,6 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama_untied": {"model_type": "llama", "tie_word_embeddings": False},
 }
 MODEL = os.environ.get("RLPOST_CONTRACT_MODEL", "qwen3_tied")
+ASYNC = os.environ.get("RLPOST_CONTRACT_ASYNC") == "1"
 KV_SEQUENCES = int(os.environ.get("RLPOST_CONTRACT_KV_SEQUENCES", MAX_SLOTS))
 
 
@@ -49,8 +52,10 @@ def build_vllm_engine(folder: Path, *, kv_sequences: int = KV_SEQUENCES, keep_kv
     from rlpost.engine.kv_budget import kv_bytes_needed
     from rlpost.engine.vllm import VLLMEngine, read_shape
 
+    if ASYNC:
+        async_scheduling.switch_on()
     shape = read_shape(str(folder))
-    return VLLMEngine(
+    engine = VLLMEngine(
         str(folder),
         max_slots=MAX_SLOTS,
         max_model_len=MAX_MODEL_LEN,
@@ -60,6 +65,8 @@ def build_vllm_engine(folder: Path, *, kv_sequences: int = KV_SEQUENCES, keep_kv
         kv_cache_bytes=kv_bytes_needed(shape, max_slots=kv_sequences, max_model_len=MAX_MODEL_LEN, dtype="float32"),
         keep_kv=keep_kv,
     )
+    assert bool(engine._core.batch_queue is not None) == ASYNC
+    return engine
 
 
 ENGINES = {"vllm": build_vllm_engine}

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from rlpost.config import ModelConfig
 from rlpost.errors import ModelError
-from rlpost.models.files import check_shape, find_model, find_tokenizer_json, has_chat_template
+from rlpost.models.files import check_shape, find_model, find_tokenizer_json
 
 SHAPE = {
     "model_type": "qwen3",
@@ -115,16 +115,13 @@ def test_a_model_in_the_local_cache_is_used(folder, tmp_path, monkeypatch):
     fails("some-org/some-model", "HF_HUB_OFFLINE")
 
 
-def test_tokenizer_and_chat_template(folder):
+def test_tokenizer(folder):
     with pytest.raises(ModelError, match="no tokenizer"):
         find_tokenizer_json(folder)
     (folder / "vocab.json").write_text("{}")
     assert find_tokenizer_json(folder) is None  # an older form: only transformers can read it
     (folder / "tokenizer.json").write_text("{}")
     assert find_tokenizer_json(folder) == folder / "tokenizer.json"
-    assert not has_chat_template(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
-    assert has_chat_template(folder)
 
 
 def test_the_shipped_model_is_whole():

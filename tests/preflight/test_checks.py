@@ -465,6 +465,43 @@ def test_chat_templates_are_rendered(cfg, tmp_path):
     assert "longest prompt 30 tokens" in str(check(cfg))
 
 
+def test_a_chat_template_of_ones_own(cfg, tmp_path, monkeypatch):
+    (tmp_path / "mine.jinja").write_text("a a {{ messages[0]['content'] }}{% if more %} a a{% endif %}")
+    cfg.data.chat_template = str(tmp_path / "mine.jinja")
+    assert "longest prompt 7 tokens of 32 allowed" in str(check(cfg))
+    cfg.data.chat_template_kwargs = {"more": True}
+    assert "longest prompt 9 tokens of 32 allowed" in str(check(cfg))
+    cfg.data.prefill = " a a a"
+    assert "longest prompt 12 tokens of 32 allowed" in str(check(cfg)) and check(cfg).warnings == []
+    fails(cfg, ConfigError, "names that the chat template reads (more)", data__chat_template_kwargs={"mor": True})
+    fails(cfg, ConfigError, "got 'tools'; expected arguments of the template", data__chat_template_kwargs={"tools": []})
+    cfg.data.chat_template_kwargs = {}
+    fails(cfg, ConfigError, "data.chat_template: ", "nothing with data.chat=never", data__chat="never")
+    cfg.data.chat = "auto"
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    cfg.model.path = "some-org/some-model"  # found wherever the model is
+    fails(cfg, ConfigError, "data.chat_template: the chat template cannot be read", data__chat_template="{% if %}")
+    fails(cfg, ConfigError, "nosuch.jinja (nothing there)", data__chat_template="nosuch.jinja")
+    cfg.data.chat_template, cfg.data.chat_template_kwargs = None, {"more": True}
+    fails(cfg, ConfigError, "data.chat_template_kwargs: ", "nothing with data.chat=never", data__chat="never")
+
+
+@pytest.mark.parametrize(
+    ("prefill", "warning"),
+    [
+        ("<think>\n", ""),
+        ("<think>\\n", "data.prefill has a backslash and an n in it, not a line break"),
+        ("\\neq", ""),
+        ("<think>\nLet me", "data.prefill goes on after <think>"),
+        ("<think>\n\n</think>\n\nSo", ""),
+    ],
+)
+def test_a_prefill_that_is_not_what_it_looks_like(cfg, prefill, warning):
+    cfg.data.prefill = prefill
+    warnings = check(cfg).warnings
+    assert warnings[0].startswith(warning) if warning else not warnings
+
+
 def test_a_long_prompt_is_found_by_what_the_template_adds(cfg, tmp_path, monkeypatch):
     """Only the longest rendered texts are tokenised, and those with more bytes than the limit has tokens."""
     monkeypatch.setattr(checks, "NUM_MEASURED", 1)

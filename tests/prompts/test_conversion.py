@@ -18,7 +18,8 @@ from rlpost.preflight.checks import check
 from rlpost.prompts.chat_template import ChatTemplate
 from rlpost.prompts.conversion import is_reference
 from rlpost.prompts.encoding import build_prompts, find_bad_reference, make_messages
-from rlpost.prompts.rows import Row, load_rows
+from rlpost.prompts.rows import Row
+from tests.data_rows import read_rows
 from tests.tiny_models import CHATML, make_tokenizer, write_model
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"
@@ -71,7 +72,7 @@ def refused(row, **data):
     ],
 )
 def test_values_with_a_meaning(value, expected):
-    (row,) = load_rows(generated(value))
+    (row,) = read_rows(generated(value))
     assert row["column"] == expected and type(row["column"]) is type(expected)
     assert json.loads(json.dumps(row)) == row
 
@@ -95,7 +96,7 @@ def test_values_with_a_meaning(value, expected):
 )
 def test_values_without_one_name_row_and_column(value, got):
     with pytest.raises(DataError) as caught:
-        load_rows(generated(value))
+        read_rows(generated(value))
     message = str(caught.value)
     assert message.startswith("data.train.generator row 0: column column") and got in message
     assert "\n" not in message and "expected" in message
@@ -105,9 +106,9 @@ def test_a_value_that_holds_itself():
     value = []
     value.append(value)
     with pytest.raises(DataError, match="more than 100 levels"):
-        load_rows(generated(value))
+        read_rows(generated(value))
     with pytest.raises(DataError, match=r"row 0: column column: got a whole number of more than 4,300 digits"):
-        load_rows(generated(-(10**4300)))
+        read_rows(generated(-(10**4300)))
 
 
 def test_whole_numbers_of_thousands_of_digits(tmp_path):
@@ -116,10 +117,10 @@ def test_whole_numbers_of_thousands_of_digits(tmp_path):
     for row in (f'{{"prompt": "q", "answer": {HUGE}}}', f'{{"prompt": "q", "a": [{{"b": -{HUGE}}}]}}'):
         path.write_text(f'{{"prompt": "q", "answer": 1}}\n{row}\n')
         with pytest.raises(DataError) as caught:
-            load_rows(SourceConfig(path=str(path)))
+            read_rows(SourceConfig(path=str(path)))
         assert "d.jsonl line 2: got a whole number of more than 4,300 digits" in str(caught.value)
     path.write_text(f'{{"prompt": "q", "answer": {HUGE[:4300]}, "x": {HUGE}e2, "y": 1e999, "z": NaN}}\n')
-    (row,) = load_rows(SourceConfig(path=str(path)))
+    (row,) = read_rows(SourceConfig(path=str(path)))
     assert row["answer"] == int(HUGE[:4300])  # the longest that is read
     assert json.loads(json.dumps(row))["answer"] == row["answer"]
 
@@ -127,12 +128,12 @@ def test_whole_numbers_of_thousands_of_digits(tmp_path):
 def test_nested_too_deeply_for_whoever_writes_it_again(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "q", "a": ' + "[" * 99 + "]" * 99 + "}\n")
-    assert len(load_rows(SourceConfig(path=str(path)))) == 1
+    assert len(read_rows(SourceConfig(path=str(path)))) == 1
     path.write_text('{"prompt": "q", "a": ' + "[" * 300 + "]" * 300 + "}\n")
     with pytest.raises(DataError, match=r"d\.jsonl line 1: column a: got more than 100 levels"):
-        load_rows(SourceConfig(path=str(path)))
+        read_rows(SourceConfig(path=str(path)))
     path.write_text('{"prompt": "q", "a": "' + "[{" * 300 + '"}\n')  # brackets in text are none
-    assert len(load_rows(SourceConfig(path=str(path)))) == 1
+    assert len(read_rows(SourceConfig(path=str(path)))) == 1
 
 
 def test_parquet(tmp_path):
@@ -145,19 +146,19 @@ def test_parquet(tmp_path):
     ]
     path = tmp_path / "data.bin"  # known by its first bytes, not by its name
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    loaded = load_rows(SourceConfig(path=str(path)))
+    loaded = read_rows(SourceConfig(path=str(path)))
     assert [row.origin for row in loaded] == [f"{path} row 0", f"{path} row 1"]
     assert loaded[0] == {**rows[0], "day": "2020-01-02"} and loaded[1] == rows[1]
     assert make_messages(loaded[0], DataConfig()) == rows[0]["prompt"]
     parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "q", "image": b"\x89PNG"}]), path)
     with pytest.raises(DataError, match=r"data\.bin row 0: column image: got bytes"):
-        load_rows(SourceConfig(path=str(path)))
+        read_rows(SourceConfig(path=str(path)))
     parquet.write_table(pyarrow.Table.from_pylist(rows).slice(0, 0), path)
     with pytest.raises(DataError, match="is empty"):
-        load_rows(SourceConfig(path=str(path)))
+        read_rows(SourceConfig(path=str(path)))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="as Parquet") as caught:
-        load_rows(SourceConfig(path=str(path)))
+        read_rows(SourceConfig(path=str(path)))
     assert "\n" not in str(caught.value)
 
 
@@ -332,18 +333,40 @@ def outcome(step):
         return error
 
 
-@given(row=ROWS, template=TEMPLATES, name=st.sampled_from(["chat", "plain"]), system=st.sampled_from([None, "S"]))
-@example(
-    row={"prompt": [{"role": "user", "content": None}], "answer": "1"}, template="{prompt}", name="chat", system=None
+@given(
+    row=ROWS,
+    template=TEMPLATES,
+    name=st.sampled_from(["chat", "plain"]),
+    system=st.sampled_from([None, "S"]),
+    prefill=st.sampled_from([None, "<think>\n"]),
 )
-@example(row={"prompt": "q", "unit": None, "answer": "1"}, template="{unit} {prompt}", name="plain", system=None)
-@example(row={"prompt": "", "answer": "1"}, template="{prompt}", name="plain", system=None)
-@example(row={"prompt": ""}, template="{prompt}", name="plain", system=None)
-@example(row={"prompt": "", "answer": None}, template="{prompt}", name="plain", system=None)
-@example(row={"prompt": [{"\x1e": "", "a\nb": "", "\x1b[31m": ""}]}, template="{prompt}", name="chat", system=None)
-@example(row={"prompt": "q", "answer": [None]}, template="{prompt}", name="chat", system="S")
+@example(
+    row={"prompt": [{"role": "user", "content": None}], "answer": "1"},
+    template="{prompt}",
+    name="chat",
+    system=None,
+    prefill=None,
+)
+@example(
+    row={"prompt": "q", "unit": None, "answer": "1"},
+    template="{unit} {prompt}",
+    name="plain",
+    system=None,
+    prefill=None,
+)
+@example(row={"prompt": "", "answer": "1"}, template="{prompt}", name="plain", system=None, prefill=None)
+@example(row={"prompt": ""}, template="{prompt}", name="plain", system=None, prefill=None)
+@example(row={"prompt": "", "answer": None}, template="{prompt}", name="plain", system=None, prefill=None)
+@example(
+    row={"prompt": [{"\x1e": "", "a\nb": "", "\x1b[31m": ""}]},
+    template="{prompt}",
+    name="chat",
+    system=None,
+    prefill=None,
+)
+@example(row={"prompt": "q", "answer": [None]}, template="{prompt}", name="chat", system="S", prefill="So")
 @settings(max_examples=150, deadline=None)
-def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, system, tmp_path_factory):
+def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, system, prefill, tmp_path_factory):
     """Through the file, check and prompt building, which must agree; never with Python's notation in a prompt."""
     from rlpost.config import Config
 
@@ -353,10 +376,11 @@ def test_any_row_ends_in_a_prompt_or_in_one_line(models, row, template, name, sy
     cfg = Config(name="run", runs_dir=str(path.parent / "runs"), device="cpu")
     cfg.model.path, cfg.data.train.path, cfg.eval.every = str(folder), str(path), -1
     cfg.data.template, cfg.data.system_prompt, cfg.rollout.max_response_tokens = template, system, 32
+    cfg.data.prefill = prefill
     checked = outcome(lambda: check(cfg))
 
     def build():
-        rows = load_rows(cfg.data.train)
+        rows = read_rows(cfg.data.train)
         built = build_prompts(rows, cfg.data, tokenizer, max_prompt_tokens=480)
         return DataError(built.bad_reference) if built.bad_reference else built.prompts[0]
 

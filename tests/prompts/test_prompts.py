@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from rlpost.config import DataConfig, SourceConfig
 from rlpost.errors import ConfigError, DataError
-from rlpost.prompts.cursor import PromptCursor, digest_prompts, draw_prompts
+from rlpost.prompts.cursor import PromptCursor, draw_prompts
 from rlpost.prompts.encoding import build_prompts, make_messages
-from rlpost.prompts.rows import load_rows, look_up
+from rlpost.prompts.rows import look_up
+from tests.data_rows import read_rows
 
 TINY = Path(__file__).parents[1] / "fixtures" / "gsm8k_tiny.jsonl"
 
@@ -27,7 +28,7 @@ class CharTokenizer:
     def encode(self, text, add_special_tokens=True):
         return [1] * add_special_tokens + [ord(c) for c in text]
 
-    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+    def apply_chat_template(self, messages, add_generation_prompt, tokenize, chat_template):
         assert not tokenize
         text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return text + "<assistant>" * add_generation_prompt
@@ -39,7 +40,7 @@ def write(path, *lines):
 
 
 def test_jsonl_rows_keep_their_columns_and_line_numbers(tmp_path):
-    rows = load_rows(write(tmp_path / "d.jsonl", '{"prompt": "a"}', "", '{"prompt": "b", "answer": 3}'))
+    rows = read_rows(write(tmp_path / "d.jsonl", '{"prompt": "a"}', "", '{"prompt": "b", "answer": 3}'))
     assert [dict(r) for r in rows] == [{"prompt": "a"}, {"prompt": "b", "answer": 3}]
     assert [r.origin.rpartition(" ")[2] for r in rows] == ["1", "3"]  # the blank line counts
 
@@ -57,20 +58,20 @@ def test_jsonl_rows_keep_their_columns_and_line_numbers(tmp_path):
 def test_a_malformed_line_is_named(tmp_path, line, reason):
     source = write(tmp_path / "d.jsonl", '{"prompt": "a"}', line)
     with pytest.raises(DataError, match=rf"d\.jsonl line 2: .*{reason}"):
-        load_rows(source)
+        read_rows(source)
 
 
 def test_a_line_in_another_encoding_is_named(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
     with pytest.raises(DataError, match="line 2: not UTF-8"):
-        load_rows(SourceConfig(path=str(path)))
+        read_rows(SourceConfig(path=str(path)))
 
 
 def test_the_mark_that_windows_editors_write_and_whole_surrogate_pairs_are_fine(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "\\ud83d\\ude00"}\n')
-    assert load_rows(SourceConfig(path=str(path))) == [{"prompt": "\U0001f600"}]
+    assert read_rows(SourceConfig(path=str(path))) == [{"prompt": "\U0001f600"}]
 
 
 def dated_rows():
@@ -86,35 +87,35 @@ def dated_rows():
 
 
 def test_columns_are_json_values_so_that_a_checkpoint_gives_back_what_the_reward_saw():
-    (row,) = load_rows(SourceConfig(generator=dated_rows))
+    (row,) = read_rows(SourceConfig(generator=dated_rows))
     assert row == {"prompt": "a", "answer": 3, "when": "2020-01-02", "parts": [1, 0.5], "vector": [0, 1]}
     assert json.loads(json.dumps(row)) == row and type(row["answer"]) is int
     with pytest.raises(DataError, match=r"generator row 0: column a: got a list as a key; expected keys that are text"):
-        load_rows(SourceConfig(generator=lambda: [{"a": {("b", "c"): 1}}]))
+        read_rows(SourceConfig(generator=lambda: [{"a": {("b", "c"): 1}}]))
 
 
 def test_missing_empty_and_no_source(tmp_path):
     with pytest.raises(DataError, match="nothing there"):
-        load_rows(SourceConfig(path=str(tmp_path / "none.jsonl")))
+        read_rows(SourceConfig(path=str(tmp_path / "none.jsonl")))
     with pytest.raises(DataError, match="a folder"):
-        load_rows(SourceConfig(path=str(tmp_path)))
+        read_rows(SourceConfig(path=str(tmp_path)))
     with pytest.raises(DataError, match="is empty"):
-        load_rows(write(tmp_path / "e.jsonl", "", ""))
+        read_rows(write(tmp_path / "e.jsonl", "", ""))
     with pytest.raises(ConfigError, match=r"data\.eval: no source"):
-        load_rows(SourceConfig(), key="data.eval")
+        read_rows(SourceConfig(), key="data.eval")
     with pytest.raises(DataError, match="no rows"):
-        load_rows(SourceConfig(path=str(TINY), limit=0))
+        read_rows(SourceConfig(path=str(TINY), limit=0))
 
 
 def test_generator_limit_and_unique():
     generator = {"_target_": "rlpost.tasks.arithmetic.problems", "count": 9, "split": "eval"}
-    rows = load_rows(SourceConfig(generator=generator, limit=4))
+    rows = read_rows(SourceConfig(generator=generator, limit=4))
     assert len(rows) == 4 and {"prompt", "answer"} <= set(rows[0])
     repeated = repeated_rows
-    assert [r["id"] for r in load_rows(SourceConfig(generator=repeated, unique=True))] == [0, 1]
-    assert len(load_rows(SourceConfig(generator=repeated))) == 4
+    assert [r["id"] for r in read_rows(SourceConfig(generator=repeated, unique=True))] == [0, 1]
+    assert len(read_rows(SourceConfig(generator=repeated))) == 4
     with pytest.raises(DataError, match="expected a list of mappings"):
-        load_rows(SourceConfig(generator={"_target_": "time.time"}))
+        read_rows(SourceConfig(generator={"_target_": "time.time"}))
 
 
 def repeated_rows():
@@ -122,7 +123,7 @@ def repeated_rows():
 
 
 def test_the_fixture_is_real_gsm8k():
-    rows = load_rows(SourceConfig(path=str(TINY)))
+    rows = read_rows(SourceConfig(path=str(TINY)))
     assert len(rows) >= 8 and all("####" in r["answer"] for r in rows)
 
 
@@ -164,7 +165,7 @@ def test_a_column_of_messages_and_dotted_columns():
 
 
 def test_missing_column_names_line_and_columns(tmp_path):
-    rows = load_rows(write(tmp_path / "d.jsonl", '{"question": "a"}'))
+    rows = read_rows(write(tmp_path / "d.jsonl", '{"question": "a"}'))
     with pytest.raises(DataError, match=r"line 1: no column 'prompt'; its columns are question"):
         build_prompts(rows, DataConfig(), CharTokenizer(), max_prompt_tokens=None)
     with pytest.raises(DataError, match="row: prompt: got a number; expected text, or a list of chat messages"):
@@ -172,7 +173,7 @@ def test_missing_column_names_line_and_columns(tmp_path):
 
 
 def test_long_prompts_stop_or_are_dropped_with_a_count(tmp_path):
-    rows = load_rows(write(tmp_path / "d.jsonl", '{"prompt": "ab"}', '{"prompt": "abcd"}'))
+    rows = read_rows(write(tmp_path / "d.jsonl", '{"prompt": "ab"}', '{"prompt": "abcd"}'))
     data = DataConfig(reference_key=None)
     assert build_prompts(rows, data, CharTokenizer(), max_prompt_tokens=5).num_dropped == 0  # 1 + 4 tokens just fit
     with pytest.raises(DataError, match=r"line 2: the prompt has 5 tokens; expected at most 4"):
@@ -215,7 +216,7 @@ def test_order_depends_on_seed_and_epoch():
 def test_resuming_with_other_data_is_refused():
     def digest(*texts, answer="1"):
         rows = [{"prompt": text, "answer": answer} for text in texts]
-        return digest_prompts(build_prompts(rows, DataConfig(), CharTokenizer(), max_prompt_tokens=None).prompts)
+        return build_prompts(rows, DataConfig(), CharTokenizer(), max_prompt_tokens=None).digest
 
     state = PromptCursor(2, 1, content=digest("a", "b")).state_dict()
     PromptCursor(2, 1, content=digest("a", "b")).load_state_dict(state)
@@ -232,9 +233,9 @@ def test_resuming_with_other_data_is_refused():
 
 def test_draw_prompts_draws_only_when_asked():
     data = DataConfig(reference_key=None)
-    prompts = build_prompts([{"prompt": "a"}, {"prompt": "b"}], data, CharTokenizer(), max_prompt_tokens=None).prompts
+    prompts = build_prompts([{"prompt": "a"}, {"prompt": "b"}], data, CharTokenizer(), max_prompt_tokens=None)
     cursor = PromptCursor(2, shuffle=False)
-    drawn = draw_prompts(cursor, prompts)
+    drawn = draw_prompts(cursor, [prompts])
     assert cursor.state_dict()["position"] == 0
     first = [next(drawn) for _ in range(3)]
     assert [(p.uid, p.text) for p in first] == [("0:0", "a"), ("0:1", "b"), ("1:0", "a")]

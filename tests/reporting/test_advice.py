@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlpost.config.compose import load_config
+from rlpost.prompts.encoding import PromptSet, fingerprint
 from rlpost.reporting.advice import RULES, Advice, Adviser, Facts, WarningsFile, facts_of, read_warnings
 from rlpost.types import Prompt
 
@@ -138,7 +139,12 @@ def test_shared_prompts_are_counted_by_their_tokens():
     def prompts(*texts):
         return [Prompt(uid=t, token_ids=np.array([ord(c) for c in t], np.int32), text=t) for t in texts]
 
-    facts = facts_of(load_config(["recipe=math/arithmetic"]), prompts("1+1?", "2+2?"), prompts("2+2?", "3+3?"))
+    def prompt_set(*texts):
+        made = prompts(*texts)
+        return PromptSet(prompts=made, num_dropped=0, fingerprints=np.array([fingerprint(one) for one in made]))
+
+    trained = (prompt_set("1+1?"), prompt_set("2+2?"))
+    facts = facts_of(load_config(["recipe=math/arithmetic"]), trained, prompts("2+2?", "3+3?"))
     assert (facts.num_eval_prompts_in_train, facts.num_eval_prompts, facts.april, facts.has_filter) == (
         1,
         2,

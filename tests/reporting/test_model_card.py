@@ -44,3 +44,16 @@ def test_facts_and_first_and_last_evaluation():
     rows = [line for line in text.splitlines() if line.startswith(("| 0 |", "| 5 |", "| 7 |"))]
     assert rows == ["| 0 | 50.0 % (49.0 to 51.0) | 25 |", "| 7 | 70.0 % (69.0 to 71.0) | 25 |"]
     assert "Evaluation" not in card()
+
+
+def test_what_the_tokenizer_does_not_hold_of_the_prompts():
+    data = Config().data
+    text = card(data=replace(data, chat_template_kwargs={"enable_thinking": False}, prefill="<think>\n|`"))
+    assert '| Chat template\'s arguments | `` {"enable_thinking": false} `` |' in text
+    assert '| Responses begin with | `` "<think>\\n\\|`" `` |' in text
+    assert "Responses begin with" not in card()
+    old = asdict(Config())  # of a run that did not have these keys
+    old["data"] = {
+        name: value for name, value in old["data"].items() if name not in ("chat_template_kwargs", "prefill")
+    }
+    assert "# None" in model_card(old, step=0, evaluations=(), totals={"samples": 0.0, "tokens": 0.0})

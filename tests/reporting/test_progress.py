@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from rlpost.evaluation.intervals import Interval
 from rlpost.reporting.progress import Pace, Progress, duration
 
 
@@ -27,7 +28,7 @@ def a_run(progress: Progress, clock: Clock) -> None:
     progress.start(3, evals_left=2)
     progress.phase("eval")
     clock.now += 4
-    progress.evaluation(0.5, 0.45, 0.55)
+    progress.evaluation(Interval(mean=0.5, low=0.45, high=0.55), {})
     for step in (1, 2, 3):
         progress.phase("generate")
         progress.rollout(4, 8, running=16, open_groups=10)
@@ -37,7 +38,7 @@ def a_run(progress: Progress, clock: Clock) -> None:
             progress.phase("eval")
             clock.now += 4
         progress.step_done(step, {"reward/mean": step / 10, "rollout/carried_share": 0.25, "time/step": 10.0})
-    progress.evaluation(0.9, 0.88, 0.92)
+    progress.evaluation(Interval(mean=0.9, low=0.88, high=0.92), {"hard": Interval(mean=0.8, low=0.7, high=0.9)})
     progress.message("saved [model]")
     progress.close()
 
@@ -51,6 +52,7 @@ def test_off_a_terminal_there_is_one_line_a_step() -> None:
         "step 2/3  reward 0.200  25% carried over  10.0 s  14 s left",
         "step 3/3  reward 0.300  25% carried over  10.0 s  0 s left",
         "evaluation after step 3: accuracy 90.0 % (88.0 to 92.0)",
+        "  hard: 80.0 % (70.0 to 90.0)",
         "saved [model]",
     ]
 
@@ -76,7 +78,7 @@ def test_on_a_terminal_the_block_shows_phase_groups_accuracy_and_time_left() -> 
         clock = Clock()
         with Progress("auto", out=terminal, clock=clock) as progress:
             progress.start(5, evals_left=1)
-            progress.evaluation(0.5, 0.45, 0.55)
+            progress.evaluation(Interval(mean=0.5, low=0.45, high=0.55), {})
             progress.phase("generate")
             clock.now += 70
             progress.step_done(1, {"reward/mean": 0.4})

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rlpost.config import RewardConfig
+from rlpost.config import RewardConfig, SourceConfig
 from rlpost.errors import ConfigError, DataError
-from rlpost.prompts.rows import read_jsonl
 from rlpost.rewards.functions import LoadedFunction, Question, Response, load_functions
 from rlpost.rewards.library import answers, math_answers
 from rlpost.rewards.outcomes import to_outcome, to_outcomes
@@ -23,6 +22,7 @@ from rlpost.rewards.selection import FunctionSpec, list_functions
 from rlpost.rewards.values import answer_text, read_golds, read_outcome
 from rlpost.rewards.worker_pool import InlineCalls
 from rlpost.types import Prompt
+from tests.data_rows import read_rows
 
 CASES = Path(__file__).parents[3] / "shared/cases"
 REWARDS = ("exact_answer", "gsm8k", "last_number", "math")
@@ -228,7 +228,7 @@ def test_every_reference_of_a_file_is_a_number_or_a_named_failure(tmp_path_facto
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "?", "answer": reference}) + "\n", encoding="utf-8")
     try:
-        (row,) = read_jsonl(path)
+        (row,) = read_rows(SourceConfig(path=str(path)))
     except DataError:
         return
     value = row["answer"]

@@ -12,7 +12,7 @@ from rlpost.workers import runtime as runtime_module
 from rlpost.workers.runtime import choose_device, choose_threads, write_environment
 
 LARGE, SMALL = 10**9, 10**6
-ON_CPU = {"device": "cpu", "threads": 3}
+ON_CPU = {"device": "cpu", "dtype": "float32", "threads": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,16 @@ def test_the_environment_of_a_cpu_run(environment):
 def test_large_vocabularies_are_worth_compiling_and_a_gpu_stays_visible(environment):
     for name in ("TORCHDYNAMO_DISABLE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"):
         environment.pop(name, None)
-    write_environment(device="cuda", threads=3, vocab_size=100)
+    write_environment(device="cuda", dtype="bfloat16", threads=3, vocab_size=100)
     assert not {"TORCHDYNAMO_DISABLE", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"} & environment.keys()
     write_environment(**ON_CPU, vocab_size=150_000)
     assert "TORCHDYNAMO_DISABLE" not in environment
+
+
+def test_float32_on_a_gpu_is_float32(environment):
+    environment.pop("TRITON_F32_DEFAULT", None)
+    write_environment(**ON_CPU, vocab_size=100)
+    write_environment(device="cuda", dtype="bfloat16", threads=3, vocab_size=100)
+    assert "TRITON_F32_DEFAULT" not in environment
+    write_environment(device="cuda", dtype="float32", threads=3, vocab_size=100)
+    assert environment["TRITON_F32_DEFAULT"] == "ieee"

@@ -15,7 +15,7 @@ from typing import Any
 from rlpost.config import Config, look_up, walk_fields
 from rlpost.config.locations import resolve_path
 from rlpost.durable.config_changes import is_harmless
-from rlpost.prompts.rows import load_rows
+from rlpost.prompts.sources import list_sources
 
 # In addition to what a resume may change: keys that guard a run or control how its work is laid out, and change no
 # sample.
@@ -59,8 +59,8 @@ def digest_settings(settings: dict[str, Any], material: str) -> str:
 def digest_material(cfg: Config) -> str:
     """Of the weights that training starts from and of the problems, training and held-out, in order."""
     parts = [file.read_bytes() for file in sorted(Path(resolve_path(cfg.model.path)).glob("*.safetensors"))]
-    for source in (cfg.data.train, cfg.data.eval):
-        rows = load_rows(source, prompt_key=cfg.data.prompt_key)
+    for source in (*list_sources(cfg.data, "train"), *list_sources(cfg.data, "eval")):
+        rows = source.load(cfg.data.prompt_key)
         parts.append(json.dumps([dict(row) for row in rows], sort_keys=True, default=str).encode())
     return _hash(*parts)
 

@@ -73,7 +73,12 @@ class ClusterWorker:
         self._lockstep: LockstepEngine | None = None  # if an engine spans workers
         assert cfg.threads is not None, "resolved"
         write_environment(
-            device=cfg.device, threads=cfg.threads, vocab_size=settings.vocab_size, rank=rank, world=self.world
+            device=cfg.device,
+            dtype=cfg.model.dtype,
+            threads=cfg.threads,
+            vocab_size=settings.vocab_size,
+            rank=rank,
+            world=self.world,
         )
 
     # ---- start and end --------------------------------------------------------------------------------------
