@@ -38,6 +38,7 @@ def check_values(cfg: Config, command: str) -> None:
             check_value(key.name, look_up(cfg, key.name), key.rule)
     if command == "sft":
         check_sft(cfg)
+        check_chat(cfg.data)
         if cfg.sft.generate_every >= 0:
             list_functions(cfg.reward)
             check_tensor_parallel(cfg)
@@ -74,16 +75,6 @@ def _is_checked(key: Key, command: str, cfg: Config) -> bool:
     return not key.name.startswith("sft.")
 
 
-def check_chat(data: DataConfig) -> None:
-    """Raises ConfigError for keys of a chat template that is not used, and for arguments that it cannot be given."""
-    if data.chat == "never":
-        for key, value in (("chat_template", data.chat_template), ("chat_template_kwargs", data.chat_template_kwargs)):
-            if value:
-                expected = "nothing with data.chat=never, which uses no chat template"
-                raise ConfigError(explain(f"data.{key}", value, expected, "take one of the two out"))
-    check_arguments(data)
-
-
 def check_sft(cfg: Config) -> None:
     """Raises ConfigError where it is not said what to train on, or for how long."""
     sft = cfg.sft
@@ -98,10 +89,9 @@ def check_sft(cfg: Config) -> None:
     elif cfg.data.train == SourceConfig():
         expected = "a source in data.train, or a function (_target_) that yields lessons"
         raise ConfigError(explain("sft.generator", None, expected, "set data.train.path=FILE.jsonl"))
-    weighted = [name for name, source in cfg.data.train.sources.items() if "weight" in source]
-    if sft.generator is None and weighted:
-        do = "take the weights out: an epoch is every row of every source once"
-        raise ConfigError(explain("data.train.sources", f"weights for {', '.join(weighted)}", "none in sft", do))
+    if sft.generator is None and cfg.data.prefill:
+        do = "write it into the responses, and set data.prefill=null for `rlpost sft`"
+        raise ConfigError(explain("data.prefill", cfg.data.prefill, "null: a row's response is whole", do))
     if sft.messages_key is not None and cfg.data.template != "{prompt}":
         do = "set 'data.template={prompt}': a conversation is trained on as it is"
         raise ConfigError(explain("data.template", cfg.data.template, "{prompt} with sft.messages_key", do))
@@ -144,6 +134,16 @@ def example_limit(cfg: Config, shape: Mapping[str, Any]) -> int | None:
 def name_sft_run(cfg: Config) -> str:
     """The run's folder below ``runs_dir``, beside that of the RL run of the same name."""
     return f"{cfg.name}-sft"
+
+
+def check_chat(data: DataConfig) -> None:
+    """Raises ConfigError for keys of a chat template that is not used, and for arguments that it cannot be given."""
+    if data.chat == "never":
+        for key, value in (("chat_template", data.chat_template), ("chat_template_kwargs", data.chat_template_kwargs)):
+            if value:
+                expected = "nothing with data.chat=never, which uses no chat template"
+                raise ConfigError(explain(f"data.{key}", value, expected, "take one of the two out"))
+    check_arguments(data)
 
 
 def check_oversample(rollout: RolloutConfig) -> None:

@@ -55,7 +55,7 @@ from rlpost.prompts.encoding import (
 )
 from rlpost.prompts.rows import Rows
 from rlpost.prompts.sources import Source, list_sources, name_source
-from rlpost.prompts.supervised import read_conversation
+from rlpost.prompts.supervised import list_example_sources, read_conversation
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
 from rlpost.rewards.selection import list_functions, runs_in_process
 from rlpost.rewards.values import THOUGHT_END, THOUGHT_START
@@ -406,25 +406,26 @@ def _check_sft(cfg: Config, report: CheckReport) -> None:
     long = f"{sft.steps:,} steps" if sft.steps is not None else f"{sft.epochs:,} passes over data.train"
     lines = [f"{start}; {long}, {sft.tokens_per_step:,} tokens per step"]
     if sft.generator is None:
-        lines += _check_examples(cfg, "data.train", report)
+        lines += _check_examples(cfg, "train", report)
     if evaluates_loss(cfg):
-        lines += _check_examples(cfg, "data.eval", report)
+        lines += _check_examples(cfg, "eval", report)
     report.sections.append(("Supervised training", lines))
 
 
-def _check_examples(cfg: Config, key: str, report: CheckReport) -> list[str]:
+def _check_examples(cfg: Config, split: str, report: CheckReport) -> list[str]:
     """Every row is an example, as far as that can be known without its tokens; those are made before a model loads."""
     lines = []
-    for source in list_sources(cfg.data, key.removeprefix("data.")):
+    for source in list_example_sources(cfg.data, split):
         if source.config.path is None and source.config.hub is not None:
-            what = f"{source.config.hub} on the hub, split {source.config.split}"
-            report.not_checked.append(f"{source.key}: {what}; `sft` loads it first")
+            what = f"{source.key}: {source.config.hub} on the hub, split {source.config.split}"
+            report.not_checked.append(f"{what}; `sft` loads it first")
             continue
         rows = source.load(cfg.data.prompt_key)
         for row in rows:
             read_conversation(row, cfg.data, cfg.sft)
+        what = f"lengths and chat template of {source.key}"
+        report.not_checked.append(f"{what}: `sft` encodes every row before it loads the model")
         lines.append(f"{source.key}: {len(rows):,} rows from {name_source(source)}")
-    report.not_checked.append(f"lengths and chat template of {key}: `sft` encodes every row before it loads the model")
     return lines
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from rlpost.config import DataConfig, SFTConfig
-from rlpost.errors import DataError
+from rlpost.errors import ConfigError, DataError, explain
 from rlpost.prompts.chat_template import choose_template, explain_failure
 from rlpost.prompts.conversion import kind_of, refuse
 from rlpost.prompts.encoding import ends_with_assistant, join_messages, make_encode, make_messages
-from rlpost.prompts.rows import Row, look_up, origin_of
+from rlpost.prompts.rows import Row, Rows, chain, look_up, origin_of
+from rlpost.prompts.sources import Source, list_sources
 
 Messages = list[dict[str, str]]
 
@@ -57,6 +58,26 @@ def digest_examples(examples: Sequence[Example]) -> str:
 def digest_example(example: Example) -> bytes:
     tokens = example.token_ids.astype(np.int32).tobytes()
     return hashlib.blake2b(tokens + b"\0" + example.loss_mask.tobytes(), digest_size=8).digest()
+
+
+# -- sources ---------------------------------------------------------------------------------------------------------
+
+
+def list_example_sources(data: DataConfig, split: str) -> list[Source]:
+    """The sources of ``data.train`` or ``data.eval``, whose rows are examples, one source after the other.
+
+    Raises ConfigError for weights: each epoch holds every row once.
+    """
+    sources = list_sources(data, split)
+    for source in sources:
+        if source.weight is not None:
+            do = "take the weights out; data.train.sources.NAME.limit makes a source smaller"
+            raise ConfigError(explain(f"{source.key}.weight", source.weight, "none with `rlpost sft`", do))
+    return sources
+
+
+def load_example_rows(data: DataConfig, split: str) -> Rows:
+    return chain([source.load(data.prompt_key) for source in list_example_sources(data, split)])
 
 
 # -- rows to conversations -----------------------------------------------------------------------------------------
@@ -133,7 +154,7 @@ class ExampleEncoder:
         self._is_marked = template is not None and MARKS.search(template.source) is not None
         self.num_dropped = 0
 
-    def encode_rows(self, rows: Sequence[Row], key: str) -> ExampleSet:
+    def encode_rows(self, rows: Rows, key: str) -> ExampleSet:
         """Raises DataError for the first row that cannot be used, and where none is left."""
         dropped_before = self.num_dropped
         encode = self._encode_chat if self._is_chat else self._encode_plain

@@ -262,6 +262,12 @@ REGISTRY = (
         "eval/loss", "nats", "`rlpost sft`: loss/nll on data.eval.", "falls; a rise while loss/nll falls is overfitting"
     ),
     Metric("eval/tokens", "tokens", "Tokens that this loss is the mean over."),
+    # sft
+    Metric("sft/epoch", "passes", "Passes over the data so far; absent for lessons of a generator, which do not end."),
+    Metric("sft/tokens", "tokens", "Tokens of the step's examples, prompts included."),
+    Metric(
+        "sft/dropped", "examples", "Lessons left out so far because they are too long (`sft.long_examples=drop`).", "0"
+    ),
     *(
         Metric(f"eval/*/{name}", unit, f"`eval/{name}` of one source, where `data.eval.sources` names several.")
         for name, unit in (
@@ -274,12 +280,6 @@ REGISTRY = (
     Metric("source/*/groups", "groups", "Groups of this source that were trained."),
     Metric("source/*/reward", "reward", "Mean over their scored samples.", "rises"),
     Metric("source/*/response_tokens", "tokens", "Mean response length of the same."),
-    # sft
-    Metric("sft/epoch", "passes", "Passes over the data so far; absent for lessons of a generator, which do not end."),
-    Metric("sft/tokens", "tokens", "Tokens of the step's examples, prompts included."),
-    Metric(
-        "sft/dropped", "examples", "Lessons left out so far because they are too long (`sft.long_examples=drop`).", "0"
-    ),
     # time
     Metric("time/step", "s", "The whole step: publication, generation, update; without evaluation and saving."),
     Metric(

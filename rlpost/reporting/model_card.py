@@ -56,14 +56,6 @@ def model_card(
     return "\n".join([*lines, *_accuracy_lines(config, evaluations)]) + "\n"
 
 
-def _prompting(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What whoever uses the model must repeat, since the tokenizer does not hold it; runs of 0.1 had none of it."""
-    arguments, prefill = data.get("chat_template_kwargs"), data.get("prefill")
-    rows = [("Chat template's arguments", arguments)] if arguments else []
-    rows += [("Responses begin with", prefill)] if prefill else []
-    return [(label, f"`` {json.dumps(value, ensure_ascii=False)} ``".replace("|", "\\|")) for label, value in rows]
-
-
 def supervised_card(
     config: Mapping[str, Any], *, step: int, evaluations: Sequence[Mapping[str, Any]], totals: Mapping[str, float]
 ) -> str:
@@ -76,6 +68,7 @@ def supervised_card(
     rows = [
         ("Started from", f"`{sft['init']}`" if sft["init"] else "random weights"),
         ("Training data", trained_on),
+        *_prompting(config["data"]),
         ("Steps", f"{step} of {config['steps']}, about {sft['tokens_per_step']:,} tokens each"),
         ("Trained on", f"{totals['samples']:,.0f} examples, {totals['tokens']:,.0f} tokens ({sft['loss_on']})"),
         ("Learning rate", f"{sft['lr']:g} (cosine)"),
@@ -94,6 +87,14 @@ def supervised_card(
 
 def _ends(evaluations: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     return evaluations if len(evaluations) < 3 else [evaluations[0], evaluations[-1]]
+
+
+def _prompting(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What whoever uses the model must repeat, since the tokenizer does not hold it; runs of 0.1 had none of it."""
+    arguments, prefill = data.get("chat_template_kwargs"), data.get("prefill")
+    rows = [("Chat template's arguments", arguments)] if arguments else []
+    rows += [("Responses begin with", prefill)] if prefill else []
+    return [(label, f"`` {json.dumps(value, ensure_ascii=False)} ``".replace("|", "\\|")) for label, value in rows]
 
 
 def _accuracy_lines(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -25,9 +25,7 @@ from rlpost.models.shape import count_params
 from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.preflight.check_values import config_of_init, evaluates_loss, example_limit
 from rlpost.prompts.chat_template import read_template_key
-from rlpost.prompts.rows import chain
-from rlpost.prompts.sources import list_sources
-from rlpost.prompts.supervised import Example, ExampleEncoder
+from rlpost.prompts.supervised import Example, ExampleEncoder, load_example_rows
 from rlpost.session import Session
 from rlpost.session import open_session as session_of_rl
 from rlpost.sft.draws import Draws, LessonDraws, RowDraws, count_steps
@@ -119,7 +117,7 @@ def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
             started=started,
         )
         draws, num_examples, steps = _open_draws(cfg, encoder)
-        eval_examples = _encode_source(cfg, encoder, "data.eval") if evaluates_loss(cfg) else ()
+        eval_examples = _encode_split(cfg, encoder, "eval") if evaluates_loss(cfg) else ()
         yield SftSession(
             cfg=replace(cfg, steps=steps),
             shape=shape,
@@ -165,7 +163,7 @@ def _open_draws(cfg: Config, encoder: ExampleEncoder) -> tuple[Draws, int | None
         assert sft.steps is not None, "rlpost check refuses epochs of a generator"
         make = plugins.resolve_target(sft.generator, {}, "sft.generator")
         return LessonDraws(lambda: iter(make()), encoder), None, sft.steps
-    examples = _encode_source(cfg, encoder, "data.train")
+    examples = _encode_split(cfg, encoder, "train")
 
     def begin() -> RowDraws:
         return RowDraws(examples, seed=cfg.seed, shuffle=cfg.data.shuffle, epochs=sft.epochs)
@@ -176,9 +174,8 @@ def _open_draws(cfg: Config, encoder: ExampleEncoder) -> tuple[Draws, int | None
     return begin(), len(examples), count_steps(begin(), sft.tokens_per_step)
 
 
-def _encode_source(cfg: Config, encoder: ExampleEncoder, key: str) -> tuple[Example, ...]:
-    sources = list_sources(cfg.data, key.removeprefix("data."))
-    return encoder.encode_rows(chain([one.load(cfg.data.prompt_key) for one in sources]), key).examples
+def _encode_split(cfg: Config, encoder: ExampleEncoder, split: str) -> tuple[Example, ...]:
+    return encoder.encode_rows(load_example_rows(cfg.data, split), f"data.{split}").examples
 
 
 def _starting_folder(cfg: Config, scratch: Path) -> Path:

@@ -8,12 +8,11 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from rlpost.config import DataConfig, SFTConfig, SourceConfig
-from rlpost.errors import DataError
+from rlpost.config import DataConfig, SFTConfig
+from rlpost.errors import ConfigError, DataError
 from rlpost.prompts.encoding import build_prompts
 from rlpost.prompts.rows import Row
-from rlpost.prompts.sources import load_rows
-from rlpost.prompts.supervised import ExampleEncoder, digest_examples
+from rlpost.prompts.supervised import ExampleEncoder, digest_examples, load_example_rows
 from tests.tiny_models import ALTERNATING, CHATML, DATED, THINKING, make_tokenizer
 
 NOW = datetime(2026, 11, 30, 10, 0, 0, 123456)
@@ -189,6 +188,31 @@ def test_what_cannot_be_told_is_refused_with_the_row(row, options, message) -> N
         encode([row], **options)
     assert str(caught.value).startswith("d.jsonl line 1") and message in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_of_any_format_and_of_several_sources_one_after_the_other(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "Add", "input": "1 1", "output": "2"}) + "\n")
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    data = DataConfig()
+    data.train.sources = {
+        "a": {"path": str(tmp_path / "a.jsonl"), "format": "alpaca"},
+        "b": {"path": str(tmp_path / "b.jsonl"), "format": "sharegpt"},
+    }
+    made, tokenizer = encode(list(load_example_rows(data, "train")), response_key="answer")
+    assert [trained_on(one, tokenizer) for one in made.examples] == ["2<|im_end|>", "hello<|im_end|>"]
+    for source in data.train.sources.values():
+        source["weight"] = 2.0
+    with pytest.raises(ConfigError, match=r"data.train.sources.a.weight: got 2.0; expected none with `rlpost sft`"):
+        load_example_rows(data, "train")
+
+
+def test_a_chat_template_of_ones_own_with_its_arguments() -> None:
+    chat = MARKED.replace("<|im_start|>{{", "<|im_start|>{{ 'the ' if polite else '' }}{{")
+    data = DataConfig(chat_template=chat, chat_template_kwargs={"polite": True})
+    made, tokenizer = encode([{"talk": TALK}], chat=None, data=data, messages_key="talk")
+    assert trained_on(made.examples[0], tokenizer) == "2<|im_end|>|The answer is four.<|im_end|>"
+    assert "the user" in tokenizer.decode(made.examples[0].token_ids)
 
 
 def test_the_digest_knows_tokens_masks_and_order() -> None:

@@ -279,6 +279,12 @@ def test_mistakes_are_one_line_before_anything_loads(change, error, message, cfg
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_prefill_belongs_into_the_responses(cfg) -> None:
+    cfg.data.prefill = "<think>"
+    with pytest.raises(ConfigError, match="data.prefill: got '<think>'; expected null: a row's response is whole"):
+        check(cfg, "sft")
+
+
 def test_rows_are_measured_before_the_model_loads(cfg, monkeypatch) -> None:
     cfg.sft.max_example_tokens = 20
     monkeypatch.setattr("rlpost.train.deepspeed_trainer.build_trainer", lambda *a, **k: pytest.fail("the model loads"))
