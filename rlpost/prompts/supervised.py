@@ -88,10 +88,9 @@ def read_conversation(row: Mapping[str, Any], data: DataConfig, sft: SFTConfig) 
 
     ``sft.messages_key`` names a column that holds the whole conversation, which is taken as it is, after
     ``data.system_prompt``. Without it, the prompt is made as for RL and the response is text in ``sft.response_key``.
-    ``data.prefill`` is for generating: a response in the data is a whole one. Raises DataError with the row for
-    anything else.
+    Raises DataError with the row for anything else.
     """
-    origin, data = origin_of(row), replace(data, prefill=None)
+    origin = origin_of(row)
     if sft.messages_key is not None:
         value = _column(row, sft.messages_key, "sft.messages_key")
         if isinstance(value, str):

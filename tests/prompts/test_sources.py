@@ -143,14 +143,3 @@ def test_every_source_has_its_share_at_any_time(weights, draws):
     counts = Counter(source_of(cursor.draw()[0]) for _ in range(draws))
     for n, weight in enumerate(weights):
         assert abs(counts[f"s{n}"] - draws * weight / sum(weights)) < len(weights)
-
-
-def test_supervised_training_takes_every_row_once_so_it_has_no_weights():
-    from rlpost.preflight.check_values import check_sft
-
-    cfg = Config()
-    cfg.sft.epochs, cfg.data = 1, sources(a={"path": "x", "weight": 2}, b={"path": "y", "weight": 1})
-    with pytest.raises(ConfigError, match=r"data\.train\.sources: got 'weights for a, b'; expected none in sft"):
-        check_sft(cfg)
-    cfg.data = sources(a={"path": "x"}, b={"path": "y"})
-    check_sft(cfg)

@@ -99,13 +99,6 @@ def test_rows_of_another_format_are_prompts_with_answers(tmp_path) -> None:
     assert example.token_ids.tolist() == whole.examples[0].token_ids.tolist()
 
 
-def test_a_template_of_ones_own_makes_the_examples() -> None:
-    data = DataConfig(chat_template=CHATML.replace("<|im_start|>", "<|im_start|>the "))
-    made, tokenizer = encode([{"talk": TALK}], data=data, messages_key="talk")
-    assert "the user" in tokenizer.decode(made.examples[0].token_ids)
-    assert trained_on(made.examples[0], tokenizer) == "2<|im_end|>|The answer is four.<|im_end|>"
-
-
 def test_loss_on_all_trains_every_token_but_the_first() -> None:
     for chat in (CHATML, MARKED):
         made, _ = encode([{"talk": TALK}], chat=chat, messages_key="talk", loss_on="all")
