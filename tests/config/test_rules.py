@@ -21,8 +21,7 @@ BOUNDS = st.none() | st.integers(-2, 2)
 FREE_NUMBERS = {"rollout.stop_token_ids"}  # its bound is the model's vocabulary
 FREE_TEXTS = set(
     """description runs_dir resume model.path data.train.split data.eval.split data.prompt_key data.template algo.name
-    engine.load_format logging.project cluster.shards_dir cluster.scratch_dir
-    sft.response_key""".split()
+    engine.load_format logging.project cluster.shards_dir cluster.scratch_dir""".split()
 )
 GENERATORS = {"data.train.generator", "data.eval.generator", "sft.generator"}  # a user's own functions only
 

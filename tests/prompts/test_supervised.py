@@ -8,10 +8,11 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from rlpost.config import DataConfig, SFTConfig
+from rlpost.config import DataConfig, SFTConfig, SourceConfig
 from rlpost.errors import ConfigError, DataError
 from rlpost.prompts.encoding import build_prompts
 from rlpost.prompts.rows import Row
+from rlpost.prompts.sources import load_rows
 from rlpost.prompts.supervised import ExampleEncoder, digest_examples, load_example_rows
 from tests.tiny_models import ALTERNATING, CHATML, DATED, THINKING, make_tokenizer
 
@@ -92,7 +93,7 @@ def test_rows_of_another_format_are_prompts_with_answers(tmp_path) -> None:
     (tmp_path / "d.jsonl").write_text(json.dumps({"conversations": turns}))
     source = SourceConfig(path=str(tmp_path / "d.jsonl"))
     (row,) = load_rows(source, format="sharegpt")
-    made, tokenizer = encode([row], data=DataConfig(format="sharegpt", prefill="So: "))
+    made, tokenizer = encode([row], data=DataConfig(format="sharegpt"))
     (example,) = made.examples
     assert trained_on(example, tokenizer) == "The answer is four.<|im_end|>"
     whole, _ = encode([{"talk": TALK}], messages_key="talk")
