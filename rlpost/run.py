@@ -30,6 +30,7 @@ from rlpost.reporting.closing import closing_table, gather_facts, make_summary
 from rlpost.reporting.model_card import model_card
 from rlpost.reporting.progress import Progress
 from rlpost.reporting.reporter import Reporter
+from rlpost.rewards.selection import list_weights
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings
 from rlpost.rollout.concurrency import samples_that_fit
@@ -154,7 +155,7 @@ class Run:
         self.report.step = self.step
         (self.path / CONFIG_FILE).write_text(to_yaml(cfg))
         self.report.phase("start")
-        self.algorithm = build_algorithm(cfg)
+        self.algorithm = build_algorithm(cfg, list_weights(cfg.reward))
         self.collect_settings = CollectSettings(
             max_in_flight=cfg.max_in_flight,
             max_response_tokens=cfg.rollout.max_response_tokens,

@@ -49,6 +49,11 @@ def list_functions(cfg: RewardConfig) -> list[FunctionSpec]:
     return [_read_spec(str(name), value, cfg.text) for name, value in cfg.functions.items()]
 
 
+def list_weights(cfg: RewardConfig) -> dict[str, float]:
+    """Name -> weight of each function; the name is empty if there is only ``reward.function``."""
+    return {spec.name: float(spec.weight) for spec in list_functions(cfg)}
+
+
 def _read_spec(name: str, value: Any, text: str) -> FunctionSpec:
     """``text`` is for a function that does not say itself."""
     key = f"reward.functions.{name}"
