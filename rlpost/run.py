@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,8 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
     Raises ConfigError, DataError, ModelError before a device is touched, RunError if the folder or the checkpoint
     cannot be used.
     """
-    session = open_session(cfg, started=find_start(restarts.folder, cfg))
+    folder, start_from = find_folder(restarts.folder, cfg)
+    session = open_session(cfg, started=read_start(folder, start_from), run_folder=folder)
     try:
         if restarts.folder is None:
             restarts.folder = run_dir.open_run_dir(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
@@ -101,13 +101,11 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
         session.close()
 
 
-def find_start(folder: run_dir.RunDir | None, cfg: Config) -> datetime | None:
-    """When the run that ``cfg`` resumes began, by its checkpoints; None for a new run. Creates nothing."""
+def find_folder(folder: run_dir.RunDir | None, cfg: Config) -> tuple[Path, Path | None]:
+    """(folder, checkpoint that it starts from unless it has its own) of the run to be opened. Creates nothing."""
     if folder is not None:
-        path, start_from = folder.path, folder.start_from
-    else:
-        path, start_from = run_dir.peek(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
-    return read_start(path, start_from)
+        return folder.path, folder.start_from
+    return run_dir.peek(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
 
 
 class Run:

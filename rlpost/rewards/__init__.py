@@ -29,6 +29,7 @@ REWARDS = {
     "format_match": Shipped("rlpost.rewards.library.answers.format_match", in_process=True),
     "math": Shipped("rlpost.rewards.library.math_answers.math_answer", reads_answer=True),
     "http": Shipped("rlpost.rewards.library.http_service.HttpReward"),
+    "judge": Shipped("rlpost.rewards.library.judge.Judge"),
     "code_functions": Shipped("rlpost.rewards.library.code.CodeFunctions", reads_answer=True),
     "code_stdio": Shipped("rlpost.rewards.library.code.CodeStdio", reads_answer=True),
 }

@@ -16,12 +16,16 @@ import contextlib
 import math
 import os
 import selectors
+import shutil
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
@@ -134,13 +138,30 @@ class RewardWorkers:
     Args:
         reference_key: the reference's column.
         num_workers: processes; None: :func:`choose_num_workers`.
+        folder: the run's, for what functions keep (``use_folder``); None: one that ends with the workers. A function
+            that keeps something creates it.
     """
 
-    def __init__(self, cfg: RewardConfig, reference_key: str | None = None, *, num_workers: int | None = None) -> None:
+    def __init__(
+        self,
+        cfg: RewardConfig,
+        reference_key: str | None = None,
+        *,
+        num_workers: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.facts: tuple[FunctionFacts, ...] = ()
         self._cfg = cfg
         self._num_workers = num_workers or choose_num_workers(cfg)
-        self._setup = {"path": sys.path[:], "reward": to_plain_config(cfg), "reference_key": reference_key}
+        self._own_folder: Path | None = None
+        if folder is None:
+            folder = self._own_folder = Path(tempfile.gettempdir(), f"rlpost-rewards-{uuid.uuid4().hex}")
+        self._setup = {
+            "path": sys.path[:],
+            "reward": to_plain_config(cfg),
+            "reference_key": reference_key,
+            "folder": str(folder.absolute()),
+        }
         self._environment = dict(os.environ)  # for replacements, whatever the run writes there later
         self._inbox: SimpleQueue[_Job] = SimpleQueue()
         self._numbers = 0
@@ -197,6 +218,8 @@ class RewardWorkers:
             self._selector.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
+            if self._own_folder is not None:
+                shutil.rmtree(self._own_folder, ignore_errors=True)  # mostly, nothing ever created it
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes it, too

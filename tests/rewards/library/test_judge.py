@@ -1,0 +1,386 @@
+"""The judge against a real chat endpoint on this machine that fails in the ways an endpoint can."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from rlpost.config import RewardConfig
+from rlpost.errors import ConfigError
+from rlpost.rewards.functions import LoadedFunction, Question, Response, check_columns, load_functions
+from rlpost.rewards.library.budget import FILE_NAME
+from rlpost.rewards.library.judge import Reply, ScoreReader
+from rlpost.rewards.result_cache import RewardResultCache
+from rlpost.rewards.scoring import RewardScorer
+from rlpost.rewards.selection import FunctionSpec
+from rlpost.rewards.worker_pool import InlineCalls, RewardWorkers
+from rlpost.types import Prompt
+
+QUESTION = Question(prompt="1+1?", reference="2", columns={"level": 3, "tags": ["easy"]})
+RUBRIC = "Question: {prompt}\nReference: {reference}\nAnswer: {response}\nGive a score from 0 to 10."
+
+
+class Endpoint:
+    """Answers each request by the next of ``script``: a text, or a dict with status, text, body, wait_s, headers."""
+
+    def __init__(self) -> None:
+        self.script: list = []
+        self.requests: list[dict] = []
+        self.headers: list[dict] = []
+        self.usage: dict | None = {"total_tokens": 100}
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self._thread.start()
+        assert ready.wait(30)
+
+    def _run(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._complete)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._loop.run_until_complete(self._runner.setup())
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._runner.cleanup())
+        self._loop.close()
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        self.requests.append(await request.json())
+        self.headers.append(dict(request.headers))
+        step = self.script.pop(0) if self.script else "Score: 5"
+        step = {"text": step} if isinstance(step, str | None) else step
+        await asyncio.sleep(step.get("wait_s", 0))
+        message = {"role": "assistant", "content": step.get("text")}
+        choice = {"index": 0, "message": message, "finish_reason": step.get("finish_reason", "stop")}
+        body = {"choices": [choice]} | ({} if self.usage is None else {"usage": self.usage})
+        text = step.get("body", json.dumps(body))
+        return web.Response(status=step.get("status", 200), text=text, headers=step.get("headers"))
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+
+
+@pytest.fixture
+def endpoint():
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.close()
+
+
+@pytest.fixture
+def judge(endpoint):
+    """The outcome of one response."""
+    loaded = []
+
+    def run(*script, text="2", folder=None, **settings):
+        endpoint.script = list(script)
+        fixed = {"url": endpoint.url, "model": "tiny", "backoff_s": 0.01, "attempt_timeout_s": 5.0}
+        if "rubric_file" not in settings:
+            fixed["rubric"] = RUBRIC
+        loaded.append(
+            LoadedFunction(FunctionSpec(function="judge", args=fixed | settings), RewardConfig(), None, folder)
+        )
+        (outcome,) = loaded[-1].score(QUESTION, [Response(text=text, finish_reason="stop")])
+        return outcome
+
+    yield run
+    for function in loaded:
+        function.close()
+
+
+def test_the_request_is_the_rubric_and_the_score_becomes_a_share(judge, endpoint, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    outcome = judge("A fine answer.\nScore: 8", system="Be strict.", api_key_env="JUDGE_KEY", request={"seed": 7})
+    assert (outcome.reward, outcome.parts) == (0.8, {"raw_score": 8.0})
+    (body,) = endpoint.requests
+    rubric = "Question: 1+1?\nReference: 2\nAnswer: 2\nGive a score from 0 to 10."
+    assert body == {
+        "model": "tiny",
+        "messages": [{"role": "system", "content": "Be strict."}, {"role": "user", "content": rubric}],
+        "temperature": 0.0,
+        "max_tokens": 1024,
+        "seed": 7,
+    }
+    assert endpoint.headers[0]["Authorization"] == "Bearer secret"
+    assert judge("Score: 3", low=1, high=5, normalize=False).reward == 3.0
+    assert judge("Score: 3", low=1, high=5).reward == 0.5
+
+
+def test_a_rubric_in_a_file_and_columns(judge, endpoint, tmp_path):
+    file = tmp_path / "rubric.txt"
+    file.write_text("{level} {{braces}} {response}")
+    judge(rubric_file=str(file), text="{prompt}")
+    assert endpoint.requests[-1]["messages"][0]["content"] == "3 {braces} {prompt}"
+    for rubric, why in (("{tags} {response}", "a list in braces"), ("{meta.unit} {response}", "KeyError")):
+        outcome = judge(rubric=rubric)
+        assert outcome.failure.startswith("bad_column: ") and why in outcome.failure, outcome
+    assert len(endpoint.requests) == 1, "nothing is asked for a row without the column"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"status": 429, "headers": {"Retry-After": "0"}},
+        {"status": 500},
+        {"status": 503},
+        {"body": "<html>try later</html>"},
+        {"body": '{"error": "overloaded"}'},
+        {"body": '{"choices": []}'},
+        {"body": '{"choices": [{"message": {"content": 8}}]}'},
+    ],
+    ids=str,
+)
+def test_what_may_pass_is_tried_again(judge, endpoint, trouble):
+    assert judge(trouble, trouble, "Score: 8").reward == 0.8
+    assert len(endpoint.requests) == 3
+
+
+def test_a_slow_endpoint(judge, endpoint):
+    assert judge({"wait_s": 30}, "Score: 8", attempt_timeout_s=0.5).reward == 0.8
+    outcome = judge({"wait_s": 30}, attempt_timeout_s=0.5, retries=0)
+    assert outcome.failure == "http_error: no response within 0.5 s (1 attempts)"
+
+
+def test_trouble_that_stays_is_a_failure(judge, endpoint):
+    assert judge({"status": 500}, {"status": 500}, retries=1).failure == "http_error: status 500 (2 attempts)"
+    refused = judge({"status": 400, "body": '{"error": "too long for the model"}'})
+    assert refused.failure.startswith("http_error: status 400: ") and "too long for the model" in refused.failure
+    assert "no chat completion" in judge({"body": "null"}, retries=0).failure
+
+
+@pytest.mark.parametrize(
+    ("reply", "failure"),
+    [
+        ("I cannot tell.", "bad_score: no number"),
+        ("", "bad_score: no number"),
+        (None, "bad_score: no number"),
+        ("Score: 11", "score_out_of_range: 11, not from 0 to 10"),
+        ("Score: -1", "score_out_of_range: -1"),
+        ({"text": "There are 3 points to", "finish_reason": "length"}, "bad_score: the reply was cut off"),
+        ("<think>It may be a 9", "bad_score: no number"),
+    ],
+    ids=str,
+)
+def test_what_is_no_score_is_a_failure_and_not_a_zero(judge, endpoint, reply, failure):
+    outcome = judge(reply)
+    assert outcome.reward is None and outcome.failure.startswith(failure), outcome
+    assert len(endpoint.requests) == 1, "asking again would give the same"
+
+
+def reader(**settings) -> ScoreReader:
+    return ScoreReader("judge", **{"pattern": None, "field": None, "low": 0, "high": 10, **settings})
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        ("7 for style, 9 for content: 8", {}, 8),
+        ("**Score:** 8.5.", {}, 8.5),
+        ("Score: 8/10", {}, 8),
+        ("8 out of 10", {}, 8),
+        ("**8**/10", {}, 8),
+        ("8 / 10.0 points", {}, 8),
+        ("Score: 8/100", {}, "bad_score"),
+        ("Score: 4/5", {}, "bad_score"),
+        ("80%", {}, "bad_score"),
+        ("80%", {"high": 100}, 80),
+        ("3/4", {"high": 1}, 0.75),
+        ("0.7", {"high": 1}, 0.7),
+        ("<think>2</think>8", {}, 8),
+        ("Score: 8 (on a scale to 10)", {"pattern": r"Score:\s*(.*?)\s*\("}, 8),
+        ("Score: 3. No. Score: 6/10", {"pattern": r"Score: (\S+)"}, 6),
+        ("Score: good", {"pattern": r"Score: (\S+)"}, "bad_score"),
+        ("8", {"pattern": r"Score: (\d)"}, "bad_score"),
+        ('{"score": 4} then {"score": 7, "why": "{"}', {"field": "score"}, 7),
+        ('```json\n{"verdict": {"score": "8/10"}}\n```', {"field": "verdict.score"}, 8),
+        ('{"score": true}', {"field": "score"}, "bad_score"),
+        ('{"score": null}', {"field": "score"}, "bad_score"),
+        ('{"points": 8}', {"field": "score"}, "bad_score"),
+        ('{"score": NaN}', {"field": "score"}, "score_out_of_range"),
+        ("8", {"field": "score"}, "bad_score"),
+        ('{"score": 8', {"field": "score"}, "bad_score"),
+        ("{" * 5000, {"field": "score"}, "bad_score"),
+        ('{"a":' * 5000, {"field": "score"}, "bad_score"),
+    ],
+)
+def test_how_scores_are_read(text, settings, expected):
+    from rlpost.rewards.failures import RewardFailure
+
+    reply = Reply(text, "stop", None)
+    if isinstance(expected, str):
+        with pytest.raises(RewardFailure) as raised:
+            reader(**settings).read(reply)
+        assert raised.value.kind == expected
+    else:
+        assert reader(**settings).read(reply) == expected
+
+
+def test_a_reply_cut_off_counts_where_the_pattern_is_found(judge):
+    cut = {"text": "Score: 8. Because", "finish_reason": "length"}
+    assert judge(cut, pattern=r"Score: (\d+)").reward == 0.8
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"url": None}, "reward judge: url"),
+        ({"url": "localhost:8000"}, "reward judge: url: got 'localhost"),
+        ({"model": ""}, "reward judge: model"),
+        ({"rubric": None}, "reward judge: rubric: got 'neither'; expected rubric or rubric_file; give one"),
+        ({"rubric_file": "x"}, "reward judge: rubric: got 'both'"),
+        ({"rubric": None, "rubric_file": "/no/such/file"}, "reward judge: rubric_file: got '/no/such/file'.*No such"),
+        ({"rubric": "Rate {prompt}."}, "reward judge: rubric: .*{response} in it"),
+        ({"rubric": "{response} {"}, "reward judge: rubric: .*double other braces"),
+        ({"rubric": '{response} as {"score": 1}'}, "reward judge: rubric: .*double other braces"),
+        ({"rubric": "{response} {}"}, "reward judge: rubric: .*names of columns"),
+        ({"rubric": "{response!r}"}, "reward judge: rubric: .*without !"),
+        ({"pattern": "("}, "reward judge: pattern"),
+        ({"pattern": "x", "field": "score"}, "reward judge: pattern"),
+        ({"field": ""}, "reward judge: field"),
+        ({"low": 5, "high": 5}, "reward judge: low, high"),
+        ({"high": "ten"}, "reward judge: low, high"),
+        ({"temperature": -1}, "reward judge: temperature"),
+        ({"max_tokens": 0}, "reward judge: max_tokens"),
+        ({"request": {"messages": []}}, "reward judge: request: got 'messages'"),
+        ({"api_key_env": "NO_SUCH_VARIABLE_HERE"}, "reward judge: api_key_env: got 'NO_SUCH_VARIABLE_HERE'"),
+        ({"retries": -1}, "reward judge: retries"),
+        ({"concurrency": 0}, "reward judge: concurrency"),
+        ({"budget_requests": 0}, "reward judge: budget_requests"),
+        ({"budget_tokens": 1.5}, "reward judge: budget_tokens"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_settings_that_cannot_work(settings, why):
+    args = {"url": "http://127.0.0.1:9/v1", "model": "tiny", "rubric": RUBRIC, **settings}
+    with pytest.raises(ConfigError, match=why):
+        LoadedFunction(FunctionSpec(function="judge", args=args), RewardConfig())
+
+
+def test_the_key_itself_is_no_setting():
+    with pytest.raises(ConfigError, match="api_key"):
+        args = {"url": "http://a", "model": "tiny", "rubric": RUBRIC, "api_key": "secret"}
+        LoadedFunction(FunctionSpec(function="judge", args=args), RewardConfig())
+
+
+def facts_of(rubric: str, reference_key: str | None = "answer"):
+    args = {"url": "http://a", "model": "tiny", "rubric": rubric}
+    return load_functions(RewardConfig(function="judge", args=args), reference_key)[0].facts
+
+
+def test_check_knows_the_columns_and_the_reference_of_a_rubric():
+    facts = facts_of("{prompt} {level} {meta.unit} {response}")
+    assert facts.columns == ("level",) and not facts.needs_reference
+    assert facts_of("{reference} {response}").needs_reference
+    check_columns([facts], ["level"], "data.train")
+    with pytest.raises(ConfigError, match="reward.function: got 'level'; expected names that data.train has"):
+        check_columns([facts], ["difficulty"], "data.train")
+    with pytest.raises(ConfigError, match="column: got 'answer'; .*name it reference"):
+        facts_of("{answer} {response}")
+
+
+def test_a_rubric_that_changes_is_another_function(tmp_path):
+    file = tmp_path / "rubric.txt"
+    versions = set()
+    for text in ("{response}", "{response}!"):
+        file.write_text(text)
+        args = {"url": "http://a", "model": "tiny", "rubric_file": str(file)}
+        versions.add(load_functions(RewardConfig(function="judge", args=args))[0].facts.version)
+    assert len(versions) == 2
+
+
+def spent(folder) -> tuple[int, int]:
+    with sqlite3.connect(folder / FILE_NAME) as database:
+        ((requests, tokens),) = database.execute("SELECT requests, tokens FROM spent")
+    return requests, tokens
+
+
+def test_requests_of_a_budget_are_counted_with_their_retries_and_over_restarts(judge, endpoint, tmp_path):
+    settings = {"budget_requests": 3, "folder": tmp_path / "run"}
+    assert judge({"status": 500}, "Score: 8", **settings).reward == 0.8
+    assert judge("Score: 9", **settings).reward == 0.9, "as by the process of a resumed run"
+    refused = judge("Score: 9", **settings)
+    assert refused.reward is None and refused.failure == "budget: 3 of 3 requests are spent"
+    assert len(endpoint.requests) == 3 and spent(tmp_path / "run") == (3, 0)
+    assert judge("Score: 9", budget_requests=3, folder=tmp_path / "other").reward == 0.9
+
+
+def test_tokens_of_a_budget(judge, endpoint, tmp_path):
+    settings = {"budget_tokens": 150, "folder": tmp_path}
+    assert judge("no", **settings).failure.startswith("bad_score"), "paid for all the same"
+    assert judge("Score: 9", **settings).reward == 0.9
+    assert judge("Score: 9", **settings).failure == "budget: 200 of 150 tokens are spent"
+    endpoint.usage = None
+    assert judge("Score: 9", budget_tokens=5, folder=tmp_path / "b").failure.startswith(
+        "budget: the endpoint reports no"
+    )
+
+
+def test_a_budget_that_cannot_be_counted_is_not_spent(judge, endpoint, tmp_path):
+    (tmp_path / FILE_NAME).write_bytes(b"no database" * 100)
+    assert judge(budget_requests=3, folder=tmp_path).failure.startswith("budget: cannot be counted: ")
+    assert not endpoint.requests
+
+
+PROMPT = Prompt(uid="0:0", token_ids=np.zeros(1, np.int32), text="?", reference="2", columns={})
+
+
+def score(workers, count, cache=None, same=False):
+    scorer = RewardScorer(workers, lambda parts: str(parts[0]), cache=cache)
+    for index in range(count):
+        scorer.submit(PROMPT, index, [np.array([0 if same else index])], "stop")
+    assert scorer.drain(60)
+    return scorer.poll(), scorer.take_counts()
+
+
+def config(endpoint, **settings) -> RewardConfig:
+    args = {"url": endpoint.url, "model": "tiny", "rubric": RUBRIC, "backoff_s": 0.01, **settings}
+    return RewardConfig(function="judge", args=args, workers=2)
+
+
+def test_workers_share_one_budget_and_the_cache_saves_it(endpoint, tmp_path):
+    """Two processes and 12 responses, of which 5 may be asked for; then the same again, from the cache."""
+    cache = RewardResultCache(tmp_path, print)
+    workers = RewardWorkers(config(endpoint, budget_requests=5), folder=tmp_path)
+    try:
+        workers.wait_ready()
+        results, counts = score(workers, 12, cache)
+        failures = [result.failure for result in results if result.failure]
+        assert failures == ["budget: 5 of 5 requests are spent"] * 7 and counts.calls == 12
+        assert all(result.reward == 0.5 for result in results if not result.failure)
+        assert len(endpoint.requests) == 5 and spent(tmp_path) == (5, 0)
+        results, counts = score(workers, 12, cache)
+        assert counts.cache_hits == 5 and sum(result.reward == 0.5 for result in results) == 5
+        assert len(endpoint.requests) == 5
+    finally:
+        workers.close()
+        cache.close()
+
+
+def test_without_a_run_the_budget_ends_with_the_workers(endpoint):
+    workers = RewardWorkers(config(endpoint, budget_requests=5))
+    folder = workers._own_folder
+    try:
+        workers.wait_ready()
+        results, _ = score(workers, 12)
+        assert sum(result.reward == 0.5 for result in results) == 5 and folder.is_dir()
+    finally:
+        workers.close()
+    assert not folder.exists()
+
+
+def test_in_the_runs_own_process(endpoint, tmp_path):
+    calls = InlineCalls(load_functions(config(endpoint, budget_requests=2), None, tmp_path))
+    results, _ = score(calls, 4)
+    assert sum(result.reward == 0.5 for result in results) == 2 and spent(tmp_path) == (2, 0)
+    calls.close()
