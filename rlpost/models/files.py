@@ -50,13 +50,13 @@ def check_shape(shape: Mapping[str, Any], origin: str) -> None:
             raise ModelError(explain(f"{origin}: {key}", shape[key], "a whole number above 0", "fix it"))
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, key: str = "model.path") -> None:
     """Raises ModelError unless every weight file that the folder contains or its index names is there and complete."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         expected = "*.safetensors or pytorch_model*.bin"
         do = "the folder has no weights; complete the download"
-        raise ModelError(explain("model.path", str(folder), expected, do))
+        raise ModelError(explain(key, str(folder), expected, do))
     for index in folder.glob("*.index.json"):
         named = set(_read_json(index).get("weight_map", {}).values())
         missing = sorted(name for name in named if not (folder / name).is_file())
@@ -98,7 +98,12 @@ def is_offline() -> bool:
 
 def find_model_folder(cfg: Config) -> str:
     """A local folder with the model: as given, shipped with the package, or downloaded from the hub to its cache."""
-    path = resolve_path(cfg.model.path)
+    return fetch_folder(cfg.model.path, cfg.model.revision)
+
+
+def fetch_folder(given: str, revision: str | None, key: str = "model.path") -> str:
+    """The same for any path or hub name, the value of ``key``."""
+    path = resolve_path(given)
     if Path(path).is_dir():
         return path
     from huggingface_hub import snapshot_download
@@ -107,15 +112,15 @@ def find_model_folder(cfg: Config) -> str:
     try:
         return snapshot_download(
             path,
-            revision=cfg.model.revision,
+            revision=revision,
             allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             explain(
-                "model.path",
-                cfg.model.path,
+                key,
+                given,
                 "a local folder or a model on the hub",
                 f"{reason}; check name and network",
             )

@@ -101,6 +101,12 @@ def runs_in_process(cfg: RewardConfig) -> bool:
     return all(_is_trivial(spec.function) for spec in list_functions(cfg))
 
 
+def loads_model(cfg: RewardConfig) -> bool:
+    """Whether a function loads a model into each worker."""
+    parts = [plugins.find_part(spec.function, REWARDS) for spec in list_functions(cfg) if not callable(spec.function)]
+    return any(part is not None and part.loads_model for part in parts)
+
+
 def _is_trivial(function: Any) -> bool:
     if callable(function):
         return True
