@@ -12,7 +12,9 @@ import pytest
 from aiohttp import web
 
 from rlpost.config import RewardConfig
+from rlpost.config.compose import load_config
 from rlpost.errors import ConfigError
+from rlpost.preflight.checks import check
 from rlpost.rewards.functions import LoadedFunction, Question, Response, check_columns, load_functions
 from rlpost.rewards.library.budget import FILE_NAME
 from rlpost.rewards.library.judge import Reply, ScoreReader
@@ -297,6 +299,27 @@ def test_a_rubric_that_changes_is_another_function(tmp_path):
         args = {"url": "http://a", "model": "tiny", "rubric_file": str(file)}
         versions.add(load_functions(RewardConfig(function="judge", args=args))[0].facts.version)
     assert len(versions) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"url": None}, "missing a required argument: 'url'"),
+        ({"rubric": "Rate it."}, "reward judge: rubric: .*{response} in it"),
+        (
+            {"rubric": "{level}: {response}"},
+            "reward.function: got 'level'; expected names that data.train has as columns",
+        ),
+        ({"api_key_env": "NO_SUCH_VARIABLE_HERE"}, "reward judge: api_key_env"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_rlpost_check_finds_the_mistake(changes, why):
+    given = {"_target_": "judge", "url": "http://127.0.0.1:9/v1", "model": "tiny", "rubric": RUBRIC} | changes
+    cfg = load_config(["recipe=math/arithmetic"])
+    cfg.reward.function = {key: value for key, value in given.items() if value is not None}
+    with pytest.raises(ConfigError, match=why):
+        check(cfg)
 
 
 def spent(folder) -> tuple[int, int]:
