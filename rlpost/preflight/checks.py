@@ -216,7 +216,8 @@ def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
             facts = workers.facts
         finally:
             workers.close()
-        where = f"in {choose_num_workers(cfg.reward)} worker processes"
+        count = choose_num_workers(cfg.reward)
+        where = f"in {count} worker process{'es' * (count > 1)}"
     lines = []
     for spec, one in zip(list_functions(cfg.reward), facts, strict=True):
         name = spec.function.get("_target_") if isinstance(spec.function, Mapping) else spec.function

@@ -2,75 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sqlite3
 import threading
 
 import numpy as np
 import pytest
-from aiohttp import web
 
 from rlpost.config import RewardConfig
 from rlpost.config.compose import load_config
 from rlpost.errors import ConfigError
 from rlpost.preflight.checks import check
+from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.functions import LoadedFunction, Question, Response, check_columns, load_functions
-from rlpost.rewards.library.budget import FILE_NAME
+from rlpost.rewards.library.budget import FILE_NAME, Budget
 from rlpost.rewards.library.judge import Reply, ScoreReader
 from rlpost.rewards.result_cache import RewardResultCache
 from rlpost.rewards.scoring import RewardScorer
 from rlpost.rewards.selection import FunctionSpec
 from rlpost.rewards.worker_pool import InlineCalls, RewardWorkers
 from rlpost.types import Prompt
+from tests.rewards.library.chat_endpoint import Endpoint
 
 QUESTION = Question(prompt="1+1?", reference="2", columns={"level": 3, "tags": ["easy"]})
 RUBRIC = "Question: {prompt}\nReference: {reference}\nAnswer: {response}\nGive a score from 0 to 10."
-
-
-class Endpoint:
-    """Answers each request by the next of ``script``: a text, or a dict with status, text, body, wait_s, headers."""
-
-    def __init__(self) -> None:
-        self.script: list = []
-        self.requests: list[dict] = []
-        self.headers: list[dict] = []
-        self.usage: dict | None = {"total_tokens": 100}
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
-        self._thread.start()
-        assert ready.wait(30)
-
-    def _run(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._complete)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        self._loop.run_until_complete(self._runner.setup())
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        self._loop.run_until_complete(site.start())
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
-        ready.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._runner.cleanup())
-        self._loop.close()
-
-    async def _complete(self, request: web.Request) -> web.Response:
-        self.requests.append(await request.json())
-        self.headers.append(dict(request.headers))
-        step = self.script.pop(0) if self.script else "Score: 5"
-        step = {"text": step} if isinstance(step, str | None) else step
-        await asyncio.sleep(step.get("wait_s", 0))
-        message = {"role": "assistant", "content": step.get("text")}
-        choice = {"index": 0, "message": message, "finish_reason": step.get("finish_reason", "stop")}
-        body = {"choices": [choice]} | ({} if self.usage is None else {"usage": self.usage})
-        text = step.get("body", json.dumps(body))
-        return web.Response(status=step.get("status", 200), text=text, headers=step.get("headers"))
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
 
 
 @pytest.fixture
@@ -217,8 +171,6 @@ def reader(**settings) -> ScoreReader:
     ],
 )
 def test_how_scores_are_read(text, settings, expected):
-    from rlpost.rewards.failures import RewardFailure
-
     reply = Reply(text, "stop", None)
     if isinstance(expected, str):
         with pytest.raises(RewardFailure) as raised:
@@ -336,6 +288,34 @@ def test_requests_of_a_budget_are_counted_with_their_retries_and_over_restarts(j
     assert refused.reward is None and refused.failure == "budget: 3 of 3 requests are spent"
     assert len(endpoint.requests) == 3 and spent(tmp_path / "run") == (3, 0)
     assert judge("Score: 9", budget_requests=3, folder=tmp_path / "other").reward == 0.9
+
+
+def test_the_last_request_of_a_budget_is_taken_once(tmp_path):
+    """Another worker is taking it: this one waits for that, and does not go by what it read before."""
+    budget = Budget("judge", "tiny", requests=2, tokens=None)
+    budget.use_folder(tmp_path)
+    budget.take_request()
+    budget.close()
+    outcomes: list[object] = []
+
+    def take() -> None:
+        try:
+            budget.take_request()
+            outcomes.append("taken")
+        except RewardFailure as failure:
+            outcomes.append(failure.detail)
+        budget.close()
+
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("UPDATE spent SET requests = 2")
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join(0.5)
+    other.execute("COMMIT")
+    other.close()
+    thread.join()
+    assert outcomes == ["2 of 2 requests are spent"]
 
 
 def test_tokens_of_a_budget(judge, endpoint, tmp_path):
