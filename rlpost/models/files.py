@@ -33,7 +33,7 @@ def find_model(model: ModelConfig) -> ModelFiles:
     """The model's folder and shape. Raises ModelError, early, for anything visibly missing or broken."""
     if not model.path:
         raise ModelError("model.path: not set; expected a folder, a hub name, or rlpost://NAME; set model.path")
-    folder = _find_folder(model)
+    folder = find_local_folder(model.path, model.revision)
     if folder is None:
         return ModelFiles(folder=None, shape=model.shape)
     shape = _read_json(folder / "config.json")
@@ -163,19 +163,23 @@ def read_end_tokens(folder: Path) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _find_folder(model: ModelConfig) -> Path | None:
-    path = Path(resolve_path(model.path))
+def find_local_folder(given: str, revision: str | None, key: str = "model.path") -> Path | None:
+    """The folder of a path or, from the local cache, of a hub name; None for one that only a download can find.
+
+    Raises ModelError, about the value of ``key``, for a path where no folder is.
+    """
+    path = Path(resolve_path(given))
     if path.is_dir():
         return path
-    if _looks_like_a_hub_name(model.path) and not path.exists():
-        cached = _find_in_cache(model.path, model.revision or "main")
+    if _looks_like_a_hub_name(given) and not path.exists():
+        cached = _find_in_cache(given, revision or "main")
         if cached is None and is_offline():
             expected = "a model in the local cache while HF_HUB_OFFLINE is set"
-            raise ModelError(explain("model.path", model.path, expected, "download it first, or unset HF_HUB_OFFLINE"))
+            raise ModelError(explain(key, given, expected, "download it first, or unset HF_HUB_OFFLINE"))
         return cached
     what = "a file" if path.is_file() else "nothing there"
     do = "check the path; a hub name is ORG/NAME"
-    raise ModelError(explain("model.path", f"{model.path} ({what})", "a model folder", do))
+    raise ModelError(explain(key, f"{given} ({what})", "a model folder", do))
 
 
 def _looks_like_a_hub_name(path: str) -> bool:

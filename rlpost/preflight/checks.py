@@ -26,6 +26,7 @@ from rlpost.models.files import (
     ModelFiles,
     check_shape,
     check_stop_tokens,
+    find_local_folder,
     find_model,
     find_tokenizer_json,
     has_chat_template,
@@ -46,7 +47,7 @@ from rlpost.prompts.encoding import (
 )
 from rlpost.prompts.rows import Row, load_rows
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
-from rlpost.rewards.selection import list_functions, runs_in_process
+from rlpost.rewards.selection import list_functions, list_models, runs_in_process
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
 from rlpost.workers.runtime import choose_device, has_gpu
 
@@ -205,7 +206,15 @@ def _prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
 
 
 def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
-    """Loads the reward as the run would: in a worker, so that its imports stay out of this process."""
+    """Loads the reward as the run would: in a worker, so that its imports stay out of this process.
+
+    Without a reward model that would have to be downloaded first; then nothing is known about the functions.
+    """
+    for model in list_models(cfg.reward):
+        path = str(model.get("path"))
+        if find_local_folder(path, model.get("revision"), "reward model: path") is None:
+            report.not_checked.append(f"reward: model {path} is not in the local cache; `train` downloads it first")
+            return ()
     if runs_in_process(cfg.reward):
         facts = tuple(function.facts for function in load_functions(cfg.reward, cfg.data.reference_key))
         where = "in the run's own process"

@@ -101,10 +101,15 @@ def runs_in_process(cfg: RewardConfig) -> bool:
     return all(_is_trivial(spec.function) for spec in list_functions(cfg))
 
 
-def loads_model(cfg: RewardConfig) -> bool:
-    """Whether a function loads a model into each worker."""
-    parts = [plugins.find_part(spec.function, REWARDS) for spec in list_functions(cfg) if not callable(spec.function)]
-    return any(part is not None and part.loads_model for part in parts)
+def list_models(cfg: RewardConfig) -> list[dict[str, Any]]:
+    """The arguments (``path`` and more) of each function that loads a model into each worker."""
+    found = []
+    for spec in list_functions(cfg):
+        part = None if callable(spec.function) else plugins.find_part(spec.function, REWARDS)
+        if part is not None and part.loads_model:
+            given = spec.function if isinstance(spec.function, Mapping) else {}
+            found.append({**given, **spec.args})
+    return found
 
 
 def _is_trivial(function: Any) -> bool:

@@ -34,7 +34,7 @@ from rlpost.errors import ConfigError, explain
 from rlpost.rewards.child_signals import default_signals_in_children
 from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
 from rlpost.rewards.outcomes import Outcome
-from rlpost.rewards.selection import loads_model, to_plain_config
+from rlpost.rewards.selection import list_models, to_plain_config
 from rlpost.rewards.worker_main import encode_frame
 from rlpost.rewards.worker_process import WorkerProcess
 
@@ -111,7 +111,7 @@ class InlineCalls:
 def choose_num_workers(cfg: RewardConfig) -> int:
     """``reward.workers``; or one where each would load a model; or one for each core this process may use, up to a
     limit."""
-    return cfg.workers or (1 if loads_model(cfg) else min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0))))
+    return cfg.workers or (1 if list_models(cfg) else min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0))))
 
 
 @dataclass(eq=False, slots=True)

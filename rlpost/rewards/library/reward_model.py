@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rlpost.errors import ConfigError, ModelError, explain
-from rlpost.models.files import check_weights, fetch_folder
+from rlpost.models.files import check_weights, fetch_folder, find_local_folder
 from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.library.text_template import TextTemplate
 from rlpost.rewards.values import is_count
 
 WHAT = "reward model"
+PATH = "reward model: path"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCORES = ("logit", "sigmoid", "softmax")
 LONG_TEXTS = ("fail", "cut")
@@ -80,9 +81,9 @@ class RewardModel:
         self._device = _find_device(device)
         on_cpu = self._device.type == "cpu"
         self._dtype = ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype
-        folder = Path(fetch_folder(path, revision, key=f"{WHAT}: path"))
-        check_weights(folder, key=f"{WHAT}: path")
-        self._tokenizer = load_tokenizer(str(folder), key=f"{WHAT}: path")
+        folder = find_local_folder(path, revision, PATH) or Path(fetch_folder(path, revision, PATH))
+        check_weights(folder, PATH)
+        self._tokenizer = load_tokenizer(str(folder), key=PATH)
         self._tokenizer.padding_side, self._tokenizer.truncation_side = "right", "left"
         self._model = _load_model(folder, getattr(torch, self._dtype)).to(self._device)
         config = self._model.config.get_text_config()
@@ -218,11 +219,11 @@ def _load_model(folder: Path, dtype: Any) -> Any:
         )
     except Exception as error:  # an unknown architecture, sizes that do not match: the library's own errors
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(explain(f"{WHAT}: path", str(folder), "a sequence-classification model", reason)) from None
+        raise ModelError(explain(PATH, str(folder), "a sequence-classification model", reason)) from None
     missing = sorted(loading["missing_keys"])
     if missing:
         do = "use a model that was trained to score: this one would get a random head"
-        raise ModelError(explain(f"{WHAT}: path", f"no weights for {missing[0]}", "those of a classifier", do))
+        raise ModelError(explain(PATH, f"no weights for {missing[0]}", "those of a classifier", do))
     return model.eval()
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from rlpost.config import RewardConfig
+from rlpost.config.compose import load_config
 from rlpost.errors import ConfigError, ModelError
+from rlpost.preflight.checks import check
 from rlpost.rewards.functions import Question, Response, load_functions
 from rlpost.rewards.library.reward_model import RewardModel, fingerprint
 from rlpost.rewards.scoring import RewardScorer
@@ -162,7 +164,7 @@ def test_a_score_that_is_no_number_is_a_failure_of_its_response_alone(qwen, tmp_
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"path": "/no/such/folder"}, "reward model: path: got '/no/such/folder'"),
+        ({"path": "/no/such/folder"}, "reward model: path: got '/no/such/folder .nothing there.'"),
         ({"score": "probability"}, "reward model: score: got 'probability'; expected one of logit"),
         ({"score": "softmax"}, "reward model: score: .*several labels"),
         ({"long_texts": "drop"}, "reward model: long_texts"),
@@ -178,6 +180,21 @@ def test_a_score_that_is_no_number_is_a_failure_of_its_response_alone(qwen, tmp_
 def test_settings_that_cannot_work(qwen, settings, why):
     with pytest.raises((ConfigError, ModelError), match=why):
         RewardModel(**{"path": str(qwen), **settings})
+
+
+def test_rlpost_check_loads_the_model_and_downloads_none(qwen, monkeypatch):
+    cfg = load_config(["recipe=math/arithmetic"])
+    cfg.reward.function, cfg.reward.args = "reward_model", {"path": str(qwen)}
+    assert "reward_model, a group at a time, in 1 worker process, at most 30 s per call" in str(check(cfg))
+    cfg.reward.args = {"path": str(qwen), "score": "probability"}
+    with pytest.raises(ConfigError, match="reward model: score"):
+        check(cfg)
+    cfg.reward.args = {"path": "/no/such/folder"}
+    with pytest.raises(ModelError, match="reward model: path"):
+        check(cfg)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    cfg.reward.args = {"path": "nobody/no-such-model-here"}
+    assert "reward: model nobody/no-such-model-here is not in the local cache" in str(check(cfg))
 
 
 def test_a_model_without_a_trained_head_is_refused(tmp_path):
