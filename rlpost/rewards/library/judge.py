@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlpost.rewards.library.text_template import TextTemplate, read_template
 from rlpost.rewards.outcomes import shorten
 from rlpost.rewards.values import answer_text, read_number, shown
 
+PATH = "/chat/completions"
 OWN_KEYS = ("model", "messages", "temperature", "max_tokens", "stream", "n")  # of a request: arguments here, or fixed
 
 
@@ -89,9 +91,11 @@ class Judge:
         what = "reward judge"
         if not isinstance(model, str) or not model:
             raise ConfigError(explain(f"{what}: model", model, "the name of a model", "name one the endpoint has"))
+        if isinstance(url, str) and url.rstrip("/").endswith(PATH):
+            raise ConfigError(explain(f"{what}: url", url, "the endpoint's base", f"leave {PATH} out"))
         self._post = RetryingPost(
             what,
-            f"{url.rstrip('/')}/chat/completions" if isinstance(url, str) else url,
+            f"{url.rstrip('/')}{PATH}" if isinstance(url, str) else url,
             headers=headers,
             token_env=api_key_env,
             token_name="api_key_env",
@@ -108,6 +112,10 @@ class Judge:
             raise ConfigError(explain(f"{what}: temperature", temperature, ">= 0", "0 is greedy"))
         if max_tokens is not None and not max_tokens >= 1:
             raise ConfigError(explain(f"{what}: max_tokens", max_tokens, ">= 1", "null is no limit of ours"))
+        if not isinstance(request, Mapping | None):
+            raise ConfigError(explain(f"{what}: request", request, "a mapping", "write {key: value}"))
+        if not isinstance(system, str | None):
+            raise ConfigError(explain(f"{what}: system", system, "text", "put it in quotes"))
         own = [key for key in OWN_KEYS if key in (request or {})]
         if own:
             do = "model, temperature and max_tokens are arguments of their own"
@@ -226,7 +234,10 @@ class ScoreReader:
             raise RewardFailure("bad_score", f"a fraction, not of {self._high:g}: {_end_of(text)}")
         if number.percent and self._high != 100:
             raise RewardFailure("bad_score", f"a percentage, where the scale ends at {self._high:g}: {_end_of(text)}")
-        return float(number.value)
+        try:
+            return float(number.value)
+        except OverflowError:
+            return math.inf if number.value > 0 else -math.inf  # off any scale
 
 
 def read_reply(content: bytes) -> Reply:

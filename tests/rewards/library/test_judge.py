@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlpost.config import RewardConfig
 from rlpost.config.compose import load_config
@@ -16,6 +19,7 @@ from rlpost.rewards.failures import RewardFailure
 from rlpost.rewards.functions import LoadedFunction, Question, Response, check_columns, load_functions
 from rlpost.rewards.library.budget import FILE_NAME, Budget
 from rlpost.rewards.library.judge import Reply, ScoreReader
+from rlpost.rewards.library.text_template import TextTemplate
 from rlpost.rewards.result_cache import RewardResultCache
 from rlpost.rewards.scoring import RewardScorer
 from rlpost.rewards.selection import FunctionSpec
@@ -165,6 +169,9 @@ def reader(**settings) -> ScoreReader:
         ('{"points": 8}', {"field": "score"}, "bad_score"),
         ('{"score": NaN}', {"field": "score"}, "score_out_of_range"),
         ("8", {"field": "score"}, "bad_score"),
+        ("1e999", {}, "score_out_of_range"),
+        ('{"score": 1e999}', {"field": "score"}, "score_out_of_range"),
+        (f'{{"score": 1{"0" * 400}}}', {"field": "score"}, "bad_score"),
         ('{"score": 8', {"field": "score"}, "bad_score"),
         ("{" * 5000, {"field": "score"}, "bad_score"),
         ('{"a":' * 5000, {"field": "score"}, "bad_score"),
@@ -180,6 +187,39 @@ def test_how_scores_are_read(text, settings, expected):
         assert reader(**settings).read(reply) == expected
 
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    text=st.text(max_size=60) | st.from_regex(r"(Score: )?[-0-9./% ]{0,12}(10|/10)?") | json_values.map(json.dumps),
+    field=st.none() | st.sampled_from(["score", "a.b", ""]),
+    reason=st.sampled_from(["stop", "length", None]),
+)
+def test_any_reply_is_a_score_on_the_scale_or_a_named_failure(text, field, reason):
+    for settings in ({"field": field or None}, {"pattern": r"(?:Score: )?(.+)"}):
+        try:
+            score = reader(**settings).read(Reply(text, reason, None))
+        except RewardFailure as failure:
+            assert failure.kind in ("bad_score", "score_out_of_range")
+        else:
+            assert 0 <= score <= 10
+
+
+@given(value=json_values, rubric=st.sampled_from(["{c} {response}", "{c.x} {response}", "{c[0]:>9} {response}"]))
+def test_any_column_is_text_in_the_rubric_or_a_named_failure(value, rubric):
+    template = TextTemplate(rubric, "rubric")
+    try:
+        text = template.fill("R", prompt="P", reference=None, columns={"c": value})
+    except RewardFailure as failure:
+        assert failure.kind == "bad_column"
+    else:
+        assert text.endswith(" R") and "None" not in text.replace(str(value), "")
+
+
 def test_a_reply_cut_off_counts_where_the_pattern_is_found(judge):
     cut = {"text": "Score: 8. Because", "finish_reason": "length"}
     assert judge(cut, pattern=r"Score: (\d+)").reward == 0.8
@@ -191,6 +231,9 @@ def test_a_reply_cut_off_counts_where_the_pattern_is_found(judge):
         ({"url": None}, "reward judge: url"),
         ({"url": "localhost:8000"}, "reward judge: url: got 'localhost"),
         ({"model": ""}, "reward judge: model"),
+        ({"url": "http://a/v1/chat/completions/"}, "reward judge: url: .*leave /chat/completions out"),
+        ({"request": ["n"]}, "reward judge: request: got .*a mapping"),
+        ({"system": 5}, "reward judge: system"),
         ({"rubric": None}, "reward judge: rubric: got 'neither'; expected rubric or rubric_file; give one"),
         ({"rubric_file": "x"}, "reward judge: rubric: got 'both'"),
         ({"rubric": None, "rubric_file": "/no/such/file"}, "reward judge: rubric_file: got '/no/such/file'.*No such"),
