@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +29,7 @@ from rlpost.reporting.closing import closing_table, gather_facts, make_summary
 from rlpost.reporting.model_card import model_card
 from rlpost.reporting.progress import Progress
 from rlpost.reporting.reporter import Reporter
+from rlpost.rewards.selection import list_weights
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings
 from rlpost.rollout.concurrency import samples_that_fit
@@ -75,7 +75,8 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[Run]:
     Raises ConfigError, DataError, ModelError before a device is touched, RunError if the folder or the checkpoint
     cannot be used.
     """
-    session = open_session(cfg, started=find_start(restarts.folder, cfg))
+    path, start_from = find_folder(restarts.folder, cfg)
+    session = open_session(cfg, started=read_start(path, start_from), run_folder=path)
     try:
         with hold_folder(cfg, restarts) as (folder, progress, stop):
             run = Run(session, folder, progress, stop)
@@ -127,13 +128,11 @@ def started(run: Startable, restarts: Restarts) -> Iterator[None]:
         run.close()
 
 
-def find_start(folder: run_dir.RunDir | None, cfg: Config) -> datetime | None:
-    """When the run that ``cfg`` resumes began, by its checkpoints; None for a new run. Creates nothing."""
+def find_folder(folder: run_dir.RunDir | None, cfg: Config) -> tuple[Path, Path | None]:
+    """(folder, checkpoint that it starts from unless it has its own) of the run to be opened. Creates nothing."""
     if folder is not None:
-        path, start_from = folder.path, folder.start_from
-    else:
-        path, start_from = run_dir.peek(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
-    return read_start(path, start_from)
+        return folder.path, folder.start_from
+    return run_dir.peek(cfg.runs_dir, str(cfg.name), resume=cfg.resume)
 
 
 class Run:
@@ -180,7 +179,7 @@ class Run:
         self.report.step = self.step
         (self.path / CONFIG_FILE).write_text(to_yaml(cfg))
         self.report.phase("start")
-        self.algorithm = build_algorithm(cfg)
+        self.algorithm = build_algorithm(cfg, list_weights(cfg.reward))
         self.collect_settings = CollectSettings(
             max_in_flight=cfg.max_in_flight,
             max_response_tokens=cfg.rollout.max_response_tokens,

@@ -117,16 +117,19 @@ class Session:
         self.calls.close()
 
 
-def open_session(cfg: Config, *, train: bool = True, started: datetime | None = None) -> Session:
+def open_session(
+    cfg: Config, *, train: bool = True, started: datetime | None = None, run_folder: Path | None = None
+) -> Session:
     """Load tokenizer, prompts and reward; choose device and threads; write the environment. The caller closes it.
 
     Args:
         started: when the run that is resumed began; None: now.
+        run_folder: where rewards keep what they have spent; it need not exist yet. None: there is no run.
 
     Raises:
         ConfigError, DataError, ModelError: anything the user can fix, before a device is touched.
     """
-    calls = start_calls(cfg)
+    calls = start_calls(cfg, run_folder)
     try:
         return _open_session(cfg, calls, train=train, started=started or datetime.now())
     except BaseException:
@@ -134,11 +137,11 @@ def open_session(cfg: Config, *, train: bool = True, started: datetime | None = 
         raise
 
 
-def start_calls(cfg: Config) -> Calls:
+def start_calls(cfg: Config, run_folder: Path | None = None) -> Calls:
     """Reward workers, which load the functions while the run continues to start, or the functions in this process."""
     if runs_in_process(cfg.reward):
-        return InlineCalls(load_functions(cfg.reward, cfg.data.reference_key))
-    return RewardWorkers(cfg.reward, cfg.data.reference_key)
+        return InlineCalls(load_functions(cfg.reward, cfg.data.reference_key, run_folder))
+    return RewardWorkers(cfg.reward, cfg.data.reference_key, folder=run_folder)
 
 
 def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) -> Session:

@@ -108,7 +108,7 @@ opened.close()
 def test_a_reward_that_fails_to_load_leaves_no_worker(opened, tmp_path, monkeypatch):
     (tmp_path / "late_rewards.py").write_text("def needy(completions, nothing):\n    return [1.0]\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="got 'nothing'; expected parameters that data.train has as columns"):
+    with pytest.raises(ConfigError, match="got 'nothing'; expected names that data.train has as columns"):
         opened("reward.function=late_rewards.needy", "reward.workers=1")
     assert not [t for t in threading.enumerate() if t.name == "reward-workers"]
 

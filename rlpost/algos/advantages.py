@@ -6,7 +6,8 @@ Every estimator takes the (shaped) rewards of a step's groups and returns one ad
 
 An estimator that values tokens (credit for each turn of an episode, for example) has an additional parameter
 ``samples``, receives the samples that the rewards belong to, and returns for each group one array f64[R] per sample, a
-value for each of its tokens.
+value for each of its tokens. One that combines the functions of the reward itself has an additional parameter
+``functions`` and receives a :class:`FunctionRewards` for each.
 
 Groups may differ in size (samples without a reward are left out). Results are never NaN: a group of one has no baseline
 of its own and gets 0 from every group-relative estimator; equal rewards get exactly 0; an empty group gets an empty
@@ -16,10 +17,19 @@ array. Standard deviations are sample ones (ddof 1), as in most published implem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 Rewards = Sequence[Sequence[float]]
+
+
+class FunctionRewards(NamedTuple):
+    """What one function of the reward gave the step's samples, before weighting and shaping."""
+
+    name: str  # in reward.functions; empty if the reward has a single function
+    weight: float
+    groups: Sequence[np.ndarray]  # f64[G_i] each; NaN where the function had no opinion
 
 
 def grpo(groups: Rewards, *, eps: float) -> list[np.ndarray]:
@@ -58,6 +68,26 @@ def reinforce_pp_baseline(groups: Rewards, *, eps: float) -> list[np.ndarray]:
     """
     centered = dr_grpo(groups, eps=eps)
     return _split(_normalized(_flat(centered), eps), centered)
+
+
+def gdpo(groups: Rewards, *, eps: float, functions: Sequence[FunctionRewards]) -> list[np.ndarray]:
+    """A_i = S_i / (std(S over the batch) + eps), S_i = sum over k of w_k (r_ki - mean(r_k)) / (std(r_k) + eps).
+
+    GDPO, arXiv 2601.05242, eq. 4 to 7: the rewards of each function k are normalized within the group on their own. So
+    combinations of rewards with the same sum stay apart, and ``weight`` says how much a function counts, whatever its
+    scale. ``groups`` gives sizes only.
+
+    Differences: the paper subtracts the batch mean of S, which is 0 by construction (it is the sum of centered values).
+    The paper has no missing values; here, as in TRL, a sample without an opinion of k is left out of k's mean and std
+    and gets 0 from it. A function whose rewards in a group are equal adds exactly 0 there.
+    """
+    sums = [np.zeros(len(group)) for group in groups]
+    for _, weight, rewards_of_groups in functions:
+        for total, rewards in zip(sums, rewards_of_groups, strict=True):
+            known = ~np.isnan(rewards)
+            (normalized,) = grpo([rewards[known]], eps=eps)
+            total[known] += weight * normalized
+    return _split(_normalized(_flat(sums), eps), sums)
 
 
 def _centered(rewards: np.ndarray) -> np.ndarray:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlpost.algos import shaping, table
+from rlpost.algos.advantages import FunctionRewards
 from rlpost.config import AlgoConfig, Config
 from rlpost.types import Group
 
 if TYPE_CHECKING:
     from rlpost.algos.objective import Objective
+
+SINGLE_FUNCTION: Mapping[str, float] = {"": 1.0}  # reward.function, which has no name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class Algorithm:
     max_response_tokens: int
     objective: Objective  # for PolicyTrainer.update
     estimate: Callable[..., Sequence[Any]]  # the advantage estimator
-    estimate_reads_samples: bool  # it also receives ``samples``: those that the rewards belong to
+    estimate_reads: frozenset[str]  # what else it receives: samples, functions (see algos.advantages)
+    reward_weights: Mapping[str, float]  # of the reward's functions, by name
     filter: Callable[[Group], str | None]
     needs_old_logprobs: bool  # the trainer runs a proximal pass over every row before the first optimizer step
     needs_reference: bool  # rows need ref_logprobs; otherwise the reference is not loaded at all
@@ -47,8 +51,15 @@ class Algorithm:
                 raise ValueError("k1 in the reward needs kl_sums; see algos.batch.reward_kl")
             coef = self.cfg.kl_coef
             rewards = [shaping.kl_in_reward(r, kl, coef) for r, kl in zip(rewards, kl_sums, strict=True)]
-        samples = {"samples": [group.scored for group in groups]} if self.estimate_reads_samples else {}
-        return _checked(self.estimate(rewards, eps=self.cfg.advantage_eps, **samples), rewards, groups)
+        more: dict[str, Any] = {}
+        if "samples" in self.estimate_reads:
+            more["samples"] = [group.scored for group in groups]
+        if "functions" in self.estimate_reads:
+            more["functions"] = [
+                FunctionRewards(name, weight, [_rewards_of(name, group) for group in groups])
+                for name, weight in self.reward_weights.items()
+            ]
+        return _checked(self.estimate(rewards, eps=self.cfg.advantage_eps, **more), rewards, groups)
 
     def _shaped(self, group: Group) -> np.ndarray:
         scored, limit = group.scored, self.max_response_tokens
@@ -61,25 +72,38 @@ class Algorithm:
         return np.array([s.reward for s in scored], np.float64) + punishment
 
 
-def build_algorithm(cfg: Config) -> Algorithm:
-    """The algorithm of a resolved config. Raises ConfigError for what cannot work. Imports torch (the losses)."""
+def build_algorithm(cfg: Config, reward_weights: Mapping[str, float] = SINGLE_FUNCTION) -> Algorithm:
+    """The algorithm of a resolved config. Raises ConfigError for what cannot work. Imports torch (the losses).
+
+    Args:
+        reward_weights: of the reward's functions, by name (``rewards.selection.list_weights``).
+    """
     from rlpost.algos.objective import kl_is_in_reward, make_objective
 
     table.check_algo(cfg.algo, max_response_tokens=cfg.rollout.max_response_tokens)
     max_response_tokens = cfg.rollout.max_response_tokens
     estimate = table.resolve("advantage", cfg.algo.advantage)
+    assert set(reward_weights) == (set(cfg.reward.functions) or {""}), "weights of another reward"
     several_updates = cfg.train.optimizer_steps_per_rollout > 1 or cfg.train.epochs > 1
     return Algorithm(
         cfg=cfg.algo,
         max_response_tokens=max_response_tokens,
         objective=make_objective(cfg.algo, max_response_tokens=max_response_tokens),
         estimate=estimate,
-        estimate_reads_samples="samples" in inspect.signature(estimate).parameters,
+        estimate_reads=frozenset(inspect.signature(estimate).parameters) & {"samples", "functions"},
+        reward_weights=reward_weights,
         filter=table.resolve("filter", cfg.algo.filter),
         needs_old_logprobs=several_updates and cfg.algo.old_logprobs == "trainer",
         needs_reference=cfg.algo.kl_coef > 0,
         kl_in_reward=cfg.algo.kl_coef > 0 and kl_is_in_reward(cfg.algo),
     )
+
+
+def _rewards_of(function: str, group: Group) -> np.ndarray:
+    """f64[scored samples]: what this function gave each, unshaped; NaN where it had no opinion."""
+    if not function:
+        return np.array([s.reward for s in group.scored], np.float64)
+    return np.array([s.reward_parts.get(function, np.nan) for s in group.scored], np.float64)
 
 
 def _checked(advantages: Sequence[Any], rewards: Sequence[np.ndarray], groups: Sequence[Group]) -> list[Any]:

@@ -21,6 +21,7 @@ class Part(plugins.Part):
     """A part that ships, and what the program must know about it besides where it is."""
 
     compares_group: bool = False  # for advantages and filters: meaningless for a group of one sample
+    by_function: bool = False  # for advantages: combines the reward's functions itself, so nothing can shape their sum
     in_reward: bool = False  # for KL estimators: subtracted from the reward, not added to the loss
 
 
@@ -30,6 +31,7 @@ ADVANTAGES = {
     "rloo": Part("rlpost.algos.advantages.rloo", compares_group=True),
     "reinforce_pp": Part("rlpost.algos.advantages.reinforce_pp"),
     "reinforce_pp_baseline": Part("rlpost.algos.advantages.reinforce_pp_baseline", compares_group=True),
+    "gdpo": Part("rlpost.algos.advantages.gdpo", compares_group=True, by_function=True),
 }
 LOSSES = {
     "clipped": Part("rlpost.algos.losses.clipped"),
@@ -57,6 +59,7 @@ KL_ESTIMATORS = {
     "k2": Part("rlpost.algos.kl.k2"),
     "k3": Part("rlpost.algos.kl.k3"),
 }
+LENGTH_INSTEAD = "it normalizes each function of the reward; make the penalty one of reward.functions"
 # The kind of a part is its key in AlgoConfig, whose rule names it as its table.
 TABLES: Mapping[str, Mapping[str, Part]] = {
     "advantage": ADVANTAGES,
@@ -92,3 +95,21 @@ def check_algo(cfg: AlgoConfig, *, max_response_tokens: int | None = None) -> No
     if max_response_tokens is not None and buffer > max_response_tokens:
         expected = f"<= rollout.max_response_tokens = {max_response_tokens}"
         raise ConfigError(explain("algo.overlong.buffer_tokens", buffer, expected, "shorten the buffer; 0 is off"))
+    _check_shaping(cfg)
+
+
+def _check_shaping(cfg: AlgoConfig) -> None:
+    """Raises ConfigError for shaping of a sum of rewards that the estimator never forms."""
+    part = find("advantage", cfg.advantage)
+    if part is None or not part.by_function:
+        return
+    estimator = find("kl_estimator", cfg.kl_estimator)
+    in_reward = cfg.kl_coef > 0 and estimator is not None and estimator.in_reward
+    off = f"with algo.advantage={cfg.advantage}"
+    for applies, key, got, expected, do in (
+        (cfg.overlong.buffer_tokens > 0, "overlong.buffer_tokens", cfg.overlong.buffer_tokens, "0", LENGTH_INSTEAD),
+        (cfg.overlong.buffer_share > 0, "overlong.buffer_share", cfg.overlong.buffer_share, "0", LENGTH_INSTEAD),
+        (in_reward, "kl_estimator", cfg.kl_estimator, "an estimator in the loss", "use k2 or k3"),
+    ):
+        if applies:
+            raise ConfigError(explain(f"algo.{key}", got, f"{expected} {off}", do))

@@ -17,7 +17,9 @@ from rlpost.train import table as train
 # What the tables say about a part besides where it is: the attribute, and the words before the names that have it.
 FACTS = {
     "compares_group": "Comparing the samples of a group, of which there must be at least 2",
+    "by_function": "Combining the functions of the reward itself, without shaping (overlong, k1)",
     "in_reward": "Subtracted from the reward, not added to the loss",
+    "loads_model": "Loading a model into each worker, of which there is one unless reward.workers says otherwise",
     "in_process": "In the run's own process, because they take microseconds and cannot hang",
 }
 

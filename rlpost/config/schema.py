@@ -133,7 +133,7 @@ class RewardConfig:
     messages: bool = opt(False, "TRL style only: pass prompts and completions as lists of chat messages, not as text.")
     workers: Optional[int] = opt(
         None,
-        "Processes that call the reward; 0: call it in the run's own process, without deadlines. None: 0 if every function may run in the run's own process (see reward.function), else one per core, at most 16.",
+        "Processes that call the reward; 0: call it in the run's own process, without deadlines. None: 0 if every function may run in the run's own process (see reward.function), 1 if one loads a model, else one per core, at most 16.",
         low=0,
         high=1024,
     )

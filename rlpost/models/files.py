@@ -33,7 +33,7 @@ def find_model(model: ModelConfig) -> ModelFiles:
     """The model's folder and shape. Raises ModelError, early, for anything visibly missing or broken."""
     if not model.path:
         raise ModelError("model.path: not set; expected a folder, a hub name, or rlpost://NAME; set model.path")
-    folder = _find_folder(model)
+    folder = find_local_folder(model.path, model.revision)
     if folder is None:
         return ModelFiles(folder=None, shape=model.shape)
     shape = _read_json(folder / "config.json")
@@ -50,13 +50,13 @@ def check_shape(shape: Mapping[str, Any], origin: str) -> None:
             raise ModelError(explain(f"{origin}: {key}", shape[key], "a whole number above 0", "fix it"))
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, key: str = "model.path") -> None:
     """Raises ModelError unless every weight file that the folder contains or its index names is there and complete."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         expected = "*.safetensors or pytorch_model*.bin"
         do = "the folder has no weights; complete the download"
-        raise ModelError(explain("model.path", str(folder), expected, do))
+        raise ModelError(explain(key, str(folder), expected, do))
     for index in folder.glob("*.index.json"):
         named = set(_read_json(index).get("weight_map", {}).values())
         missing = sorted(name for name in named if not (folder / name).is_file())
@@ -91,7 +91,12 @@ def is_offline() -> bool:
 
 def find_model_folder(cfg: Config) -> str:
     """A local folder with the model: as given, shipped with the package, or downloaded from the hub to its cache."""
-    path = resolve_path(cfg.model.path)
+    return fetch_folder(cfg.model.path, cfg.model.revision)
+
+
+def fetch_folder(given: str, revision: str | None, key: str = "model.path") -> str:
+    """The same for any path or hub name, the value of ``key``."""
+    path = resolve_path(given)
     if Path(path).is_dir():
         return path
     from huggingface_hub import snapshot_download
@@ -100,15 +105,15 @@ def find_model_folder(cfg: Config) -> str:
     try:
         return snapshot_download(
             path,
-            revision=cfg.model.revision,
+            revision=revision,
             allow_patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             explain(
-                "model.path",
-                cfg.model.path,
+                key,
+                given,
                 "a local folder or a model on the hub",
                 f"{reason}; check name and network",
             )
@@ -151,19 +156,23 @@ def read_end_tokens(folder: Path) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _find_folder(model: ModelConfig) -> Path | None:
-    path = Path(resolve_path(model.path))
+def find_local_folder(given: str, revision: str | None, key: str = "model.path") -> Path | None:
+    """The folder of a path or, from the local cache, of a hub name; None for one that only a download can find.
+
+    Raises ModelError, about the value of ``key``, for a path where no folder is.
+    """
+    path = Path(resolve_path(given))
     if path.is_dir():
         return path
-    if _looks_like_a_hub_name(model.path) and not path.exists():
-        cached = _find_in_cache(model.path, model.revision or "main")
+    if _looks_like_a_hub_name(given) and not path.exists():
+        cached = _find_in_cache(given, revision or "main")
         if cached is None and is_offline():
             expected = "a model in the local cache while HF_HUB_OFFLINE is set"
-            raise ModelError(explain("model.path", model.path, expected, "download it first, or unset HF_HUB_OFFLINE"))
+            raise ModelError(explain(key, given, expected, "download it first, or unset HF_HUB_OFFLINE"))
         return cached
     what = "a file" if path.is_file() else "nothing there"
     do = "check the path; a hub name is ORG/NAME"
-    raise ModelError(explain("model.path", f"{model.path} ({what})", "a model folder", do))
+    raise ModelError(explain(key, f"{given} ({what})", "a model folder", do))
 
 
 def _looks_like_a_hub_name(path: str) -> bool:

@@ -16,7 +16,7 @@ from rlpost.models.files import read_optional_json
 NO_DEFAULTS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # classes without special tokens of their own
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> Any:
+def load_tokenizer(path: str, revision: str | None = None, key: str = "model.path") -> Any:
     """The Hugging Face tokenizer of a folder, a hub name, or ``rlpost://NAME``. Raises ModelError."""
     from transformers import AutoTokenizer
 
@@ -25,7 +25,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     except Exception as error:  # also reads config.json, whose validation raises the library's own errors
         reason = " ".join(str(error).split())
         do = "check the folder, the name and the network"
-        raise ModelError(f"model.path: no tokenizer at {path}: {reason}; {do}") from error
+        raise ModelError(f"{key}: no tokenizer at {path}: {reason}; {do}") from error
 
 
 def check_ids(vocabulary: Mapping[str, int], vocab_size: int, origin: str) -> None:

@@ -28,6 +28,7 @@ from rlpost.models.files import (
     ModelFiles,
     check_shape,
     check_stop_tokens,
+    find_local_folder,
     find_model,
     find_tokenizer_json,
     read_end_tokens,
@@ -57,7 +58,7 @@ from rlpost.prompts.rows import Rows
 from rlpost.prompts.sources import Source, list_sources, name_source
 from rlpost.prompts.supervised import list_example_sources, read_conversation
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
-from rlpost.rewards.selection import list_functions, runs_in_process
+from rlpost.rewards.selection import list_functions, list_models, runs_in_process
 from rlpost.rewards.values import THOUGHT_END, THOUGHT_START
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
 from rlpost.workers.runtime import choose_device, has_gpu
@@ -223,7 +224,15 @@ def prompt_limit(cfg: Config, split: str, context: int | None) -> int | None:
 
 
 def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
-    """Loads the reward as the run would: in a worker, so that its imports stay out of this process."""
+    """Loads the reward as the run would: in a worker, so that its imports stay out of this process.
+
+    Without a reward model that would have to be downloaded first; then nothing is known about the functions.
+    """
+    for model in list_models(cfg.reward):
+        path = str(model.get("path"))
+        if find_local_folder(path, model.get("revision"), "reward model: path") is None:
+            report.not_checked.append(f"reward: model {path} is not in the local cache; `train` downloads it first")
+            return ()
     if runs_in_process(cfg.reward):
         facts = tuple(function.facts for function in load_functions(cfg.reward, cfg.data.reference_key))
         where = "in the run's own process"
@@ -234,7 +243,8 @@ def check_reward(cfg: Config, report: CheckReport) -> tuple[FunctionFacts, ...]:
             facts = workers.facts
         finally:
             workers.close()
-        where = f"in {choose_num_workers(cfg.reward)} worker processes"
+        count = choose_num_workers(cfg.reward)
+        where = f"in {count} worker process{'es' * (count > 1)}"
     lines = []
     for spec, one in zip(list_functions(cfg.reward), facts, strict=True):
         name = spec.function.get("_target_") if isinstance(spec.function, Mapping) else spec.function

@@ -18,6 +18,7 @@ class Shipped(plugins.Part):
     """A reward that ships, and what the program must know about it besides where it is."""
 
     reads_answer: bool = False  # not the thoughts before it: what reward.text=auto means for it
+    loads_model: bool = False  # in every worker, so one worker is the default
     in_process: bool = False  # takes microseconds and cannot hang, so it needs no worker
 
 
@@ -29,6 +30,8 @@ REWARDS = {
     "format_match": Shipped("rlpost.rewards.library.answers.format_match", in_process=True),
     "math": Shipped("rlpost.rewards.library.math_answers.math_answer", reads_answer=True),
     "http": Shipped("rlpost.rewards.library.http_service.HttpReward"),
+    "reward_model": Shipped("rlpost.rewards.library.reward_model.RewardModel", loads_model=True),
+    "judge": Shipped("rlpost.rewards.library.judge.Judge"),
     "code_functions": Shipped("rlpost.rewards.library.code.CodeFunctions", reads_answer=True),
     "code_stdio": Shipped("rlpost.rewards.library.code.CodeStdio", reads_answer=True),
 }

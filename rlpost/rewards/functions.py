@@ -62,22 +62,27 @@ class FunctionFacts:
     is_async: bool
     version: str  # of everything that affects a result; part of a cached result's key
     cacheable: bool
-    columns: tuple[str, ...]  # data columns that it requires (TRL style)
-    needs_reference: bool = False  # has a parameter for it without a default
+    columns: tuple[str, ...]  # data columns that it requires
+    needs_reference: bool = False  # has a parameter for it without a default, or says so itself
 
 
-def load_functions(cfg: RewardConfig, reference_key: str | None = None) -> list[LoadedFunction]:
-    """Import and bind every function. Raises ConfigError if one cannot be imported or called."""
-    return [LoadedFunction(spec, cfg, reference_key) for spec in list_functions(cfg)]
+def load_functions(
+    cfg: RewardConfig, reference_key: str | None = None, folder: Path | None = None
+) -> list[LoadedFunction]:
+    """Import and bind every function. Raises ConfigError if one cannot be imported or called.
+
+    ``folder``: where functions keep what must outlive this process and is shared by all of a run (``use_folder``).
+    """
+    return [LoadedFunction(spec, cfg, reference_key, folder) for spec in list_functions(cfg)]
 
 
 def check_columns(facts: Sequence[FunctionFacts], columns: Collection[str], key: str) -> None:
-    """Raises ConfigError if a TRL-style function needs a column that the data of ``key`` lacks."""
+    """Raises ConfigError if a function needs a column that the data of ``key`` lacks."""
     for one in facts:
         missing = [name for name in one.columns if name not in columns]
         if missing:
             where = f"reward.functions.{one.name}" if one.name else "reward.function"
-            expected = f"parameters that {key} has as columns ({', '.join(columns)})"
+            expected = f"names that {key} has as columns ({', '.join(columns)})"
             raise ConfigError(explain(where, ", ".join(missing), expected, "rename one, or give it a default"))
 
 
@@ -102,8 +107,13 @@ class LoadedFunction:
         reference_key: the reference's column, the name under which TRL functions expect it.
     """
 
-    def __init__(self, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None = None) -> None:
+    def __init__(
+        self, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None = None, folder: Path | None = None
+    ) -> None:
         self.target = resolve_function(spec)
+        use_folder = _attribute(self.target, "use_folder", None)
+        if callable(use_folder):
+            use_folder(folder)
         self._reference_key, self._messages = reference_key, cfg.messages
         self._loop: asyncio.AbstractEventLoop | None = None
         code = _code_of(self.target)
@@ -119,7 +129,7 @@ class LoadedFunction:
             raise ConfigError(explain(f"{spec.key}.calls", "sample", "group: it takes responses", "leave calls unset"))
         is_async = inspect.iscoroutinefunction(code)
         per_group = spec.calls == "group" or (spec.calls == "auto" and of_groups)
-        columns = required - TRL_KEYWORDS if self.trl else frozenset()
+        columns = required - TRL_KEYWORDS if self.trl else self._columns_named(spec, reference_key)
         if not self.trl:
             self._check_signature(spec, per_group)
         concurrency = 1
@@ -137,7 +147,13 @@ class LoadedFunction:
             version=_version(self.target, spec, cfg, reference_key),
             cacheable=_checked(self.target, "cacheable", True, lambda value: isinstance(value, bool), "true or false"),
             columns=tuple(sorted(columns)),
-            needs_reference=(reference_key if self.trl else "reference") in required,
+            needs_reference=_checked(
+                self.target,
+                "needs_reference",
+                (reference_key if self.trl else "reference") in required,
+                lambda value: isinstance(value, bool),
+                "true or false",
+            ),
         )
 
     def score(self, question: Question, responses: Sequence[Response]) -> list[Outcome]:
@@ -181,6 +197,15 @@ class LoadedFunction:
         if self._loop is not None:
             self._loop.close()
             self._loop = None
+
+    def _columns_named(self, spec: FunctionSpec, reference_key: str | None) -> frozenset[str]:
+        """The attribute ``required_columns``. The reference's column is passed as ``reference``, so it is not one."""
+        expected = "names of columns"
+        columns = frozenset(_checked(self.target, "required_columns", (), _are_names, expected))
+        if reference_key is not None and reference_key in columns:
+            do = "name it reference: it is passed under that name"
+            raise ConfigError(explain(f"{spec.key}.function: column", reference_key, "another column", do))
+        return columns
 
     def _check_signature(self, spec: FunctionSpec, per_group: bool) -> None:
         """Raises ConfigError for a function that cannot be called like ours."""
@@ -282,6 +307,10 @@ def _checked(target: Any, name: str, default: Any, is_valid: Callable[[Any], boo
     if not is_valid(value):
         raise ConfigError(explain(f"{_name_of(target)}: {name}", value, expected, "change the attribute"))
     return value
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) and all(isinstance(name, str) for name in value)
 
 
 def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: str | None) -> str:

@@ -49,6 +49,11 @@ def list_functions(cfg: RewardConfig) -> list[FunctionSpec]:
     return [_read_spec(str(name), value, cfg.text) for name, value in cfg.functions.items()]
 
 
+def list_weights(cfg: RewardConfig) -> dict[str, float]:
+    """Name -> weight of each function; the name is empty if there is only ``reward.function``."""
+    return {spec.name: float(spec.weight) for spec in list_functions(cfg)}
+
+
 def _read_spec(name: str, value: Any, text: str) -> FunctionSpec:
     """``text`` is for a function that does not say itself."""
     key = f"reward.functions.{name}"
@@ -94,6 +99,17 @@ def runs_in_process(cfg: RewardConfig) -> bool:
     if cfg.workers is not None:
         return cfg.workers == 0
     return all(_is_trivial(spec.function) for spec in list_functions(cfg))
+
+
+def list_models(cfg: RewardConfig) -> list[dict[str, Any]]:
+    """The arguments (``path`` and more) of each function that loads a model into each worker."""
+    found = []
+    for spec in list_functions(cfg):
+        part = None if callable(spec.function) else plugins.find_part(spec.function, REWARDS)
+        if part is not None and part.loads_model:
+            given = spec.function if isinstance(spec.function, Mapping) else {}
+            found.append({**given, **spec.args})
+    return found
 
 
 def _is_trivial(function: Any) -> bool:

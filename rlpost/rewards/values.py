@@ -15,7 +15,9 @@ an answer reward   these: any of them is correct               true/false, NaN: 
 the text of a      all of it, or what follows the thoughts     (an unfinished thought has no answer: empty text)
 response           (``reward.text``)
 a function's       ``timeout_s``: seconds; ``concurrency``: a  anything else: an error when the function is
-attributes         whole number; ``cacheable``: a boolean      loaded
+attributes         whole number; ``cacheable``,                loaded
+                   ``needs_reference``: booleans;
+                   ``required_columns``: names
 =================  ==========================================  =================================================
 
 Columns of the code rewards are read in ``rewards.library.code``. Pure functions, no heavy imports.

@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rlpost.config import RewardConfig
@@ -78,7 +79,7 @@ def main(descriptor: int, parent: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (cfg.memory_bytes, cfg.memory_bytes))
     functions: list[LoadedFunction] = []
     try:
-        functions = load_functions(cfg, setup["reference_key"])
+        functions = load_functions(cfg, setup["reference_key"], Path(setup["folder"]))
         channel.send({"ready": [asdict(function.facts) for function in functions]})
     except UserError as error:
         channel.send({"broken": str(error)})

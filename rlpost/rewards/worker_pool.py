@@ -16,12 +16,16 @@ import contextlib
 import math
 import os
 import selectors
+import shutil
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
@@ -30,7 +34,7 @@ from rlpost.errors import ConfigError, explain
 from rlpost.rewards.child_signals import default_signals_in_children
 from rlpost.rewards.functions import FunctionFacts, LoadedFunction, Question, Response
 from rlpost.rewards.outcomes import Outcome
-from rlpost.rewards.selection import to_plain_config
+from rlpost.rewards.selection import list_models, to_plain_config
 from rlpost.rewards.worker_main import encode_frame
 from rlpost.rewards.worker_process import WorkerProcess
 
@@ -105,8 +109,9 @@ class InlineCalls:
 
 
 def choose_num_workers(cfg: RewardConfig) -> int:
-    """``reward.workers``, or one for each core this process may use, up to a limit."""
-    return cfg.workers or min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
+    """``reward.workers``; or one where each would load a model; or one for each core this process may use, up to a
+    limit."""
+    return cfg.workers or (1 if list_models(cfg) else min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0))))
 
 
 @dataclass(eq=False, slots=True)
@@ -134,13 +139,30 @@ class RewardWorkers:
     Args:
         reference_key: the reference's column.
         num_workers: processes; None: :func:`choose_num_workers`.
+        folder: the run's, for what functions keep (``use_folder``); None: one that ends with the workers. A function
+            that keeps something creates it.
     """
 
-    def __init__(self, cfg: RewardConfig, reference_key: str | None = None, *, num_workers: int | None = None) -> None:
+    def __init__(
+        self,
+        cfg: RewardConfig,
+        reference_key: str | None = None,
+        *,
+        num_workers: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.facts: tuple[FunctionFacts, ...] = ()
         self._cfg = cfg
         self._num_workers = num_workers or choose_num_workers(cfg)
-        self._setup = {"path": sys.path[:], "reward": to_plain_config(cfg), "reference_key": reference_key}
+        self._own_folder: Path | None = None
+        if folder is None:
+            folder = self._own_folder = Path(tempfile.gettempdir(), f"rlpost-rewards-{uuid.uuid4().hex}")
+        self._setup = {
+            "path": sys.path[:],
+            "reward": to_plain_config(cfg),
+            "reference_key": reference_key,
+            "folder": str(folder.absolute()),
+        }
         self._environment = dict(os.environ)  # for replacements, whatever the run writes there later
         self._inbox: SimpleQueue[_Job] = SimpleQueue()
         self._numbers = 0
@@ -197,6 +219,8 @@ class RewardWorkers:
             self._selector.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
+            if self._own_folder is not None:
+                shutil.rmtree(self._own_folder, ignore_errors=True)  # mostly, nothing ever created it
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes it, too

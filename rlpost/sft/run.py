@@ -20,7 +20,7 @@ from rlpost.config import Config
 from rlpost.config.compose import to_yaml
 from rlpost.config.locations import expand_home
 from rlpost.durable import run_dir
-from rlpost.durable.run_state import CONFIG_FILE
+from rlpost.durable.run_state import CONFIG_FILE, read_start
 from rlpost.durable.stopping import StopRequest
 from rlpost.engine.protocol import Engine
 from rlpost.errors import RunError, explain
@@ -31,7 +31,7 @@ from rlpost.prompts.supervised import Example
 from rlpost.reporting.model_card import supervised_card
 from rlpost.reporting.progress import Progress, duration, percent
 from rlpost.reporting.reporter import Reporter
-from rlpost.run import Restarts, find_start, hold_folder, start_workers, started
+from rlpost.run import Restarts, find_folder, hold_folder, start_workers, started
 from rlpost.sft.draws import Drawn, draw_step
 from rlpost.sft.session import SftSession, open_session
 from rlpost.sft.state import SftState
@@ -60,7 +60,8 @@ def open_run(cfg: Config, restarts: Restarts) -> Iterator[SftRun]:
     cannot be used.
     """
     cfg = replace(cfg, name=name_sft_run(cfg), algo=replace(cfg.algo, name="sft"))
-    with open_session(cfg, started=find_start(restarts.folder, cfg) or datetime.now()) as session:
+    path, start_from = find_folder(restarts.folder, cfg)
+    with open_session(cfg, started=read_start(path, start_from) or datetime.now(), run_folder=path) as session:
         with hold_folder(cfg, restarts) as (folder, progress, stop):
             run = SftRun(session, folder, progress, stop)
             with started(run, restarts):

@@ -86,11 +86,14 @@ class SftSession:
 
 
 @contextmanager
-def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
+def open_session(cfg: Config, *, started: datetime, run_folder: Path) -> Iterator[SftSession]:
     """Raises ConfigError, DataError, ModelError before a model is loaded. ``started``: when the run began."""
     output = cfg.sft.output and make_output(Path(expand_home(cfg.sft.output)))
     assert output is None or isinstance(output, Path)
-    with _open_generation(cfg, started) as generation, tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch:
+    with (
+        _open_generation(cfg, started, run_folder) as generation,
+        tempfile.TemporaryDirectory(prefix="rlpost-sft-") as scratch,
+    ):
         folder = _starting_folder(cfg, Path(scratch))
         shape = json.loads((folder / "config.json").read_text())
         origin = f"{folder / 'config.json'}" if cfg.sft.init else "model.shape"
@@ -133,12 +136,12 @@ def open_session(cfg: Config, *, started: datetime) -> Iterator[SftSession]:
 
 
 @contextmanager
-def _open_generation(cfg: Config, started: datetime) -> Iterator[Session | None]:
+def _open_generation(cfg: Config, started: datetime, run_folder: Path) -> Iterator[Session | None]:
     """What an evaluation by generation needs, as ``rlpost eval`` opens it; None without one."""
     if cfg.sft.generate_every < 0:
         yield None
         return
-    session = session_of_rl(config_of_init(cfg), train=False, started=started)
+    session = session_of_rl(config_of_init(cfg), train=False, started=started, run_folder=run_folder)
     try:
         yield session
     finally:

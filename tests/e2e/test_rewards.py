@@ -8,10 +8,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
-from .program import SMALL, TIMEOUT_S, command, read_metrics, rlpost, steps_of
+from rlpost.algos.advantages import FunctionRewards, gdpo
+from tests.rewards.library.chat_endpoint import Endpoint
 
+from .program import SMALL, TIMEOUT_S, command, read_metrics, rlpost, rollouts_of, steps_of
+
+ROOT = Path(__file__).parents[2]
 REWARDS = '''
 import asyncio, os, signal, time
 from pathlib import Path
@@ -95,6 +101,52 @@ def test_a_run_whose_reward_hangs_dies_and_raises(folder):
     assert any("eval/cache_hit_share" in row for row in read_metrics(run))
     (count,) = sqlite3.connect(run / "verdicts.sqlite").execute("SELECT count(*) FROM verdicts_1").fetchone()
     assert count > 0
+
+
+def test_a_judge_on_a_budget_and_another_reward_under_gdpo(folder):
+    """A spent budget stops the run; with a higher one it goes on and keeps counting. What is trained on is GDPO of the
+    two functions' own values."""
+    endpoint = Endpoint()
+    endpoint.reply = lambda request: f"Score: {sum(map(ord, request['messages'][0]['content'])) % 11}"
+    judge = {
+        "_target_": "judge",
+        "url": endpoint.url,
+        "model": "tiny",
+        "rubric": "{response} should be {reference}",
+        "budget_requests": 9,
+    }
+    functions = {"judged": {"function": judge}, "short": {"function": "mine.relative", "weight": 0.5}}
+    recipe = yaml.safe_load((ROOT / "recipes/math/arithmetic.yaml").read_text())
+    recipe["reward"] = {"function": None, "functions": functions, "workers": 2}
+    small = ["name=gdpo", "steps=3", "algo.advantage=gdpo", "eval.every=-1", "algo.max_filtered_groups=16", *SMALL]
+    try:
+        for budget, status in ((9, 3), (100_000, 0)):
+            judge["budget_requests"] = budget
+            (folder / "mine.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+            output = rlpost("train", "recipe=mine.yaml", *small, cwd=folder, expect=status, pythonpath=folder)
+            assert ("budget: 9 of 9 requests are spent" in output) == (status == 3), output
+            assert len(endpoint.requests) == 9 or status == 0
+    finally:
+        endpoint.close()
+    run = folder / "runs/gdpo"
+    (spent,) = sqlite3.connect(run / "reward_budget.sqlite").execute("SELECT requests FROM spent").fetchone()
+    # A request is counted before it is sent, and the last ones may have ended with their workers.
+    assert 9 < len(endpoint.requests) <= spent <= len(endpoint.requests) + 16
+    compared = 0
+    for rows in rollouts_of(run).values():
+        groups = {}
+        for row in rows:
+            if row["reward"] is not None:
+                groups.setdefault(row["uid"], []).append(row)
+        parts = [[json.loads(row["reward_parts"]) for row in group] for group in groups.values()]
+        given = [
+            FunctionRewards(name, weight, [np.array([p.get(name, np.nan) for p in group]) for group in parts])
+            for name, weight in (("judged", 1.0), ("short", 0.5))
+        ]
+        for group, expected in zip(groups.values(), gdpo(parts, eps=1e-6, functions=given), strict=True):
+            np.testing.assert_allclose([row["advantage"] for row in group], expected, rtol=1e-6, atol=1e-9)
+            compared += np.count_nonzero(expected)
+    assert compared > 20
 
 
 def test_a_second_evaluation_is_judged_from_the_cache(folder):

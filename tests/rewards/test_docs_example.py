@@ -1,5 +1,6 @@
 """The examples of docs/rewards.md run as they are printed, in a worker as in a run."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from omegaconf import OmegaConf
 from rlpost.config import Config, RewardConfig
 from rlpost.preflight.check_values import check_values
 from rlpost.rewards import REWARDS
+from rlpost.rewards.library.reward_model import RewardModel
 from rlpost.rewards.scoring import RewardScorer
 from rlpost.rewards.selection import list_functions
 from rlpost.rewards.worker_pool import RewardWorkers
 from rlpost.types import Prompt
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
-SINGLE, SEVERAL, HTTP = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+SINGLE, SEVERAL, HTTP, JUDGE, MODEL = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -91,6 +93,26 @@ def test_http_is_a_configuration_that_is_taken(judge, monkeypatch):
     monkeypatch.setenv("JUDGE_TOKEN", "secret")
     (verdict,) = judge(HTTP.replace("retries: 3", "retries: 0").replace(":8123", ":9"), "13")
     assert verdict.failure.startswith("http_error: ClientConnectorError")
+
+
+def test_a_judge_is_a_configuration_that_is_taken(judge, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    section = JUDGE.replace(":8000", ":9").replace("model: NAME", "model: NAME\n    retries: 0")
+    (verdict,) = judge(section, "13")
+    assert verdict.failure.startswith("http_error: ClientConnectorError")
+    (pattern,) = re.findall(r"pattern: '(.*)'", JUDGE)
+    assert re.search(pattern, "Good.\nScore: 4/5")[1] == "4/5"
+
+
+def test_a_reward_model_is_a_configuration_that_is_taken():
+    (spec,) = list_functions(to_config(MODEL))
+    inspect.signature(RewardModel).bind(**spec.args)
+
+
+def test_the_table_of_a_reward_models_arguments():
+    (table,) = re.findall(r"^\| Argument \| Default \| Meaning \|\n(.*?)\n\n", PAGE, re.DOTALL | re.MULTILINE)
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert set(named) | {"path", "batch_size"} == set(inspect.signature(RewardModel).parameters)
 
 
 def test_the_tables_name_what_there_is():

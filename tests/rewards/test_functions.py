@@ -237,7 +237,7 @@ def test_columns_that_a_function_in_trls_style_needs():
     facts = [load(lambda completions, answer, level, other=None, **_: []).facts]
     assert facts[0].columns == ("answer", "level")
     check_columns(facts, ["level", "answer", "task"], "data.train")
-    with pytest.raises(ConfigError, match=r"got 'level'; expected parameters that data.eval has as columns \(answer\)"):
+    with pytest.raises(ConfigError, match=r"got 'level'; expected names that data.eval has as columns \(answer\)"):
         check_columns(facts, ["answer"], "data.eval")
 
 
