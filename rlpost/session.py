@@ -35,7 +35,7 @@ from rlpost.rewards.worker_pool import Calls, InlineCalls, RewardWorkers
 from rlpost.types import Prompt
 from rlpost.workers.protocol import WorkerSettings
 from rlpost.workers.publication import make_canary
-from rlpost.workers.runtime import choose_device, choose_threads, write_environment
+from rlpost.workers.runtime import choose_device, choose_threads, require_usable, write_environment
 
 
 @dataclass(kw_only=True)
@@ -154,6 +154,8 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) 
     cfg = resolve(cfg, device=device, threads=threads)
     check_shape_fits(cfg, shape, origin=cfg.model.path, device=device, dtype=cfg.model.dtype)
     write_environment(device=device, dtype=cfg.model.dtype, threads=threads, vocab_size=int(shape["vocab_size"]))
+    if cfg.cluster.kind != "ray":  # the workers' machines have their own
+        require_usable(device)
     tokenizer = load_tokenizer(model_folder)
     if cfg.data.chat_template is not None:
         tokenizer.chat_template = read_template_key(cfg.data.chat_template)  # saved with the model

