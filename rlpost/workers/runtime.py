@@ -58,6 +58,25 @@ def require_usable(device: str) -> None:
     raise ConfigError(explain("device", f"cuda, but for torch: {reason}", "a GPU that torch can use", do))
 
 
+def count_gpus() -> int | None:
+    """NVIDIA GPUs that a process here may use; needs no torch. None: it cannot be known."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return next((n for n, name in enumerate(names) if name in ("", "-1")), len(names))
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
+def require_gpus(wanted: int) -> None:
+    """Raises ConfigError if this machine has fewer; a Ray of our own would hand out GPUs that are not there."""
+    have = count_gpus()
+    if have is not None and have < wanted:
+        got = f"{wanted} workers with a GPU each"
+        do = "lower it, or start Ray on more machines and set cluster.address"
+        raise ConfigError(explain("cluster.num_workers", got, f"at most {have}, the GPUs here", do))
+
+
 def choose_threads(cfg: Config, device: str, *, num_params: int) -> int:
     """CPU threads per worker: as set, else one for a small model on a CPU, else the worker's share of the cores."""
     cores = len(os.sched_getaffinity(0)) // cfg.cluster.num_workers

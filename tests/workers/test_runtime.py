@@ -9,7 +9,14 @@ from rlpost.config import Config, ModelConfig
 from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError
 from rlpost.workers import runtime as runtime_module
-from rlpost.workers.runtime import choose_device, choose_threads, require_usable, write_environment
+from rlpost.workers.runtime import (
+    choose_device,
+    choose_threads,
+    count_gpus,
+    require_gpus,
+    require_usable,
+    write_environment,
+)
 
 LARGE, SMALL = 10**9, 10**6
 ON_CPU = {"device": "cpu", "dtype": "float32", "threads": 3}
@@ -99,3 +106,12 @@ def test_a_gpu_that_torch_cannot_use_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "init", init)
     with pytest.raises(ConfigError, match=r"driver on your system is too old \(found version 12080\)"):
         require_usable("cuda")
+
+
+@pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0, 2,3", 3), ("1,-1,2", 1)])
+def test_gpus_are_counted_before_ray_hands_them_out(environment, visible, number):
+    environment["CUDA_VISIBLE_DEVICES"] = visible
+    assert count_gpus() == number
+    require_gpus(number)
+    with pytest.raises(ConfigError, match=f"got '{number + 1} workers with a GPU each'; expected at most {number},"):
+        require_gpus(number + 1)

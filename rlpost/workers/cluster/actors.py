@@ -40,6 +40,7 @@ from rlpost.workers.cluster.shards import KeptShards
 from rlpost.workers.cluster.worker import ClusterWorker, Heartbeat, WorkerInfo
 from rlpost.workers.engine_map import EngineMap, Placement, place
 from rlpost.workers.protocol import WorkerSettings
+from rlpost.workers.runtime import require_gpus
 
 _POLL_S = 0.5  # how long one wait for results lasts before the caller's beat
 _BLAME_S = 15.0  # after a rank's collective call failed: how long until its peer's death must be known
@@ -103,6 +104,7 @@ class RayCluster:
 
     def _connect(self, cfg: ClusterConfig) -> None:
         if self.is_private:
+            require_gpus(self.gpus * cfg.num_workers)
             ray.init(
                 address="local",
                 num_cpus=self.cpus * cfg.num_workers,
