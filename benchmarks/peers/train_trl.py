@@ -22,7 +22,7 @@ from typing import Any, cast
 from benchmarks.peers import settings, vllm_for_trl
 from benchmarks.peers.records import Clock, Evaluation, Run, Time, read_trl_log
 from rlpost.engine.protocol import Engine, EngineStep, Request
-from rlpost.engine.vllm import read_delta, sampling_params
+from rlpost.engine.vllm import read_deltas, sampling_params
 from rlpost.evaluate import evaluate_session
 from rlpost.prompts.cursor import draw_prompts, open_cursor
 from rlpost.rewards.library.answers import exact_answer
@@ -186,7 +186,7 @@ class BorrowedEngine:
 
     def step(self) -> EngineStep:
         started = time.perf_counter()
-        deltas = [read_delta(output) for output in self._engine.step()]
+        deltas = read_deltas(self._engine.step())
         self._live.difference_update(delta.request_id for delta in deltas if delta.finish_reason)
         return EngineStep(
             deltas=deltas, duration_s=time.perf_counter() - started, num_running=len(self._live), num_prefill_tokens=0

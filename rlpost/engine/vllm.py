@@ -200,7 +200,7 @@ class VLLMEngine:
         start = time.perf_counter()
         with torch_rng_kept(self._device):  # vLLM's sampler draws from torch's global generator, as the trainer does
             outputs = self._engine.step()
-        deltas = [read_delta(output) for output in outputs]
+        deltas = read_deltas(outputs)
         self._live.difference_update(d.request_id for d in deltas if d.finish_reason)
         return EngineStep(
             deltas=deltas,
@@ -231,9 +231,9 @@ class VLLMEngine:
         waiting = self._live - {states[r.request_id].external_req_id for r in requests}
         self._engine.abort_request(sorted(waiting))
         self._live -= waiting
-        deltas = []
+        deltas: list[Delta] = []
         while self._core.batch_queue:
-            deltas += [read_delta(output) for output in self._engine.step()]
+            deltas += read_deltas(self._engine.step())
         requests = [r for r in requests if not r.is_finished()]
         self._paused = {states[r.request_id].external_req_id: r for r in requests}
         self._live.difference_update(self._paused, (d.request_id for d in deltas if d.finish_reason))
@@ -411,23 +411,43 @@ class VLLMEngine:
 # ---- what vLLM reports
 
 
-def read_delta(output: Any) -> Delta:
-    """One of vLLM's ``RequestOutput`` (DELTA, flat logprobs) as a delta; raises RunError rather than lose a token."""
-    completion = output.outputs[0]
-    reason = completion.finish_reason or ""
-    if reason not in ("", "stop", "length"):
-        raise RunError(
-            explain(
-                f"request {output.request_id} ended by vLLM",
-                reason,
-                "stop or length",
-                "look for vLLM's own message above; the run can be resumed from its last checkpoint",
+def read_deltas(outputs: Sequence[Any]) -> list[Delta]:
+    """vLLM's ``RequestOutput`` (DELTA, flat logprobs) as deltas; raises RunError rather than lose a token.
+
+    A step's tokens and logprobs are converted and checked at once, not request by request: at one token each that is
+    most of the work. The deltas' arrays are views of the step's.
+    """
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    ends = []
+    for output in outputs:
+        completion = output.outputs[0]
+        if completion.finish_reason not in (None, "stop", "length"):
+            raise RunError(
+                explain(
+                    f"request {output.request_id} ended by vLLM",
+                    completion.finish_reason,
+                    "stop or length",
+                    "look for vLLM's own message above; the run can be resumed from its last checkpoint",
+                )
             )
+        new = completion.logprobs.logprobs if completion.logprobs else ()
+        if len(new) != len(completion.token_ids):
+            _require_one_logprob_each(output.request_id, len(completion.token_ids), np.asarray(new, np.float32))
+        tokens += completion.token_ids
+        logprobs += new
+        ends.append(len(tokens))
+    token_ids, values = np.array(tokens, np.int32), np.array(logprobs, np.float32)
+    all_finite = bool(np.isfinite(values).all())
+    deltas, start = [], 0
+    for output, end in zip(outputs, ends, strict=True):
+        if not all_finite:
+            _require_one_logprob_each(output.request_id, end - start, values[start:end])
+        deltas.append(
+            Delta(output.request_id, token_ids[start:end], values[start:end], output.outputs[0].finish_reason or "")
         )
-    tokens = np.asarray(completion.token_ids, np.int32)
-    logprobs = np.asarray(completion.logprobs.logprobs if completion.logprobs else (), np.float32)
-    _require_one_logprob_each(output.request_id, len(tokens), logprobs)
-    return Delta(request_id=output.request_id, token_ids=tokens, logprobs=logprobs, finish_reason=reason)
+        start = end
+    return deltas
 
 
 def _require_one_logprob_each(request_id: str, num_tokens: int, logprobs: np.ndarray) -> None:

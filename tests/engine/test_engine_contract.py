@@ -555,18 +555,24 @@ def test_the_process_is_left_as_it_was(engine: Any, old_model: Any) -> None:
 
 
 def test_what_vllm_reports_is_never_dropped() -> None:
-    def output(reason: str | None, ids: list[int], logprobs: list[float]) -> Any:
+    def output(reason: str | None, ids: list[int], logprobs: list[float], request_id: str = "r9") -> Any:
         flat = SimpleNamespace(logprobs=logprobs)
         completion = SimpleNamespace(finish_reason=reason, token_ids=ids, logprobs=flat)
-        return SimpleNamespace(request_id="r9", outputs=[completion])
+        return SimpleNamespace(request_id=request_id, outputs=[completion])
 
-    assert vllm_engine.read_delta(output(None, [3], [-0.5])).finish_reason == ""
+    others = [output(None, [3], [-0.5], "r1"), output("stop", [4, 5], [-1.0, 0.0], "r2"), output(None, [], [], "r3")]
+    deltas = vllm_engine.read_deltas(others)
+    assert [(d.request_id, d.token_ids.tolist(), d.logprobs.tolist(), d.finish_reason) for d in deltas] == [
+        ("r1", [3], [-0.5], ""), ("r2", [4, 5], [-1.0, 0.0], "stop"), ("r3", [], [], "")
+    ]  # fmt: skip
+    assert all(d.token_ids.dtype == np.int32 and d.logprobs.dtype == np.float32 for d in deltas)
+    assert vllm_engine.read_deltas([]) == []
     with pytest.raises(RunError, match="request r9 ended by vLLM: got 'abort'"):
-        vllm_engine.read_delta(output("abort", [3], [-0.5]))
+        vllm_engine.read_deltas([*others, output("abort", [3], [-0.5])])
     with pytest.raises(RunError, match="logprobs of request r9"):
-        vllm_engine.read_delta(output(None, [3, 4], [-0.5]))
+        vllm_engine.read_deltas([output(None, [3, 4], [-0.5]), *others])
     with pytest.raises(RunError, match="logprobs of request r9: got .*nan"):
-        vllm_engine.read_delta(output(None, [3], [math.nan]))
+        vllm_engine.read_deltas([*others, output(None, [3], [math.nan]), *others])
 
 
 @pytest.mark.parametrize("version", ["0.28.0", "0.30.1+cpu", "0.32.0rc1"])
