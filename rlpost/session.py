@@ -1,8 +1,8 @@
 """Assembles a run's parts from its configuration, in the order that works; nothing is decided here.
 
-``run.open_run`` and ``evaluate.run_eval`` start with ``open_session``: reward workers, the model's folder, then
-runtime and environment (before the first heavy import), then tokenizer, prompts and scorers. No device is touched here,
-so every error the user can fix is raised before one is.
+``run.open_run``, ``evaluate.run_eval`` and, to generate, ``sft.session`` start with ``open_session``: reward workers,
+the model's folder, then runtime and environment (before the first heavy import), then tokenizer, prompts and scorers.
+No device is touched here, so every error the user can fix is raised before one is.
 """
 
 from __future__ import annotations

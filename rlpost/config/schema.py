@@ -63,7 +63,7 @@ class SourceConfig:
     limit: Optional[int] = opt(None, "Use only the first rows (after unique); None: all.", low=1)
     sources: dict[str, Any] = opt(
         {},
-        "Several sources instead of one: NAME: {path, hub, subset, split, generator, unique, limit, format, weight}.",
+        "Several sources instead of one: NAME: {path, hub, subset, split, generator, unique, limit, format}, and weight for training.",
     )
 
 

@@ -92,6 +92,9 @@ def check_sft(cfg: Config) -> None:
     if sft.generator is None and cfg.data.prefill:
         do = "write it into the responses, and set data.prefill=null for `rlpost sft`"
         raise ConfigError(explain("data.prefill", cfg.data.prefill, "null: a row's response is whole", do))
+    if sft.messages_key is not None and sft.response_key is not None:
+        do = "set one of the two to null"
+        raise ConfigError(explain("sft.response_key", sft.response_key, "null beside sft.messages_key", do))
     if sft.messages_key is not None and cfg.data.template != "{prompt}":
         do = "set 'data.template={prompt}': a conversation is trained on as it is"
         raise ConfigError(explain("data.template", cfg.data.template, "{prompt} with sft.messages_key", do))

@@ -2,8 +2,8 @@
 
 ``check(cfg, command)`` raises the first UserError it finds, or returns a report: batch arithmetic, model, data, a
 memory plan per device, and what could not be checked offline. ``cli`` calls it before every command. Never imports
-torch, transformers, vllm, deepspeed or datasets (a user's own generator may), never uses the network, and leaves
-nothing on disk.
+torch, transformers, vllm or deepspeed, nor datasets except for a folder that it wrote (a user's own generator may),
+never uses the network, and leaves nothing on disk.
 """
 
 from __future__ import annotations

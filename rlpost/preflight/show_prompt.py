@@ -59,7 +59,7 @@ def show_prompts(cfg: Config, command: str) -> str:
 def find_prompts(cfg: Config, command: str) -> tuple[Any, PromptEncoder, list[ShownPrompt]]:
     """(tokenizer, its encoder, the first prompt and the longest one) of the data that ``command`` draws from."""
     if command == "sft":
-        do = "leave --show-prompt out: the warm start uses no chat template and no key of data"
+        do = "leave --show-prompt out: it shows prompts, and supervised training has whole examples"
         raise ConfigError(explain("check --show-prompt", "--for sft", "train or eval", do))
     files = find_model(cfg.model)
     if files.folder is None:

@@ -1,8 +1,8 @@
 """What the values of a data row become, and what is refused: the one home of that policy (docs/data-and-rewards.md).
 
 Every value either has a defined meaning or is a DataError of one line that names the row: nothing is turned into text
-by ``str()``, so no Python notation gets into a prompt, and nothing vanishes. Pure; called by ``prompts.rows`` (columns)
-and ``prompts.encoding`` (messages, template, reference).
+by ``str()``, so no Python notation gets into a prompt, and nothing vanishes. Pure; called by whatever
+reads rows, columns, messages, templates and references in ``prompts``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The order in which prompts are drawn, as a cursor over epochs, of one source or of several.
 
 Owns the draws: their order, their uids and the state that a resume needs. Never keeps a prompt after it is drawn: that
-is the buffer's job. ``run`` is the caller. Reading rows is ``prompts.rows``, encoding them ``prompts.encoding``.
+is the buffer's job. Called by ``run`` and ``sft.draws``. Reading rows is ``prompts.rows``, encoding them
+``prompts.encoding``.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import array
 import csv
+import errno
 import functools
 import glob
 import io
 import json
 import os
 import re
+import resource
 import shutil
 import sys
 import tempfile
@@ -39,6 +41,11 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 PARQUET = b"PAR1"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows editors put it before the first line
+WHAT_TO_DO = {
+    errno.ENOSPC: "make room in the folder for temporary files, or set TMPDIR to another",
+    errno.EDQUOT: "make room in the folder for temporary files, or set TMPDIR to another",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`), or use fewer files",
+}
 NO_SPACE = re.compile(r"[^ \t\r\n]")
 EXPECTED = "a JSONL, JSON, CSV or Parquet file, a folder or a glob of them"
 
@@ -48,8 +55,21 @@ def read_path(path: str, key: str = "data") -> Rows:
 
     Raises DataError, one line that names the file and, where possible, the line, for what cannot be read.
     """
-    parts = [_read_file(file, key) for file in find_files(path, key)]
-    return chain(parts)
+    try:
+        files = find_files(path, key)
+    except OSError as error:
+        raise DataError(f"{key}: cannot look at {path}: {error.strerror}; check the path") from None
+    _allow_open_files(len(files))
+    return chain([_read_file(file, key) for file in files])
+
+
+def _allow_open_files(number: int) -> None:
+    """Each text file stays open. The usual limit of 1,024 may be raised by whoever runs into it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        highest = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, highest), hard))
 
 
 def find_files(path: str, key: str = "data") -> list[Path]:
@@ -96,7 +116,8 @@ def _read_file(path: Path, key: str) -> Rows:
     try:
         rows = _read_saved(path, key) if path.is_dir() else _read_content(path, key)
     except OSError as error:
-        raise DataError(f"{key}: cannot read {path}: {error.strerror or error}; check the file") from None
+        do = WHAT_TO_DO.get(error.errno or 0, "check the file")
+        raise DataError(f"{key}: cannot read {path}: {error.strerror or error}; {do}") from None
     if not len(rows):
         raise DataError(f"{key}: {path} is empty; expected rows; check the path")
     return rows
@@ -251,13 +272,14 @@ class _Place:
 def _index_csv(path: Path, file: IO[bytes]) -> Rows:
     """CSV (TSV: tabs) with a header; every value is text, exactly as it is written."""
     csv.field_size_limit(sys.maxsize)
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    delimiter = "\t" if ".tsv" in path.name.lower() else ","
     taken = [0]  # bytes of the lines read so far
 
     def lines() -> Iterator[str]:
         for number, line in enumerate(file, start=1):
             taken[0] += len(line)
-            yield _decode(line, f"{path} line {number}", "CSV")
+            plain = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            yield _decode(plain, f"{path} line {number}", "CSV", "utf-8")
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     header = _next_record(reader, path)
@@ -287,13 +309,13 @@ def _next_record(reader: Any, path: Path) -> list[str] | None:
 
 
 def _parse_record(content: bytes, origin: str, *, header: list[str], delimiter: str) -> Row:
-    text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    text = io.StringIO(content.decode("utf-8"), newline="")
     return Row(dict(zip(header, next(csv.reader(text, delimiter=delimiter, strict=True)), strict=True)), origin)
 
 
-def _decode(content: bytes, origin: str, kind: str) -> str:
+def _decode(content: bytes, origin: str, kind: str, encoding: str = "utf-8-sig") -> str:
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{origin}: not UTF-8 (byte {error.start}); expected {kind} in UTF-8; convert it") from None
 
@@ -336,14 +358,27 @@ def _read_parquet(path: Path, key: str) -> Rows:
 
     try:
         with parquet.ParquetFile(path, memory_map=True) as file, tempfile.NamedTemporaryFile(prefix="rlpost-") as plain:
-            with pyarrow.ipc.new_file(plain, file.schema_arrow) as writer:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                repeated = next(name for name in names if names.count(name) > 1)
+                raise refuse(str(path), f"two columns named {repeated}", "a name for each", "rename one")
+            schema = pyarrow.schema([_without_dictionary(field) for field in file.schema_arrow])
+            with pyarrow.ipc.new_file(plain, schema) as writer:
                 for batch in file.iter_batches():
-                    writer.write_batch(batch)
+                    writer.write_table(pyarrow.Table.from_batches([batch]).cast(schema))
             plain.flush()
             table = pyarrow.ipc.open_file(pyarrow.memory_map(plain.name)).read_all()
     except pyarrow.ArrowException as error:
         raise _explain_arrow(error, path, key, "Parquet") from None
     return plain_rows(_ArrowRows(table), str(path))
+
+
+def _without_dictionary(field: Any) -> Any:
+    """A categorical column as its values: parts of a file may number them differently."""
+    import pyarrow
+
+    is_dictionary = pyarrow.types.is_dictionary(field.type)
+    return field.with_type(field.type.value_type) if is_dictionary else field
 
 
 class _ArrowRows(Sequence[dict[str, Any]]):

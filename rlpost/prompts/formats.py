@@ -63,9 +63,13 @@ def _sharegpt(row: Row) -> Converted:
         others = [str(name) for name in turn if name not in ("from", "value") and not is_empty(turn[name])]
         if others:
             raise refuse(what, f"{', '.join(others)}, which is not supported", "from and value only", "leave it out")
-        if turn["from"] not in SHAREGPT_ROLES:
+        role = turn["from"]
+        if not isinstance(role, str) or role not in SHAREGPT_ROLES:
+            got = f"from {role!r}" if isinstance(role, str) else f"{kind_of(role)} as from"
             do = "leave the row out: tools are not supported"
-            raise refuse(what, f"from {turn['from']!r}", f"one of {', '.join(SHAREGPT_ROLES)}", do)
+            raise refuse(what, got, f"one of {', '.join(SHAREGPT_ROLES)}", do)
+        if SHAREGPT_ROLES[role] == "system" and row.get("system"):
+            raise refuse(what, "a system turn beside the column system", "one of the two", "take one of them out")
         messages.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
     prompt, answer = _split(messages, f"{row.origin}: conversations")
     return prompt, answer, ("conversations", "system")
@@ -119,7 +123,10 @@ def _content(completion: Any, what: str) -> str:
     """The text of a completion: text, or one message of the assistant's."""
     if isinstance(completion, list) and len(completion) != 1:
         raise refuse(what, f"{len(completion)} messages", "text, or one message of the assistant's", "fix the row")
-    return read_messages(completion, what)[0]["content"]
+    message = read_messages(completion, what)[0]
+    if isinstance(completion, list) and message["role"] != "assistant":
+        raise refuse(what, f"a message of {message['role']}", "text, or one message of the assistant's", "fix the row")
+    return message["content"]
 
 
 def _text(row: Row, column: str) -> str:

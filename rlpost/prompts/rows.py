@@ -83,7 +83,12 @@ def plain_rows(table: Sequence[Mapping[str, Any]], origin: str) -> Rows:
 
     def read(index: int) -> Row:
         where = f"{origin} row {index}"
-        return Row(plain_columns(table[index], where), where)
+        try:
+            columns = table[index]
+        except (ValueError, OverflowError) as error:  # Arrow's: a date that Python has not, text that is not UTF-8
+            reason = " ".join(str(error).split())
+            raise DataError(f"{where}: cannot be read: {reason}; leave the column out, or make it text") from None
+        return Row(plain_columns(columns, where), where)
 
     return Rows(len(table), read)
 

@@ -50,10 +50,14 @@ def list_sources(data: DataConfig, split: str) -> list[Source]:
     key, config = f"data.{split}", getattr(data, split)
     if not config.sources:
         return [Source("", key, config, data.format)]
-    for name in ("path", "hub", "generator"):
-        if getattr(config, name) is not None:
-            do = f"set {key}.{name}=null, or make it one of the sources"
-            raise ConfigError(explain(f"{key}.{name}", getattr(config, name), f"nothing beside {key}.sources", do))
+    for name in (one.name for one in fields(SourceConfig) if one.name != "sources"):
+        got, default = getattr(config, name), getattr(SourceConfig(), name)
+        if got != default:
+            do = "give it to each source"
+            if name in ("path", "hub", "generator"):
+                do = f"set {key}.{name}=null, or make it one of the sources"
+            expected = f"{'nothing' if default is None else default} beside {key}.sources"
+            raise ConfigError(explain(f"{key}.{name}", got, expected, do))
     sources = [_read_source(str(name), value, data, split) for name, value in config.sources.items()]
     weighted = [source.name for source in sources if source.weight is not None]
     if 0 < len(weighted) < len(sources):

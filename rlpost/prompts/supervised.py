@@ -212,19 +212,30 @@ class ExampleEncoder:
         return self._use_prefixes(messages, origin)
 
     def _use_marks(self, messages: Messages, origin: str) -> Example:
-        """The template says what the assistant wrote; of a prompt with a response, only the last turn is trained on."""
-        out = self._render(messages, origin, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        token_ids, trained = np.asarray(out["input_ids"], np.int32), np.asarray(out["assistant_masks"], np.bool_)
-        edges = np.flatnonzero(np.diff(trained.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+        """The template says what the assistant wrote; of a prompt with a response, only the response is trained on."""
+        if any(message["role"] == ASSISTANT and not message["content"] for message in messages):
+            do = "fill it in, or leave the row out"
+            raise refuse(origin, "an empty turn of the assistant, which no mark can show", "words in it", do)
+        token_ids, runs = self._marked(messages, origin)
         if self._sft.messages_key is None:
-            trained[: edges[-1, 0] if len(edges) else 0] = False
-            edges = edges[-1:]
-        for start, end in edges.tolist():
+            runs = runs[len(self._marked(messages[:-1], origin)[1]) :]
+        trained = np.zeros(len(token_ids), np.bool_)
+        for start, end in runs:
             if end < len(token_ids) and int(token_ids[end]) in self._stop:
-                trained[end] = True  # some templates mark the words only
+                last = end  # some templates mark the words only
+            elif (start, end) != runs[-1] and not self._stop.intersection(token_ids[start:end].tolist()):
+                last = end - 1  # one of several blocks of a turn, such as its thoughts
             else:
-                self._find_end(token_ids[start:end].tolist(), origin)
+                last = start + self._find_end(token_ids[start:end].tolist(), origin)
+            trained[start : last + 1] = True
         return _make_example(token_ids, trained)
+
+    def _marked(self, messages: Messages, origin: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """(tokens, [start, end) of each run of tokens that the template marks)."""
+        out = self._render(messages, origin, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        marks = np.asarray(out["assistant_masks"], np.int8)
+        edges = np.flatnonzero(np.diff(marks, prepend=0, append=0)).reshape(-1, 2)
+        return np.asarray(out["input_ids"], np.int32), [(int(start), int(end)) for start, end in edges]
 
     def _use_prefixes(self, messages: Messages, origin: str) -> Example:
         """Between the conversation before a turn, open for the assistant, and the conversation through it, is the turn.

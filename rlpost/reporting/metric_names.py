@@ -262,12 +262,6 @@ REGISTRY = (
         "eval/loss", "nats", "`rlpost sft`: loss/nll on data.eval.", "falls; a rise while loss/nll falls is overfitting"
     ),
     Metric("eval/tokens", "tokens", "Tokens that this loss is the mean over."),
-    # sft
-    Metric("sft/epoch", "passes", "Passes over the data so far; absent for lessons of a generator, which do not end."),
-    Metric("sft/tokens", "tokens", "Tokens of the step's examples, prompts included."),
-    Metric(
-        "sft/dropped", "examples", "Lessons left out so far because they are too long (`sft.long_examples=drop`).", "0"
-    ),
     *(
         Metric(f"eval/*/{name}", unit, f"`eval/{name}` of one source, where `data.eval.sources` names several.")
         for name, unit in (
@@ -275,6 +269,12 @@ REGISTRY = (
             *(("pass_at_k_low", "share"), ("pass_at_k_high", "share"), ("response_tokens", "tokens")),
             *(("truncated_share", "share"), ("num_samples", "samples"), ("num_failed", "samples")),
         )
+    ),
+    # sft
+    Metric("sft/epoch", "passes", "Passes over the data so far; absent for lessons of a generator, which do not end."),
+    Metric("sft/tokens", "tokens", "Tokens of the step's examples, prompts included."),
+    Metric(
+        "sft/dropped", "examples", "Lessons left out so far because they are too long (`sft.long_examples=drop`).", "0"
     ),
     # source
     Metric("source/*/groups", "groups", "Groups of this source that were trained."),

@@ -128,6 +128,9 @@ def _name(part: Any) -> str:
 
 
 def _source(source: Mapping[str, Any]) -> str:
+    if source.get("sources"):  # runs of 0.1 had none
+        plain = {"path": None, "hub": None, "subset": None, "split": "train", "generator": None}
+        return "; ".join(f"{name}: {_source({**plain, **one})}" for name, one in source["sources"].items())
     if source["path"]:
         return f"`{source['path']}`"
     if source["hub"]:

@@ -317,6 +317,7 @@ def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: 
     """A digest of what affects a result besides its inputs: the module's source, the arguments, ``version``,
     and how its values are read."""
     code = _code_of(target)
+    beside = _attribute(target, "args_beside_scores", ())
     module = inspect.getmodule(code)
     file = Path(getattr(module, "__file__", None) or "")
     facts = {
@@ -327,7 +328,11 @@ def _version(target: Any, spec: FunctionSpec, cfg: RewardConfig, reference_key: 
         "version": str(_attribute(target, "version", "")),
         "values": _source_digest(Path(values.__file__)),
         "text": choose_text(spec),
-        "given": [_plain(spec.function), dict(spec.args), spec.style, spec.calls],
+        "given": [
+            _plain(spec.function),
+            {name: value for name, value in spec.args.items() if name not in beside},
+            *(spec.style, spec.calls),
+        ],
         "messages": cfg.messages,
         "reference_key": reference_key,
     }

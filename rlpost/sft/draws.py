@@ -151,6 +151,9 @@ class LessonDraws:
             do = "let it go on forever, or lower sft.steps"
             raise DataError(explain("sft.generator", f"an end after {self._num_read} lessons", "more lessons", do))
         self._num_read += 1
+        if not isinstance(lesson, Mapping):
+            what = f"sft.generator: lesson {self._num_read}"
+            raise refuse(what, kind_of(lesson), "a mapping with prompt and response", "fix it")
         for key in ("prompt", "response"):
             if not isinstance(lesson.get(key), str):
                 got = f"{kind_of(lesson.get(key))} as {key}"

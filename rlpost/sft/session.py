@@ -1,6 +1,6 @@
 """Assembles a supervised run's parts from its configuration, up to where a device is needed.
 
-Everything that the user can fix is raised here, before a model is loaded: every row is encoded. Called by ``sft.loop``
+Everything that the user can fix is raised here, before a model is loaded: every row is encoded. Called by ``sft.run``
 once per attempt.
 """
 

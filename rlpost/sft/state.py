@@ -10,6 +10,7 @@ and ``manifest.json`` as an RL run's does, and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -100,6 +101,10 @@ class SftState:
             return None
         check_layout(found.path / TRAINER, self._layout)
         changes = find_changes(found, self.cfg, MAY_CHANGE)
+        other = next((one for one in changes if one.key == "sft.tokens_per_step"), None)
+        if other is not None and self.cfg.sft.epochs is not None:
+            do = "restore it, or use another name: it decides how many steps the epochs are"
+            raise RunError(explain(f"resuming: {other.key}", other.now, f"{other.before}, with sft.epochs", do))
         with reading(found):
             self.step = found.state["step"]
             self.draws.load_state_dict(found.state["draws"])
@@ -115,7 +120,9 @@ class SftState:
             tracker = self.path / TRACKER_ID
             if not tracker.exists() and found.state.get("tracker_run_id"):
                 tracker.write_text(found.state["tracker_run_id"] + "\n")
-        undone = _count_drawn(live) - self.draws.num_drawn if live.exists() else 0
+        undone = 0
+        with contextlib.suppress(ValueError):  # a torn line; the checkpoint's own copy is whole
+            undone = _count_drawn(live) - self.draws.num_drawn if live.exists() else 0
         if undone > 0 and found.is_of(self._root):
             self._say(f"undone, because it came after {found.path.name}: {undone:,} draws, which will be repeated")
         shutil.copy(found.path / DRAWN_FILE, live)

@@ -157,6 +157,7 @@ def test_numbers_in_csv_stay_text(tmp_path):
         ("d.csv", b",prompt\n0,a\n", "a column without a name"),
         ("d.csv", b"a,a\n0,a\n", "a name twice"),
         ("d.csv", b"prompt\n\xe9\n", "line 2: not UTF-8"),
+        ("d.jsonl", b"x" * 3, "line 1: not JSON"),
         ("d.csv", b"prompt,answer\n", "is empty"),
         ("d.csv", b"", "is empty"),
         ("d.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "damaged gzip"),
@@ -305,3 +306,74 @@ def test_a_million_rows_do_not_become_a_million_dicts(tmp_path):
     assert done.returncode == 0, done.stderr
     total, kilobytes = map(int, done.stdout.split())
     assert total == 600_000 and kilobytes < 30_000  # 32 bytes a row are 6.4 MB
+
+
+def test_no_byte_of_csv_is_taken_for_a_mark_but_the_first(tmp_path):
+    (tmp_path / "D.TSV").write_bytes("\ufeffprompt\tanswer\n\ufeffa\tb\n".encode())
+    assert read(tmp_path / "D.TSV") == [{"prompt": "\ufeffa", "answer": "b"}]
+
+
+def test_categories_of_parquet_are_their_values_in_every_part(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parts = [pyarrow.table({"kind": pyarrow.array(names).dictionary_encode()}) for names in (["a", "b"], ["c", "a"])]
+    with parquet.ParquetWriter(tmp_path / "d.parquet", parts[0].schema) as writer:
+        for part in parts:
+            writer.write_table(part)
+    assert read(tmp_path / "d.parquet") == [{"kind": "a"}, {"kind": "b"}, {"kind": "c"}, {"kind": "a"}]
+
+
+def test_what_python_cannot_hold_and_what_would_vanish_is_one_line(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    far = pyarrow.array([0, 1 << 55], pyarrow.int64()).cast(pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"when": far}), tmp_path / "far.parquet")
+    fails(tmp_path / "far.parquet", "far.parquet row 1: cannot be read")
+    twice = pyarrow.table([pyarrow.array([1]), pyarrow.array([2])], names=["a", "a"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    fails(tmp_path / "twice.parquet", "two columns named a")
+
+
+def test_a_path_that_no_file_can_have_and_a_folder_that_may_not_be_read(tmp_path):
+    fails("x" * 5000, "File name too long")
+    (tmp_path / "locked").mkdir()
+    code = (
+        "import os, sys\n"
+        "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
+        "from rlpost.errors import DataError\n"
+        "from rlpost.prompts.files import read_path\n"
+        "try: read_path(sys.argv[1])\n"
+        "except DataError as error: print(error)\n"
+    )
+    if os.geteuid() != 0 or not os.access(sys.executable, os.X_OK):
+        return
+    (tmp_path / "locked").chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", "import rlpost.prompts.files\n" + code, str(tmp_path / "locked")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "cannot look at" in done.stdout and "Permission denied" in done.stdout, done.stderr
+
+
+def test_more_files_than_may_be_open_at_once_by_default(tmp_path):
+    for n in range(80):
+        (tmp_path / f"{n:03}.jsonl").write_text(f'{{"n": {n}}}\n')
+    code = (
+        "import resource, sys\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, int(sys.argv[2]) or hard))\n"
+        "from rlpost.errors import DataError\n"
+        "from rlpost.prompts.files import read_path\n"
+        "try: print(sum(row['n'] for row in read_path(sys.argv[1])))\n"
+        "except DataError as error: print(error)\n"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), hard], capture_output=True, text=True, timeout=60)
+        for hard in ("0", "60")
+    ]
+    assert outputs[0].stdout == "3160\n", outputs[0].stderr
+    assert "Too many open files; raise the limit of open files" in outputs[1].stdout

@@ -138,6 +138,13 @@ def test_rows_become_prompt_and_answer(tmp_path, format, row, expected):
             "weight, which",
         ),
         ("sharegpt", {"conversations": []}, "an empty list"),
+        ("sharegpt", {"conversations": [{"from": ["human"], "value": "q"}]}, "turn 1: got a list as from"),
+        (
+            "sharegpt",
+            {"system": "S", "conversations": [{"from": "system", "value": "T"}]},
+            "a system turn beside the column system",
+        ),
+        ("trl", {"prompt": "q", "completion": [USER]}, "a message of user"),
         ("sharegpt", {"conversations": None}, "null"),
         ("alpaca", {"instruction": None, "output": "x"}, "instruction: got null"),
         ("alpaca", {"instruction": "i", "input": 3, "output": "x"}, "input: got a number"),

@@ -52,6 +52,10 @@ def test_weights_are_for_training_and_one_source_or_several():
     both = DataConfig(train=SourceConfig(path="x.jsonl", sources={"a": {"path": "y"}}))
     with pytest.raises(ConfigError, match=r"data\.train\.path: got 'x\.jsonl'; expected nothing beside"):
         list_sources(both, "train")
+    for name, value in (("limit", 10), ("unique", True), ("subset", "main"), ("split", "test")):
+        beside = DataConfig(train=SourceConfig(**{name: value}, sources={"a": {"path": "y"}}))
+        with pytest.raises(ConfigError, match=rf"data\.train\.{name}: got .*; give it to each source"):
+            list_sources(beside, "train")
     (one,) = list_sources(DataConfig(format="verl", train=SourceConfig(path="x")), "train")
     assert (one.name, one.key, one.format, one.weight) == ("", "data.train", "verl", None)
     described = {"a": {"path": "x", "format": "trl", "weight": 2}, "b": {"hub": "h", "weight": 1.5}}

@@ -100,6 +100,31 @@ def test_rows_of_another_format_are_prompts_with_answers(tmp_path) -> None:
     assert example.token_ids.tolist() == whole.examples[0].token_ids.tolist()
 
 
+TWO_BLOCKS = CHATML.replace(
+    "{{ m['content'] }}<|im_end|>\n",
+    "{% if m['role'] == 'assistant' %}{% generation %}<think>{% endgeneration %}--{% generation %}{{ m['content'] }}"
+    "<|im_end|>\n{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}",
+)
+
+
+def test_marks_of_earlier_turns_are_not_those_of_the_response() -> None:
+    prompt = [*TALK, {"role": "user", "content": "and 3?"}]
+    made, tokenizer = encode([{"prompt": prompt, "response": "six"}], chat=MARKED)
+    assert trained_on(made.examples[0], tokenizer) == "six<|im_end|>"
+    with pytest.raises(DataError, match="line 1: got an empty turn of the assistant"):
+        encode([{"prompt": prompt, "response": ""}], chat=MARKED)
+    with pytest.raises(DataError, match="line 1: got an empty turn of the assistant"):
+        encode([{"talk": [*TALK[:3], {"role": "assistant", "content": ""}]}], chat=MARKED, messages_key="talk")
+
+
+def test_all_blocks_of_a_response_are_trained_and_nothing_behind_its_end() -> None:
+    prompt = [*TALK, {"role": "user", "content": "and 3?"}]
+    made, tokenizer = encode([{"prompt": prompt, "response": "six"}], chat=TWO_BLOCKS)
+    assert trained_on(made.examples[0], tokenizer) == "<think>|six<|im_end|>"
+    made, tokenizer = encode([{"talk": TALK}], chat=TWO_BLOCKS, messages_key="talk")
+    assert trained_on(made.examples[0], tokenizer) == ("<think>|2<|im_end|>|<think>|The answer is four.<|im_end|>")
+
+
 def test_loss_on_all_trains_every_token_but_the_first() -> None:
     for chat in (CHATML, MARKED):
         made, _ = encode([{"talk": TALK}], chat=chat, messages_key="talk", loss_on="all")

@@ -57,3 +57,10 @@ def test_what_the_tokenizer_does_not_hold_of_the_prompts():
         name: value for name, value in old["data"].items() if name not in ("chat_template_kwargs", "prefill")
     }
     assert "# None" in model_card(old, step=0, evaluations=(), totals={"samples": 0.0, "tokens": 0.0})
+
+
+def test_several_sources_are_named():
+    cfg = replace(Config(), name="my-run")
+    cfg.data.train.sources = {"a": {"path": "a.jsonl"}, "b": {"hub": "x/y", "split": "test"}}
+    text = model_card(asdict(cfg), step=7, evaluations=(), totals={"samples": 1.0, "tokens": 1.0})
+    assert "a: `a.jsonl`; b: `x/y`, split test" in text

@@ -258,6 +258,11 @@ def test_the_ledger_of_a_checkpoint_is_held_to_its_count(cfg, monkeypatch, capsy
         ({"epochs": None}, ConfigError, "sft.steps: got neither sft.steps nor sft.epochs; expected exactly one"),
         ({"steps": 3}, ConfigError, "sft.steps: got both sft.steps and sft.epochs; expected exactly one"),
         ({"generate_every": 0, "init": None}, ConfigError, "sft.generate_every: got 0; expected -1 without sft.init"),
+        (
+            {"response_key": "answer"},
+            ConfigError,
+            "sft.response_key: got 'answer'; expected null beside sft.messages_key",
+        ),
         ({"messages_key": None}, DataError, "train.jsonl line 1: no column 'prompt'"),
         (
             {"max_example_tokens": 513},
@@ -291,3 +296,21 @@ def test_rows_are_measured_before_the_model_loads(cfg, monkeypatch) -> None:
     with pytest.raises(DataError, match=r"train.jsonl line \d+: the example has \d+ tokens; expected at most 20"):
         run_sft(cfg)
     assert not Path(cfg.runs_dir).exists(), "a refused run leaves nothing"
+
+
+def test_epochs_are_not_resumed_with_steps_of_another_size(cfg, monkeypatch) -> None:
+    cfg.deterministic = False  # which refuses every change
+    interrupt(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped):
+        run_sft(cfg)
+    cfg.sft.tokens_per_step //= 2
+    with pytest.raises(RunError, match=r"resuming: sft.tokens_per_step: got \d+; expected \d+, with sft.epochs"):
+        run_sft(cfg)
+
+
+def test_a_lesson_is_a_mapping() -> None:
+    from rlpost.sft.draws import LessonDraws
+
+    draws = LessonDraws(lambda: iter([("a", "b")]), encoder=None)
+    with pytest.raises(DataError, match="lesson 1: got a list; expected a mapping with prompt and response"):
+        draws.draw()

@@ -108,9 +108,11 @@ class Judge:
         self._rubric = TextTemplate(text, f"{what}: rubric")
         self._score = ScoreReader(what, pattern=pattern, field=field, low=low, high=high)
         self._normalize = normalize
-        if not temperature >= 0:
+        if not isinstance(normalize, bool):
+            raise ConfigError(explain(f"{what}: normalize", normalize, "true or false", "use one of them"))
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature >= 0:
             raise ConfigError(explain(f"{what}: temperature", temperature, ">= 0", "0 is greedy"))
-        if max_tokens is not None and not max_tokens >= 1:
+        if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
             raise ConfigError(explain(f"{what}: max_tokens", max_tokens, ">= 1", "null is no limit of ours"))
         if not isinstance(request, Mapping | None):
             raise ConfigError(explain(f"{what}: request", request, "a mapping", "write {key: value}"))
@@ -153,6 +155,12 @@ class Judge:
         await self._post.close()
         self._budget.close()
 
+    # Arguments that cannot change a score: a higher budget is no reason to pay again for what is cached.
+    args_beside_scores = (
+        *("budget_requests", "budget_tokens", "retries", "backoff_s", "attempt_timeout_s", "concurrency"),
+        *("api_key_env", "headers", "cacheable"),
+    )
+
 
 class ScoreReader:
     """How a score is found in a judge's reply. Raises ConfigError for settings that can find none."""
@@ -175,7 +183,9 @@ class ScoreReader:
             raise ConfigError(explain(f"{what}: low, high", f"{low}, {high}", "two numbers, low < high", "swap them"))
         self._field = field
         top = re.escape(f"{self._high:g}")
-        self._of_high = re.compile(rf"(?<=[\d*])\s*(?:/|out\s+of)\s*{top}(?:\.0+)?(?!\.?\d)", re.IGNORECASE)
+        # A bare "of" counts right behind a number only: "a rating of 10" names a score.
+        scale = rf"(?:/|\bout\s+of\b|(?<=\d)\W{{0,4}}\bof\b)\W{{0,4}}(?:the\s+|a\s+)?{top}(?:\.0+)?(?!\.?\d)"
+        self._of_high = re.compile(scale, re.IGNORECASE)
 
     def read(self, reply: Reply) -> float:
         """The score. Raises RewardFailure: ``bad_score``, or ``score_out_of_range``."""
@@ -224,8 +234,8 @@ class ScoreReader:
             raise RewardFailure("bad_score", f"{self._field}: {error}") from None
 
     def _read_text(self, text: str) -> float:
-        """The last number; ``8/10`` and ``8 out of 10`` are 8 where ``high`` is 10, and other fractions none."""
-        plain = self._of_high.sub("", text)
+        """The last number; ``8/10`` and ``8 points out of 10`` are 8 where ``high`` is 10, and other fractions none."""
+        plain = self._of_high.sub(" ", text)
         number = last_number(plain)
         if number is None:
             raise RewardFailure("bad_score", f"no number: {_end_of(text)}")

@@ -92,7 +92,10 @@ class RewardModel:
         self._score, self._batch_size, self._long_texts = score, batch_size, long_texts
         if score == "softmax" and self._model.config.num_labels == 1:
             raise ConfigError(explain(f"{WHAT}: score", score, "several labels, this model has one", "use sigmoid"))
-        own_limit = getattr(config, "max_position_embeddings", None)
+        limits = [getattr(config, "max_position_embeddings", None), self._tokenizer.model_max_length]
+        own_limit = min((limit for limit in limits if limit), default=None)  # RoBERTa's positions begin at 2
+        if own_limit is not None and own_limit > 1 << 30:
+            own_limit = None  # transformers' word for: no limit is known
         if max_tokens is not None and own_limit is not None and max_tokens > own_limit:
             expected = f"<= {own_limit}, the model's own limit"
             raise ConfigError(explain(f"{WHAT}: max_tokens", max_tokens, expected, "lower it"))

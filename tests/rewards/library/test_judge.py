@@ -148,6 +148,19 @@ def reader(**settings) -> ScoreReader:
         ("7 for style, 9 for content: 8", {}, 8),
         ("**Score:** 8.5.", {}, 8.5),
         ("Score: 8/10", {}, 8),
+        ("Rating: [[8]]/10", {}, 8),
+        ("I give it 8 points out of 10.", {}, 8),
+        (r"\boxed{8}/10", {}, 8),
+        ("(8)/10", {}, 8),
+        ("`8`/10", {}, 8),
+        ("8 (out of 10)", {}, 8),
+        ("8 out of the 10", {}, 8),
+        ("8 of 10", {}, 8),
+        ("A rating of 10.", {}, 10),
+        ("Three of them are wrong: a score of 10", {}, 10),
+        ("Score: /10", {}, "bad_score"),
+        ("4.5 stars out of 5", {"high": 5}, 4.5),
+        ("[[8]]/10", {"pattern": r"\[\[\S+"}, 8),
         ("8 out of 10", {}, 8),
         ("**8**/10", {}, 8),
         ("8 / 10.0 points", {}, 8),
@@ -294,6 +307,15 @@ def test_a_rubric_that_changes_is_another_function(tmp_path):
         args = {"url": "http://a", "model": "tiny", "rubric_file": str(file)}
         versions.add(load_functions(RewardConfig(function="judge", args=args))[0].facts.version)
     assert len(versions) == 2
+
+
+def test_a_higher_budget_does_not_pay_again_for_what_is_cached():
+    def version_of(**more):
+        args = {"url": "http://a", "model": "tiny", "rubric": "{response}", **more}
+        return load_functions(RewardConfig(function="judge", args=args))[0].facts.version
+
+    assert version_of(budget_requests=1, retries=0) == version_of(budget_requests=9, retries=5) == version_of()
+    assert len({version_of(), version_of(high=5), version_of(temperature=1), version_of(version="2")}) == 4
 
 
 @pytest.mark.parametrize(
