@@ -195,3 +195,21 @@ def test_what_docstrings_and_comments_name_exists(file: Path) -> None:
 def test_this_test_sees_what_is_gone_and_nothing_else(text: str, found: list[str]) -> None:
     missing = [path for path in paths(text) if not path_exists(path)]
     assert missing + [name for name in dotted(code(text, 2)) if not is_known(name)] == found
+
+
+PLACES = sorted(
+    {
+        name
+        for file in (ROOT / "tests/e2e").glob("*.py")
+        for name in re.findall(r'"(rlpost[\w.]*:[\w.]+)"', file.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_places_at_which_runs_are_killed_exist(place: str) -> None:
+    """By their source: ``module:name``, so that a renamed function is missed here and not after an hour."""
+    module, _, name = place.partition(":")
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    for part in name.split("."):
+        (tree,) = [node for node in tree.body if getattr(node, "name", "") == part]  # type: ignore[assignment]
