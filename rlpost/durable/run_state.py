@@ -93,12 +93,8 @@ class RunState:
         found = find_to_resume(self._root, start_from, kind=KIND, say=self._say)
         if found is not None:
             self._check(found)
-        # Nothing has changed on disk so far: a refused resume leaves the run as it was.
-        if found is not None and found.is_of(self._root):
-            if start_from is not None:
-                note_going_back(self.path, found.path)
-            for aside in checkpoint.set_aside_later(self._root, found.name):
-                self._say(f"a later checkpoint was set aside as {aside}")
+            # Nothing has changed on disk so far: a refused resume leaves the run as it was.
+            set_aside_later(found, self._root, going_back=start_from is not None, say=self._say)
         live = self._place_ledger()
         if found is None:
             self._recovery = recovery = start_ledger(live)
@@ -114,11 +110,7 @@ class RunState:
 
     def load_trainer(self, found: Found | None, trainer: PolicyTrainer) -> None:
         """Restore the trainer, and the random states: the last action before the loop continues."""
-        if found is None:
-            random_state.seed_all(self.cfg.seed)
-            return
-        trainer.load(found.path / TRAINER)
-        random_state.set_state(found.state["random"])
+        load_trainer(found, trainer, seed=self.cfg.seed)
 
     # ---- saving ---------------------------------------------------------------------------------------------
 
@@ -219,9 +211,8 @@ class RunState:
             self.buffer.load_state_dict(found.state["buffer"], groups, rolled_back=recovery.ledger.rolled_back())
         self.buffer.check_ledger()
         self._check_cursor()
-        tracker = self.path / TRACKER_ID
-        if found.is_of(self._root) and not tracker.exists() and found.state.get("tracker_run_id"):
-            tracker.write_text(found.state["tracker_run_id"] + "\n")
+        if found.is_of(self._root):
+            restore_tracker_id(self.path, found)
 
     def _check_cursor(self) -> None:
         """Each draw of the cursor is a group in the buffer, and no group comes from elsewhere."""
@@ -231,7 +222,6 @@ class RunState:
             )
 
     def _state(self, under_way: bool) -> dict[str, Any]:
-        tracker = self.path / TRACKER_ID
         return {
             "step": self.step,
             "started": self.started.isoformat(),
@@ -239,7 +229,7 @@ class RunState:
             "cursor": self.cursor.state_dict(),
             "history": self.history.state_dict(),
             "random": random_state.get_state(),
-            "tracker_run_id": tracker.read_text().strip() if tracker.exists() else None,
+            "tracker_run_id": read_tracker_id(self.path),
         }
 
     def _report(self, recovery: RecoveredLedger, found: Found | None) -> None:
@@ -336,6 +326,37 @@ def reading(found: Found) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # checksums match: from another version
         reason = f"{found.path / STATE_FILE} ({type(error).__name__}: {error})"
         raise RunError(explain("checkpoint", reason, "one of this version", "set resume=never or name=")) from error
+
+
+def set_aside_later(found: Found, root: Path, *, going_back: bool, say: Say) -> None:
+    """Set aside the checkpoints after ``found``, if it is one of ``root``'s. ``going_back``: the user named it."""
+    if not found.is_of(root):
+        return
+    if going_back:
+        note_going_back(root.parent, found.path)
+    for aside in checkpoint.set_aside_later(root, found.name):
+        say(f"a later checkpoint was set aside as {aside}")
+
+
+def load_trainer(found: Found | None, trainer: PolicyTrainer, *, seed: int) -> None:
+    """Restore the trainer and the random states; of a new run, seed them."""
+    if found is None:
+        random_state.seed_all(seed)
+        return
+    trainer.load(found.path / TRAINER)
+    random_state.set_state(found.state["random"])
+
+
+def restore_tracker_id(run_dir: Path, found: Found) -> None:
+    """The tracker continues the run that it knew when the checkpoint was written."""
+    tracker = run_dir / TRACKER_ID
+    if not tracker.exists() and found.state.get("tracker_run_id"):
+        tracker.write_text(found.state["tracker_run_id"] + "\n")
+
+
+def read_tracker_id(run_dir: Path) -> str | None:
+    tracker = run_dir / TRACKER_ID
+    return tracker.read_text().strip() if tracker.exists() else None
 
 
 def save_is_due(cfg: Config, step: int, *, saved_s: float) -> bool:

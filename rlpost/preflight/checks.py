@@ -55,7 +55,7 @@ from rlpost.prompts.encoding import (
     make_messages,
 )
 from rlpost.prompts.rows import Rows
-from rlpost.prompts.sources import Source, list_sources, name_source
+from rlpost.prompts.sources import list_sources, load_source, name_source
 from rlpost.prompts.supervised import list_example_sources, read_conversation
 from rlpost.rewards.functions import FunctionFacts, check_columns, load_functions, need_reference
 from rlpost.rewards.selection import list_functions, list_models, runs_in_process
@@ -290,22 +290,16 @@ def _check_split(
         if source.config.path is None and hub is not None:
             report.not_checked.append(f"{key}: {hub} on the hub, split {source.config.split}; `train` loads it first")
             continue
-        rows = source.load(cfg.data.prompt_key)
-        rows = rows[: cfg.eval.max_prompts] if split == "eval" else rows
+        rows = load_source(cfg, source, split)
         check_columns(facts, [name for name in rows[0] if name != cfg.data.prompt_key], key)
-        lines.append(f"{key}: {len(rows):,} rows from {name_source(source)}{_describe_draws(source)}")
+        weight = "" if source.weight is None else f", weight {source.weight:g}"
+        lines.append(f"{key}: {len(rows):,} rows from {name_source(source)}{weight}")
         lines += _measure(cfg, source.key, rows, files, limit, report)
         bad = next((line for row in rows if (line := find_bad_reference(row, cfg.data))), "")
         if bad and need_reference(facts):
             raise DataError(bad)
     if lines:
         report.sections.append((f"Data for {'training' if split == 'train' else 'evaluation'}", lines))
-
-
-def _describe_draws(source: Source) -> str:
-    if not source.name or source.key.startswith("data.eval"):
-        return ""
-    return "" if source.weight is None else f", weight {source.weight:g}"
 
 
 def _measure(cfg: Config, key: str, rows: Rows, files: ModelFiles, limit: int | None, report: CheckReport) -> list[str]:

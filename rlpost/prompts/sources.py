@@ -133,8 +133,12 @@ def load_rows(
 def load_split(cfg: Config, split: str) -> Iterator[tuple[Source, Rows]]:
     """The sources of ``data.train`` or ``data.eval`` with their rows: for evaluation ``eval.max_prompts`` of each."""
     for source in list_sources(cfg.data, split):
-        rows = source.load(cfg.data.prompt_key)
-        yield source, rows[: cfg.eval.max_prompts] if split == "eval" else rows
+        yield source, load_source(cfg, source, split)
+
+
+def load_source(cfg: Config, source: Source, split: str) -> Rows:
+    rows = source.load(cfg.data.prompt_key)
+    return rows[: cfg.eval.max_prompts] if split == "eval" else rows
 
 
 def name_source(source: Source) -> str:

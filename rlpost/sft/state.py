@@ -24,7 +24,6 @@ from rlpost.config import Config
 from rlpost.config.compose import to_yaml
 from rlpost.durable import checkpoint, random_state
 from rlpost.durable.config_changes import HARMLESS
-from rlpost.durable.run_dir import TRACKER_ID, note_going_back
 from rlpost.durable.run_state import (
     CONFIG_FILE,
     MODEL_FILES,
@@ -33,9 +32,13 @@ from rlpost.durable.run_state import (
     Found,
     find_changes,
     find_to_resume,
+    load_trainer,
+    read_tracker_id,
     reading,
+    restore_tracker_id,
     save_is_due,
     save_model_files,
+    set_aside_later,
     write,
 )
 from rlpost.errors import RunError, explain
@@ -112,14 +115,9 @@ class SftState:
         self._check_ledger(found.path / DRAWN_FILE)
         if changes:
             self._say("changed since the checkpoint: " + "; ".join(map(str, changes)))
+        set_aside_later(found, self._root, going_back=start_from is not None, say=self._say)
         if found.is_of(self._root):
-            if start_from is not None:
-                note_going_back(self.path, found.path)
-            for aside in checkpoint.set_aside_later(self._root, found.name):
-                self._say(f"a later checkpoint was set aside as {aside}")
-            tracker = self.path / TRACKER_ID
-            if not tracker.exists() and found.state.get("tracker_run_id"):
-                tracker.write_text(found.state["tracker_run_id"] + "\n")
+            restore_tracker_id(self.path, found)
         undone = 0
         with contextlib.suppress(ValueError):  # a torn line; the checkpoint's own copy is whole
             undone = _count_drawn(live) - self.draws.num_drawn if live.exists() else 0
@@ -131,11 +129,7 @@ class SftState:
 
     def load_trainer(self, found: Found | None, trainer: PolicyTrainer) -> None:
         """Restore the trainer, and the random states: the last action before the loop continues."""
-        if found is None:
-            random_state.seed_all(self.cfg.seed)
-            return
-        trainer.load(found.path / TRAINER)
-        random_state.set_state(found.state["random"])
+        load_trainer(found, trainer, seed=self.cfg.seed)
 
     def record(self, drawn: Drawn) -> None:
         """The next step was trained on these draws."""
@@ -185,7 +179,6 @@ class SftState:
             raise RunError(explain(str(ledger), f"{recorded} draws", f"{self.draws.num_drawn}, as were made", do))
 
     def _state(self) -> Mapping[str, Any]:
-        tracker = self.path / TRACKER_ID
         self.count_time()
         return {
             "kind": KIND,
@@ -194,7 +187,7 @@ class SftState:
             "draws": self.draws.state_dict(),
             "history": asdict(self.history),
             "random": random_state.get_state(),
-            "tracker_run_id": tracker.read_text().strip() if tracker.exists() else None,
+            "tracker_run_id": read_tracker_id(self.path),
         }
 
 

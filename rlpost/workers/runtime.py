@@ -12,14 +12,9 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlpost.config import Config
 from rlpost.errors import ConfigError, explain
-
-if TYPE_CHECKING:
-    pass
-
 
 SMALL_MODEL_PARAMS = 20_000_000  # below this a second OpenMP thread costs more than it gains (measured on 2 cores)
 SMALL_VOCABULARY = 32_768  # below this vLLM's CPU sampler needs no compiled kernel
