@@ -30,7 +30,7 @@ import torch  # noqa: E402  the environment comes before anything that may impor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
 from rlpost.config import Config  # noqa: E402
-from rlpost.train.attention import sequence_lengths  # noqa: E402
+from rlpost.train.attention import describe_row, sequence_lengths  # noqa: E402
 from rlpost.train.deepspeed_trainer import build_trainer  # noqa: E402
 from rlpost.train.model import load_model  # noqa: E402
 from rlpost.train.optimization import Ranks, adamw  # noqa: E402
@@ -159,7 +159,7 @@ def plain_loss(model: Any, m: MicroBatch, own_attention: bool) -> torch.Tensor:
         position_ids=m["positions"],
         attention_mask=m["attention_mask"],
         use_cache=False,
-        **({"packed_lengths": sequence_lengths(m["positions"][0])} if own_attention else {}),
+        **(describe_row(sequence_lengths(m["positions"][0].numpy()), m["ids"].device) if own_attention else {}),
     )
     logprobs = torch.log_softmax(output.logits[:, :-1], dim=-1).gather(2, m["ids"][:, 1:, None]).squeeze(2)
     return -(m["advantages"][:, 1:] * logprobs).sum() / m["num_tokens"]

@@ -209,7 +209,7 @@ def pin(cfg: Config, shape: Mapping[str, Any], *, max_model_len: int) -> Config:
     """
     check_deterministic(cfg)
     kv_cache_bytes = cfg.engine.kv_cache_bytes or kv_bytes_needed(
-        shape, max_slots=cfg.engine.max_slots, max_model_len=max_model_len, dtype=cfg.model.dtype
+        shape, max_slots=cfg.slots_per_engine, max_model_len=max_model_len, dtype=cfg.model.dtype
     )
     return replace(
         cfg,

@@ -25,6 +25,7 @@ from rlpost.bench.plot import write_plot
 from rlpost.bench.published import run_published
 from rlpost.bench.result import Result
 from rlpost.config import Config
+from rlpost.config.resolve import resolve
 from rlpost.durable.run_record import RunRecord
 from rlpost.engine.protocol import Engine, SamplingSettings
 from rlpost.errors import ConfigError, explain
@@ -36,6 +37,7 @@ from rlpost.simulation.lengths import make_lengths
 from rlpost.simulation.replay import fit_cost
 from rlpost.simulation.strategies import ADAPTIVE, KEEPING, OURS, SATURATED, SYNCHRONOUS, Workload
 from rlpost.types import Prompt
+from rlpost.workers.runtime import choose_device
 
 PUBLISHED, PUBLISHED_BY_GROUP = "published", "published, slots by group"
 STRATEGIES = (SATURATED, SYNCHRONOUS, PUBLISHED, PUBLISHED_BY_GROUP, OURS, ADAPTIVE, KEEPING)
@@ -58,6 +60,7 @@ class Plan:
 
 def run(cfg: Config, plan: Plan, out: Path, say: Callable[[str], None] = print) -> list[Result]:
     """Raises ConfigError for a plan that cannot be carried out; creates the folder ``out`` if it is missing."""
+    cfg = replace(cfg, engine=resolve(cfg, device=choose_device(cfg), threads=1).engine)
     _check(cfg, plan)
     results: list[Result] = []
     for name in plan.engines:
@@ -88,7 +91,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _on_simulated(cfg: Config, plan: Plan, say: Callable[[str], None]) -> list[Result]:
-    slots, cap = _slots(cfg), cfg.rollout.max_response_tokens
+    slots, cap = cfg.max_in_flight, cfg.rollout.max_response_tokens
     cost = gpu_cost(slots, prefill_ratio=plan.prefill_ratio)
 
     def build(lengths: str, seed: int) -> Engine:
@@ -198,7 +201,7 @@ def _run_one(strategy: str, engine: Engine, load: Workload, cfg: Config, plan: P
     else:
         ours = replace(ours, adaptive=strategy == ADAPTIVE)
     accounts = strategies.run_collect(
-        engine, load, ours, num_steps=num_steps, slots=_slots(cfg), keep_kv=strategy == KEEPING
+        engine, load, ours, num_steps=num_steps, slots=cfg.max_in_flight, keep_kv=strategy == KEEPING
     )
     return list(accounts)
 
@@ -207,7 +210,7 @@ def _workload(
     cfg: Config, sampling: SamplingSettings, prompts: Callable[[], Iterator[Prompt]], publish: Callable[[], None]
 ) -> Workload:
     settings = CollectSettings(
-        max_in_flight=_slots(cfg),
+        max_in_flight=cfg.max_in_flight,
         max_response_tokens=cfg.rollout.max_response_tokens,
         sampling=sampling,
         seed=cfg.seed,
@@ -221,10 +224,6 @@ def _workload(
         prompts=prompts,
         publish=publish,
     )
-
-
-def _slots(cfg: Config) -> int:
-    return min(cfg.rollout.max_in_flight or cfg.engine.max_slots, cfg.engine.max_slots)
 
 
 def _fitted_prefill_s(steps: Sequence[StepAccount]) -> float:
@@ -258,9 +257,9 @@ def _check(cfg: Config, plan: Plan) -> None:
         raise ConfigError(explain("rollout.on_stale", "restart", "schedule", do))
     if plan.repeats < 1 or plan.prefill_ratio <= 0:
         raise ConfigError("--repeats must be >= 1 and --prefill-ratio > 0")
-    if _slots(cfg) < cfg.rollout.samples_per_group:
+    if cfg.max_in_flight < cfg.rollout.samples_per_group:
         do = "raise engine.max_slots: the published scheduler needs room for a group"
-        raise ConfigError(explain("slots", _slots(cfg), f">= {cfg.rollout.samples_per_group}", do))
+        raise ConfigError(explain("slots", cfg.max_in_flight, f">= {cfg.rollout.samples_per_group}", do))
     for lengths in plan.lengths:
         make_lengths(lengths, cap=cfg.rollout.max_response_tokens, seed=0)
 
@@ -274,7 +273,7 @@ def _as_json(cfg: Config, plan: Plan, results: Sequence[Result]) -> dict[str, An
         "versions": find_versions(),
         "plan": asdict(plan),
         "seed": cfg.seed,
-        "slots": _slots(cfg),
+        "slots": cfg.max_in_flight,
         "groups_per_step": rollout.groups_per_step,
         "samples_per_group": rollout.samples_per_group,
         "max_response_tokens": rollout.max_response_tokens,

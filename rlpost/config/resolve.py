@@ -16,6 +16,7 @@ T = TypeVar("T")
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # bfloat16 is several times slower than float32 on a CPU
 # Tokens per packed row. CPU: 1,024 and 2,048 were fastest for the demo's model; 256 took 1.17x, 4,096 1.2x as long.
 ROW_TOKENS = {"cpu": 1024, "cuda": 16384}
+MAX_SLOTS = {"cpu": 64, "cuda": 256}  # a GPU decodes 256 samples in little more time than 64
 CANARY_THRESHOLD = {"float32": 1e-4, "bfloat16": 0.3}  # nats; engine and trainer use different kernels
 # Keys that :func:`resolve` writes out if they are null or "auto".
 WRITTEN_OUT = (
@@ -23,6 +24,7 @@ WRITTEN_OUT = (
     "threads",
     "canary_threshold",
     "model.dtype",
+    "engine.max_slots",
     "engine.enforce_eager",
     "train.max_row_tokens",
     "eval.max_response_tokens",
@@ -40,7 +42,11 @@ def resolve(cfg: Config, *, device: str, threads: int) -> Config:
         threads=threads,
         canary_threshold=_given(cfg.canary_threshold, CANARY_THRESHOLD[dtype]),
         model=replace(cfg.model, dtype=dtype),
-        engine=replace(engine, enforce_eager=_given(engine.enforce_eager, device == "cpu")),
+        engine=replace(
+            engine,
+            max_slots=choose_slots(cfg, device),
+            enforce_eager=_given(engine.enforce_eager, device == "cpu"),
+        ),
         train=replace(train, max_row_tokens=_given(train.max_row_tokens, ROW_TOKENS[device])),
         eval=replace(
             evaluation,
@@ -48,6 +54,12 @@ def resolve(cfg: Config, *, device: str, threads: int) -> Config:
         ),
         cluster=replace(cluster, cpus_per_worker=_given(cluster.cpus_per_worker, threads)),
     )
+
+
+def choose_slots(cfg: Config, device: str) -> int:
+    """Samples that each engine decodes at once."""
+    wanted = -(-(cfg.rollout.max_in_flight or 0) // cfg.num_engines)
+    return _given(cfg.engine.max_slots, max(MAX_SLOTS[device], wanted))
 
 
 def _given(value: T | None, otherwise: T) -> T:

@@ -309,7 +309,12 @@ class RolloutConfig:
 @dataclass
 class EngineConfig:
     kind: str = opt("vllm", "Currently the only engine that generates text.", choices=("vllm",))
-    max_slots: int = opt(64, "Maximum number of samples decoded at once (vLLM's max_num_seqs).", low=1)
+    max_slots: Optional[int] = opt(
+        None,
+        "Maximum number of samples decoded at once (vLLM's max_num_seqs); None: 64 on a CPU, 256 on a GPU, or "
+        "more where rollout.max_in_flight asks for more.",
+        low=1,
+    )
     tensor_parallel: int = opt(
         1,
         "Devices, one per worker, that one engine spans; a power of two that divides cluster.num_workers. For models whose "
@@ -582,9 +587,15 @@ class Config:
 
     @property
     def max_in_flight(self) -> int:
-        """Samples that decode at once, over all engines."""
-        slots = self.engine.max_slots * self.num_engines
+        """Samples that decode at once, over all engines; of a resolved configuration."""
+        slots = self.slots_per_engine * self.num_engines
         return min(self.rollout.max_in_flight or slots, slots)
+
+    @property
+    def slots_per_engine(self) -> int:
+        """``engine.max_slots`` of a resolved configuration."""
+        assert self.engine.max_slots is not None, "resolved"
+        return self.engine.max_slots
 
     @property
     def num_engines(self) -> int:

@@ -50,7 +50,7 @@ def build_engine(cfg: Config, *, model_folder: str, max_model_len: int, tensor_p
     """
     return VLLMEngine(
         model_folder,
-        max_slots=cfg.engine.max_slots,
+        max_slots=cfg.slots_per_engine,
         max_model_len=max_model_len,
         dtype=cfg.model.dtype,
         device=cfg.device,

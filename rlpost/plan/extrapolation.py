@@ -65,9 +65,9 @@ def find_extrapolated(
 
 def _about_samples(cfg: Config, run: Config) -> list[str]:
     notes = []
-    if cfg.engine.max_slots > run.engine.max_slots:
+    if cfg.slots_per_engine > run.slots_per_engine:
         notes.append(
-            f"engine.max_slots={cfg.engine.max_slots}: iterations with more than {run.engine.max_slots} samples were "
+            f"engine.max_slots={cfg.slots_per_engine}: iterations with more than {run.slots_per_engine} samples were "
             "not measured; each additional sample is assumed to add the same time"
         )
     size, before = cfg.rollout.samples_per_group, run.rollout.samples_per_group

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from rlpost.config import Config
+from rlpost.config.resolve import choose_slots
 from rlpost.durable.run_record import RunRecord
 from rlpost.plan.costs import Costs, fit_costs
 from rlpost.plan.extrapolation import find_extrapolated
@@ -24,6 +25,7 @@ from rlpost.plan.simulate import Lengths, shuffled, simulate
 from rlpost.simulation.account import StepAccount, measure
 from rlpost.simulation.lengths import make_lengths
 from rlpost.simulation.replay import fit_cost
+from rlpost.workers.runtime import has_gpu
 
 T = TypeVar("T")
 
@@ -88,9 +90,13 @@ def make_plan(cfg: Config, request: Request) -> Plan:
         ratios.append(ADAPTIVE)
     if request.recording is None:
         recording, check, notes = None, None, []
+        cfg = _with_slots(
+            cfg, choose_slots(cfg, "cuda" if cfg.device == "cuda" or cfg.device == "auto" and has_gpu() else "cpu")
+        )
         priced = Priced(costs=Costs(**{"rollout_s": 0.0, "reduce_s": 0.0} | request.costs))
     else:
         recording = read_recording(request.recording, warm_up=request.warm_up)
+        cfg = _with_slots(cfg, recording.cfg.engine.max_slots)
         priced, check = _calibrate(cfg, recording, recording.steps, request)
         notes = find_extrapolated(cfg, recording, priced.costs, given=request.costs, lengths=request.lengths)
     rows = _predict_all(cfg, request, priced, _lengths(cfg, request, recording, cfg.seed), ratios)
@@ -114,6 +120,11 @@ def make_plan(cfg: Config, request: Request) -> Plan:
         check=check,
         extrapolated=notes,
     )
+
+
+def _with_slots(cfg: Config, slots: int | None) -> Config:
+    """``cfg`` with the slots of each engine written out, ``slots`` unless it says how many."""
+    return replace(cfg, engine=replace(cfg.engine, max_slots=cfg.engine.max_slots or slots))
 
 
 # ---- from a recorded run ---------------------------------------------------------------------------------------------

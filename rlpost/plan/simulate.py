@@ -89,7 +89,7 @@ def simulate(
 
 
 def _engine(cfg: Config, cost: StepCost, lengths: Lengths) -> Engine:
-    slots, cap = cfg.engine.max_slots, cfg.rollout.max_response_tokens
+    slots, cap = cfg.slots_per_engine, cfg.rollout.max_response_tokens
     if cfg.cluster.kind == "local":
         return SimulatedEngine(max_slots=slots, length_of=lengths.length_of, max_response_tokens=cap, cost=cost)
     replicas = SimulatedReplicas(

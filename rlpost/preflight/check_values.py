@@ -247,8 +247,8 @@ def check_groups(cfg: Config) -> None:
         if size == 1 and part is not None and part.compares_group:
             do = f"{kind} {value} compares the samples of a group; use 8, or {instead}"
             raise ConfigError(explain("rollout.samples_per_group", size, ">= 2", do))
-    slots = cfg.engine.max_slots * cfg.num_engines
-    if cfg.rollout.max_in_flight is not None and cfg.rollout.max_in_flight > slots:
+    slots = None if cfg.engine.max_slots is None else cfg.engine.max_slots * cfg.num_engines
+    if slots is not None and cfg.rollout.max_in_flight is not None and cfg.rollout.max_in_flight > slots:
         do = "lower it, or raise engine.max_slots"
         expected = f"<= engine.max_slots = {slots}" + (" over all engines" if cfg.num_engines > 1 else "")
         raise ConfigError(explain("rollout.max_in_flight", cfg.rollout.max_in_flight, expected, do))

@@ -21,7 +21,7 @@ from typing import Any
 
 from rlpost.config import Config, SourceConfig, plugins
 from rlpost.config.locations import expand_home, resolve_path
-from rlpost.config.resolve import resolve
+from rlpost.config.resolve import choose_slots, resolve
 from rlpost.durable.run_dir import MODES, find_checkpoint
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
 from rlpost.models.files import (
@@ -107,7 +107,7 @@ def _check_generation(cfg: Config, command: str, report: CheckReport) -> None:
         if split == "train" or command == "eval" or cfg.eval.every >= 0:
             _check_split(cfg, split, files, context, facts, report)
     if command == "train":
-        report.sections.insert(0, ("Batch", _describe_batch(cfg)))
+        report.sections.insert(0, ("Batch", _describe_batch(resolve(cfg, device=device, threads=1))))
         _plan(cfg, files, context, device, dtype, report)
 
 
@@ -479,7 +479,7 @@ def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtyp
         return
     stage = f"ZeRO stage {cfg.train.zero_stage}, one device, an estimate"
     size = "" if total is None else f" of {format_bytes(total)}"
-    lines = [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, dtype, plan)]
+    lines = [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, device, dtype, plan)]
     report.sections.append((f"Memory per device: {device}{size}, {dtype}, {stage}", lines))
     if total is None or plan.peak_bytes <= total:
         return
@@ -491,7 +491,9 @@ def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtyp
         plan = _plan_device(cfg, files.shape, context, "cuda", dtype, ASSUMED_GPU_BYTES)
         assert plan is not None
         title = f"Memory per device: a GPU of {format_bytes(ASSUMED_GPU_BYTES)} (assumed), {dtype}, {stage}"
-        report.sections.append((title, [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, dtype, plan)]))
+        report.sections.append(
+            (title, [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, "cuda", dtype, plan)])
+        )
 
 
 def _plan_device(
@@ -499,7 +501,7 @@ def _plan_device(
 ) -> MemoryPlan | None:
     sequence = _longest_sequence(cfg, context)
     # Like the engine: room for max_slots sequences of full length, but at most half of the memory.
-    members, sequences = cfg.engine.tensor_parallel, cfg.engine.max_slots + cfg.rollout.keep_kv
+    members, sequences = cfg.engine.tensor_parallel, choose_slots(cfg, device) + cfg.rollout.keep_kv
     wanted = kv_bytes(shape, num_tokens=sequences * sequence, dtype=dtype, tensor_parallel=members)
     bounded = wanted if total is None else min(wanted, total // 2)
     return plan_memory(
@@ -528,12 +530,14 @@ def _longest_sequence(cfg: Config, context: int | None) -> int:
     return (cfg.data.max_prompt_tokens or 0) + cfg.rollout.max_response_tokens
 
 
-def _describe_kv(cfg: Config, shape: Mapping[str, Any], context: int | None, dtype: str, plan: MemoryPlan) -> str:
+def _describe_kv(
+    cfg: Config, shape: Mapping[str, Any], context: int | None, device: str, dtype: str, plan: MemoryPlan
+) -> str:
     """What the planned KV cache means for the number of samples in flight."""
     cache = next(item.num_bytes for item in plan.items if item.name == "KV cache")
     sequence = _longest_sequence(cfg, context)
     fit = cache // kv_bytes(shape, num_tokens=sequence, dtype=dtype, tensor_parallel=cfg.engine.tensor_parallel)
-    wanted = cfg.rollout.max_in_flight or cfg.engine.max_slots
+    wanted = cfg.rollout.max_in_flight or choose_slots(cfg, device)
     line = f"the KV cache holds {fit:,} samples of {sequence:,} tokens"
     if fit >= wanted:
         return f"{line}: all {wanted} in flight"

@@ -26,6 +26,7 @@ from rlpost.config.rules import check_value
 from rlpost.errors import RunError, explain
 from rlpost.train import metric_sums
 from rlpost.train import offload as states
+from rlpost.train.attention import sequence_lengths
 from rlpost.train.checkpoint_layout import DEEPSPEED, check_layout, describe, write_layout
 from rlpost.train.forward import PolicyModule, trainable_positions
 from rlpost.train.lr_schedule import lr_at
@@ -233,7 +234,8 @@ class DeepSpeedTrainer:
 
     def _forward(self, module: Any, row: _Inputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         arrays = (row.token_ids, row.position_ids, row.positions)
-        logprobs, entropy = module(*(self._tensor(array) for array in arrays), temperature).unbind(0)
+        lengths = sequence_lengths(row.position_ids)  # known here: the device would have to be awaited
+        logprobs, entropy = module(*(self._tensor(array) for array in arrays), temperature, lengths).unbind(0)
         return logprobs, entropy
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:

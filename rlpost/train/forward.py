@@ -6,6 +6,8 @@ Called by ``train.deepspeed_trainer`` for the policy and for the frozen referenc
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -33,8 +35,10 @@ class PolicyModule(nn.Module):
         position_ids: torch.Tensor,
         positions: torch.Tensor,
         temperature: float = 1.0,
+        lengths: list[int] | None = None,
     ) -> torch.Tensor:
-        """token_ids, position_ids i64[L] of ONE packed row; positions i64[N], ascending, none the first of a sequence.
+        """token_ids, position_ids i64[L] of ONE packed row; positions i64[N], ascending, none the first of a sequence;
+        lengths of its sequences, which are otherwise read off position_ids (on a GPU, that waits for it).
 
         Returns f32[2, L], the logprobs and the entropies; position t describes token t given the tokens before it in
         its own sequence, and every position not asked for is 0. They are one tensor because ZeRO-3 traces a module's
@@ -48,7 +52,7 @@ class PolicyModule(nn.Module):
             position_ids=position_ids.unsqueeze(0),
             attention_mask=None,
             use_cache=False,
-            **_packing(self.lm, position_ids),
+            **self._packing(position_ids, lengths),
         ).last_hidden_state[0]
         head = self.lm.get_output_embeddings()
         logprobs, entropy = head_logprobs(
@@ -62,16 +66,17 @@ class PolicyModule(nn.Module):
         zeros = logprobs.new_zeros(2, token_ids.shape[0])
         return zeros.index_copy(1, positions, torch.stack((logprobs, entropy)))
 
+    def _packing(self, position_ids: torch.Tensor, lengths: list[int] | None) -> dict[str, Any]:
+        """What our attention needs to know of the row; the others read it off position_ids themselves."""
+        if self.lm.config._attn_implementation != attention.NAME:
+            return {}
+        lengths = attention.sequence_lengths(position_ids.cpu().numpy()) if lengths is None else lengths
+        return attention.describe_row(lengths, position_ids.device)
+
 
 def trainable_positions(row: PackedRow) -> np.ndarray:
     """i64[N]: the positions a loss may read. The first token of a sequence has no logprob and is never among them."""
     return np.flatnonzero(row.loss_mask & (row.position_ids > 0))
-
-
-def _packing(lm: nn.Module, position_ids: torch.Tensor) -> dict[str, list[int]]:
-    """What our attention needs to know of the row; the others read it off position_ids themselves."""
-    ours = lm.config._attn_implementation == attention.NAME
-    return {"packed_lengths": attention.sequence_lengths(position_ids)} if ours else {}
 
 
 def _backbone(lm: nn.Module) -> nn.Module:

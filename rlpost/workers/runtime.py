@@ -73,9 +73,13 @@ def require_gpus(wanted: int) -> None:
 
 
 def choose_threads(cfg: Config, device: str, *, num_params: int) -> int:
-    """CPU threads per worker: as set, else one for a small model on a CPU, else the worker's share of the cores."""
+    """CPU threads per worker: as set, else one where a second gains nothing, else the worker's share of the cores.
+
+    It gains nothing for a small model on a CPU, and beside a GPU unless the optimizer's states stay in host memory.
+    """
+    computes = num_params >= SMALL_MODEL_PARAMS if device == "cpu" else cfg.train.offload_optimizer
     cores = len(os.sched_getaffinity(0)) // cfg.cluster.num_workers
-    return cfg.threads or (1 if device == "cpu" and num_params < SMALL_MODEL_PARAMS else max(1, cores))
+    return cfg.threads or (max(1, cores) if computes else 1)
 
 
 def write_environment(*, device: str, dtype: str, threads: int, vocab_size: int, rank: int = 0, world: int = 1) -> None:

@@ -11,14 +11,15 @@ from rlpost.config.resolve import WRITTEN_OUT, resolve
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "row_tokens", "canary", "eager"),
-    [("cpu", "float32", 1024, 1e-4, True), ("cuda", "bfloat16", 16384, 0.3, False)],
+    ("device", "dtype", "row_tokens", "canary", "eager", "slots"),
+    [("cpu", "float32", 1024, 1e-4, True, 64), ("cuda", "bfloat16", 16384, 0.3, False, 256)],
 )
-def test_what_is_left_open_suits_the_device(device, dtype, row_tokens, canary, eager):
+def test_what_is_left_open_suits_the_device(device, dtype, row_tokens, canary, eager, slots):
     cfg = resolve(Config(), device=device, threads=3)
     assert (cfg.device, cfg.threads, cfg.cluster.cpus_per_worker) == (device, 3, 3)
     assert (cfg.model.dtype, cfg.train.max_row_tokens, cfg.canary_threshold) == (dtype, row_tokens, canary)
-    assert cfg.engine.enforce_eager is eager and cfg.eval.max_response_tokens == cfg.rollout.max_response_tokens
+    assert (cfg.engine.enforce_eager, cfg.engine.max_slots, cfg.max_in_flight) == (eager, slots, slots)
+    assert cfg.eval.max_response_tokens == cfg.rollout.max_response_tokens
     assert resolve(cfg, device=device, threads=3) == cfg
 
 
@@ -31,6 +32,15 @@ def test_what_is_set_stays_and_decides_what_follows_from_it():
     assert (done.train.max_row_tokens, done.cluster.cpus_per_worker, done.canary_threshold) == (5, 9, 0.01)
     again = resolve(replace(cfg, canary_threshold=None), device="cuda", threads=2)
     assert again.canary_threshold == 1e-4, "the threshold follows the dtype, not the device"
+
+
+def test_an_engine_has_the_slots_that_the_samples_in_flight_need():
+    cfg = Config()
+    cfg.cluster.num_workers, cfg.rollout.max_in_flight = 3, 1000
+    assert resolve(cfg, device="cpu", threads=1).engine.max_slots == 334
+    assert resolve(cfg, device="cuda", threads=1).max_in_flight == 1000
+    cfg.engine.max_slots = 5
+    assert resolve(cfg, device="cuda", threads=1).engine.max_slots == 5
 
 
 def test_every_key_that_is_written_out_is_named_and_no_other():

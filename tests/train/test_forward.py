@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlpost.train.attention import packed_attention, sequence_lengths
+from rlpost.train.attention import describe_row, packed_attention, sequence_lengths
 from rlpost.train.forward import PolicyModule, trainable_positions
 from rlpost.train.model import load_model
 from tests.train import cases
@@ -101,7 +101,7 @@ def test_attention_with_a_window_and_repeated_lengths():
         scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
         expected = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
-        arguments = {"packed_lengths": lengths, "scaling": 0.3, "sliding_window": window}
+        arguments = {**describe_row(lengths, query.device), "scaling": 0.3, "sliding_window": window}
         torch.testing.assert_close(packed_attention(None, query, key, value, None, **arguments)[0], expected)
-    positions = torch.cat([torch.arange(n) for n in lengths])
+    positions = np.concatenate([np.arange(n) for n in lengths])
     assert sequence_lengths(positions) == lengths

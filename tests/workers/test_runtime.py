@@ -41,7 +41,10 @@ def test_without_a_gpu_everything_is_for_the_cpu(monkeypatch):
 
 def test_with_a_gpu_everything_is_for_it_unless_asked_otherwise(monkeypatch):
     monkeypatch.setattr(runtime_module, "has_gpu", lambda: True)
-    assert resolved(Config(), num_params=SMALL) == ("cuda", "bfloat16", 6)
+    assert resolved(Config(), num_params=LARGE) == ("cuda", "bfloat16", 1)
+    offloading = Config()
+    offloading.train.offload_optimizer = True
+    assert resolved(offloading, num_params=LARGE)[2] == 6, "AdamW runs on the CPU"
     assert resolved(Config(device="cpu"), num_params=LARGE)[1] == "float32"
 
 

@@ -118,7 +118,7 @@ class ClusterWorkers:
     def _renew(self) -> None:
         """Recreate the objects that hold state of the workers' processes."""
         cfg = self._settings.cfg
-        slots, timeout_s = cfg.engine.max_slots, cfg.cluster.abort_timeout_s
+        slots, timeout_s = cfg.slots_per_engine, cfg.cluster.abort_timeout_s
         transport = RayReplicas(
             self._actors,
             EngineMap.of(cfg),
