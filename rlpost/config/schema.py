@@ -92,6 +92,11 @@ class DataConfig:
     chat_template_kwargs: dict[str, Any] = opt(
         {}, "Arguments for the chat template, such as enable_thinking: false; a name that it never reads is refused."
     )
+    tools_key: Optional[str] = opt(
+        None,
+        "Column with the tools of a conversation, for the chat template: a list of mappings, or its JSON text; "
+        "None: no tools.",
+    )
     prefill: Optional[str] = opt(
         None,
         "Text that every response begins with: the last part of each prompt, not of the response. Braces are literal.",

@@ -54,6 +54,7 @@ from rlpost.prompts.encoding import (
     join_messages,
     make_messages,
 )
+from rlpost.prompts.messages import read_tools, require_in_prompt
 from rlpost.prompts.rows import Rows
 from rlpost.prompts.sources import list_sources, load_source, name_source
 from rlpost.prompts.supervised import list_example_sources, read_conversation
@@ -309,9 +310,11 @@ def _measure(cfg: Config, key: str, rows: Rows, files: ModelFiles, limit: int | 
     """
     roles, num_bytes = [], array.array("q")
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for row in rows:
+    for number, row in enumerate(rows):
         messages = make_messages(row, cfg.data)
         names = tuple(message["role"] for message in messages)
+        if read_tools(row, cfg.data) or any(len(message) > 2 for message in messages):
+            names += (str(number),)  # what a template makes of tools and calls is known only once it is rendered
         roles.append(known.setdefault(names, names))  # one object for each sequence of roles
         num_bytes.append(len(join_messages(messages).encode("utf-8", "surrogatepass")))
     tokenizer_json = None if files.folder is None else find_tokenizer_json(files.folder)
@@ -323,8 +326,13 @@ def _measure(cfg: Config, key: str, rows: Rows, files: ModelFiles, limit: int | 
 
     def render(index: int) -> str:
         """The text that is encoded."""
-        messages, origin = make_messages(rows[index], cfg.data), rows[index].origin
-        text = join_messages(messages) if template is None else template.render(messages, origin=origin, started=now)
+        row = rows[index]
+        messages, tools, origin = make_messages(row, cfg.data), read_tools(row, cfg.data), row.origin
+        require_in_prompt(None if template is None else template.source, messages, tools, origin)
+        if template is None:
+            text = join_messages(messages)
+        else:
+            text = template.render(messages, origin=origin, started=now, tools=tools)
         return add_prefill(text, cfg.data, origin, is_chat=template is not None)
 
     lengths = _count_tokens(TokenizerFiles(tokenizer_json), roles, num_bytes, render, limit, chat=template is not None)
@@ -427,6 +435,7 @@ def _check_examples(cfg: Config, split: str, report: CheckReport) -> list[str]:
         rows = source.load(cfg.data.prompt_key)
         for row in rows:
             read_conversation(row, cfg.data, cfg.sft)
+            read_tools(row, cfg.data)
         what = f"lengths and chat template of {source.key}"
         report.not_checked.append(f"{what}: `sft` encodes every row before it loads the model")
         lines.append(f"{source.key}: {len(rows):,} rows from {name_source(source)}")

@@ -17,6 +17,7 @@ from rlpost.models.files import find_model, find_stop_tokens
 from rlpost.models.tokenizer import load_tokenizer
 from rlpost.preflight.checks import check_context, prompt_limit
 from rlpost.prompts.encoding import PromptEncoder, ends_with_assistant, make_messages
+from rlpost.prompts.messages import read_tools
 from rlpost.prompts.rows import Row, chain
 from rlpost.prompts.sources import load_split
 
@@ -94,7 +95,7 @@ def find_prompts(cfg: Config, command: str) -> tuple[Any, PromptEncoder, list[Sh
 def _encode(row: Row, cfg: Config, encoder: PromptEncoder) -> tuple[str, Sequence[int], str]:
     """(text, tokens, where the response begins) of a row."""
     messages = make_messages(row, cfg.data)
-    text = encoder.render(messages, row.origin)
+    text = encoder.render(messages, row.origin, read_tools(row, cfg.data))
     ending = "The response begins here"
     if cfg.data.prefill:
         ending += ", after data.prefill."

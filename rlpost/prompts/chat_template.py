@@ -24,6 +24,7 @@ CLOCK = "strftime_now"  # the only way to the time that transformers gives a tem
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # transformers', with its space
 DEFAULT = "default"  # of several templates by name, the one that transformers takes for a conversation without tools
+WITH_TOOLS = "tool_use"  # the one that it takes with tools, if there is one
 # What rlpost passes, special tokens, and the parameters of transformers' functions on the way to the template.
 RESERVED = frozenset(
     """
@@ -67,7 +68,9 @@ class ChatTemplate:
         """What to give the template by name: the user's arguments, and a clock that stands at ``started``."""
         return {**self._arguments, **({CLOCK: started.strftime} if CLOCK in self.source else {})}
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, origin: str, started: datetime) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, origin: str, started: datetime, tools: Any = None
+    ) -> str:
         """The prompt's text; a last message of the assistant is left open. Raises DataError with the reason."""
         conversation = [dict(message) for message in messages]
         words = messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
@@ -76,7 +79,7 @@ class ChatTemplate:
         options = {**self._special_tokens, **self.options(started)}
         try:
             text = self._template.render(
-                messages=conversation, tools=None, documents=None, add_generation_prompt=words is None, **options
+                messages=conversation, tools=tools, documents=None, add_generation_prompt=words is None, **options
             )
             return text if words is None else _cut_at_tag(text, words)
         except Exception as error:  # a template raises what it likes, in a sandbox
@@ -95,7 +98,11 @@ def choose_template(data: DataConfig, own: Any, special_tokens: Mapping[str, str
     if data.chat == "never":
         return None
     key = "model.path" if data.chat_template is None else "data.chat_template"
-    source = _choose_own(own) if data.chat_template is None else read_template_key(data.chat_template)
+    source = (
+        _choose_own(own, with_tools=data.tools_key is not None)
+        if data.chat_template is None
+        else read_template_key(data.chat_template)
+    )
     if source is not None:
         return ChatTemplate(source, special_tokens or {}, data.chat_template_kwargs, key=key)
     expected = "a tokenizer with a chat template"
@@ -145,7 +152,7 @@ def check_arguments(data: DataConfig) -> None:
             raise ConfigError(explain(f"{key}.{name}", value, "a value that JSON has a form for", do))
 
 
-def explain_failure(error: Exception, origin: str, messages: Sequence[Mapping[str, str]]) -> UserError:
+def explain_failure(error: Exception, origin: str, messages: Sequence[Mapping[str, Any]]) -> UserError:
     """What a chat template raised for a row, in one line."""
     reason = " ".join(str(error).split()) or type(error).__name__
     roles = ", ".join(message["role"] for message in messages)
@@ -181,8 +188,10 @@ def _is_json(value: Any) -> bool:
         return False
 
 
-def _choose_own(own: Any) -> str | None:
+def _choose_own(own: Any, *, with_tools: bool) -> str | None:
     if isinstance(own, Mapping) and own:
+        if with_tools and WITH_TOOLS in own:
+            own = {DEFAULT: own[WITH_TOOLS]}
         if DEFAULT not in own:
             expected = f"one that is named {DEFAULT}"
             do = "set data.chat_template to the file of the one to use, or data.chat=never"

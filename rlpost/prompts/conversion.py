@@ -1,8 +1,9 @@
-"""What the values of a data row become, and what is refused: the one home of that policy (docs/data-and-rewards.md).
+"""What the values of a data row become, and what is refused: the home of that policy (docs/data-and-rewards.md), for
+messages together with ``prompts.messages``.
 
 Every value either has a defined meaning or is a DataError of one line that names the row: nothing is turned into text
-by ``str()``, so no Python notation gets into a prompt, and nothing vanishes. Pure; called by whatever
-reads rows, columns, messages, templates and references in ``prompts``.
+by ``str()``, so no Python notation gets into a prompt, and nothing vanishes. Pure; called by whatever reads rows,
+columns, messages, templates and references in ``prompts``.
 """
 
 from __future__ import annotations
@@ -92,71 +93,6 @@ def _plain_key(key: Any, what: str) -> str:
     raise refuse(what, f"{kind_of(key)} as a key", "keys that are text", "rename the key")
 
 
-# -- messages ------------------------------------------------------------------------------------------------------
-
-MESSAGES = "text, or a list of chat messages, each with role and content"
-
-
-def read_messages(value: Any, what: str) -> list[dict[str, str]]:
-    """The prompt column as chat messages: text is one message of the user, a list of messages is kept.
-
-    A message has ``role`` and ``content``, both text; content may be a list of text parts, which are joined by line
-    ends. Other keys must be empty. Raises DataError, with ``what`` and the message's number, for anything else.
-    """
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
-        raise refuse(what, kind_of(value), MESSAGES, "set data.prompt_key, or fix the row")
-    return [_read_message(message, f"{what}: message {n}") for n, message in enumerate(value, start=1)]
-
-
-def _read_message(message: Any, what: str) -> dict[str, str]:
-    if not isinstance(message, Mapping):
-        raise refuse(what, kind_of(message), MESSAGES, "fix the row")
-    for key in ("role", "content"):
-        if key not in message:
-            got = f"no {key} (its keys are {', '.join(map(str, message)) or 'none'})"
-            raise refuse(what, got, "role and content", "rename the keys")
-    for key, value in message.items():
-        if key not in ("role", "content") and not is_empty(value):
-            do = "leave the key out, or write it into the content as text"
-            raise refuse(what, f"{key}, which is not supported", "role and content only", do)
-    role = message["role"]
-    if not isinstance(role, str) or not role:
-        raise refuse(f"{what}: role", kind_of(role), "text such as user", "fix the row")
-    return {"role": role, "content": _read_content(message["content"], f"{what} ({role}): content")}
-
-
-def _read_content(content: Any, what: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:
-        raise refuse(what, kind_of(content), "text, or a list of text parts", "fix the row")
-    return "\n".join(_read_part(part, f"{what} part {n}") for n, part in enumerate(content, start=1))
-
-
-def _read_part(part: Any, what: str) -> str:
-    got = None
-    if not isinstance(part, Mapping):
-        got = kind_of(part)
-    elif part.get("type") != "text":
-        kind = part.get("type")
-        got = f"type {kind if isinstance(kind, str) else kind_of(kind)}"
-    elif not isinstance(part.get("text"), str):
-        got = f"{kind_of(part.get('text'))} as text"
-    else:
-        full = [key for key, value in part.items() if key not in ("type", "text") and not is_empty(value)]
-        if not full:
-            return str(part["text"])
-        got = f"{full[0]} in it"
-    raise refuse(what, got, "type text and a text: prompts are text only", "leave the part out, or write it as text")
-
-
-def is_empty(value: Any) -> bool:
-    """What tables write where a row lacks a key: null, or an empty text, list or mapping."""
-    return value is None or (isinstance(value, str | Sequence | Mapping) and not len(value))
-
-
 # -- template ------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +158,11 @@ def refuse(what: str, got: str, expected: str, do: str) -> DataError:
 
 def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def is_empty(value: Any) -> bool:
+    """What tables write where a row lacks a key: null, or an empty text, list or mapping."""
+    return value is None or (isinstance(value, str | Sequence | Mapping) and not len(value))
 
 
 def kind_of(value: Any) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from rlpost.config import DataConfig
 from rlpost.errors import ConfigError, DataError
 from rlpost.prompts.chat_template import choose_template, explain_failure
-from rlpost.prompts.conversion import TemplateFormatter, describe_reference, is_reference, read_messages, refuse
+from rlpost.prompts.conversion import TemplateFormatter, describe_reference, is_reference, refuse
+from rlpost.prompts.messages import ASSISTANT, Message, read_messages, read_tools, require_in_prompt
 from rlpost.prompts.rows import Row, Rows, look_up, origin_of
 from rlpost.types import Prompt
 
@@ -85,7 +86,7 @@ def build_prompts(
 
     def make(row: Row) -> Prompt:
         messages = make_messages(row, data)
-        text = encoder.render(messages, origin_of(row))
+        text = encoder.render(messages, origin_of(row), read_tools(row, data))
         token_ids = encoder.encode(text)
         if not len(token_ids):
             raise DataError(describe_empty(row))
@@ -135,12 +136,14 @@ class PromptEncoder:
         template = choose_template(data, getattr(tokenizer, "chat_template", None))
         self.is_chat = template is not None
         self._data, self._tokenizer = data, tokenizer
+        self._source = None if template is None else template.source
         self._options = {} if template is None else {"chat_template": template.source, **template.options(started)}
         self._encode_plain = None if self.is_chat else make_encode(tokenizer)
 
-    def render(self, messages: Sequence[Mapping[str, str]], origin: str) -> str:
+    def render(self, messages: Sequence[Message], origin: str, tools: Sequence[Message] | None = None) -> str:
         """The whole text, up to where the response begins. Raises DataError, with ``origin``, where that fails."""
-        text = self._apply_template(messages, origin) if self.is_chat else join_messages(messages)
+        require_in_prompt(self._source, messages, tools, origin)
+        text = self._apply_template(messages, origin, tools) if self.is_chat else join_messages(messages)
         return add_prefill(text, self._data, origin, is_chat=self.is_chat)
 
     def encode(self, text: str) -> Sequence[int]:
@@ -151,19 +154,19 @@ class PromptEncoder:
         token_ids: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return token_ids
 
-    def _apply_template(self, messages: Sequence[Mapping[str, str]], origin: str) -> str:
+    def _apply_template(self, messages: Sequence[Message], origin: str, tools: Sequence[Message] | None) -> str:
         is_open = ends_with_assistant(messages)
         ending = {"continue_final_message": True} if is_open else {}
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=not is_open, tokenize=False, **ending, **self._options
+                messages, tools=tools, add_generation_prompt=not is_open, tokenize=False, **ending, **self._options
             )
         except Exception as error:  # a template raises what it likes, in a sandbox
             raise explain_failure(error, origin, messages) from error
         return str(text)
 
 
-def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[dict[str, str]]:
+def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[Message]:
     """Chat messages of a row: the system prompt, if any, then the question with ``data.template`` around it.
 
     A column that already holds messages (``[{role, content}, ...]``) is kept; the template is applied to the user's
@@ -185,9 +188,9 @@ def make_messages(row: Mapping[str, Any], data: DataConfig) -> list[dict[str, st
     return messages
 
 
-def ends_with_assistant(messages: Sequence[Mapping[str, str]]) -> bool:
+def ends_with_assistant(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the conversation ends in the assistant's words, which the response continues."""
-    return messages[-1]["role"] == "assistant"
+    return messages[-1]["role"] == ASSISTANT
 
 
 def add_prefill(text: str, data: DataConfig, origin: str, *, is_chat: bool) -> str:
@@ -239,9 +242,9 @@ def count_appended(encode: Callable[..., Sequence[int]]) -> int:
     return 0
 
 
-def join_messages(messages: Sequence[Mapping[str, str]]) -> str:
+def join_messages(messages: Sequence[Mapping[str, Any]]) -> str:
     """The text of a prompt if no chat template is used: the contents, one after the other."""
-    return "\n\n".join(message["content"] for message in messages)
+    return "\n\n".join(str(message["content"]) for message in messages)
 
 
 def describe_empty(row: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlpost.prompts.conversion import is_empty, kind_of, read_messages, refuse
+from rlpost.prompts.conversion import is_empty, kind_of, refuse
+from rlpost.prompts.messages import read_messages
 from rlpost.prompts.rows import Row, Rows, look_up
 
 NO_ANSWER = object()  # null in the data is an answer of null
@@ -66,7 +67,7 @@ def _sharegpt(row: Row) -> Converted:
         role = turn["from"]
         if not isinstance(role, str) or role not in SHAREGPT_ROLES:
             got = f"from {role!r}" if isinstance(role, str) else f"{kind_of(role)} as from"
-            do = "leave the row out: tools are not supported"
+            do = "leave the row out, or write the conversation as messages"
             raise refuse(what, got, f"one of {', '.join(SHAREGPT_ROLES)}", do)
         if SHAREGPT_ROLES[role] == "system" and row.get("system"):
             raise refuse(what, "a system turn beside the column system", "one of the two", "take one of them out")
@@ -124,6 +125,9 @@ def _content(completion: Any, what: str) -> str:
     if isinstance(completion, list) and len(completion) != 1:
         raise refuse(what, f"{len(completion)} messages", "text, or one message of the assistant's", "fix the row")
     message = read_messages(completion, what)[0]
+    if message.get("tool_calls"):
+        do = "leave the row out; for rlpost sft, use data.format=columns and sft.messages_key"
+        raise refuse(what, "tool calls", "a turn that is text, to compare with", do)
     if isinstance(completion, list) and message["role"] != "assistant":
         raise refuse(what, f"a message of {message['role']}", "text, or one message of the assistant's", "fix the row")
     return message["content"]

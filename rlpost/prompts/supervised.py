@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,11 @@ from rlpost.errors import ConfigError, DataError, explain
 from rlpost.prompts.chat_template import choose_template, explain_failure
 from rlpost.prompts.conversion import kind_of, refuse
 from rlpost.prompts.encoding import ends_with_assistant, join_messages, make_encode, make_messages
+from rlpost.prompts.messages import ASSISTANT, Message, read_tools, require_in_prompt
 from rlpost.prompts.rows import Row, Rows, chain, look_up, origin_of
 from rlpost.prompts.sources import Source, list_sources
 
-Messages = list[dict[str, str]]
-
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers looks for them
-ASSISTANT = "assistant"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +82,7 @@ def load_example_rows(data: DataConfig, split: str) -> Rows:
 # -- rows to conversations -----------------------------------------------------------------------------------------
 
 
-def read_conversation(row: Mapping[str, Any], data: DataConfig, sft: SFTConfig) -> Messages:
+def read_conversation(row: Mapping[str, Any], data: DataConfig, sft: SFTConfig) -> list[Message]:
     """The messages of a row; with prompt and response, the last one is the response.
 
     ``sft.messages_key`` names a column that holds the whole conversation, which is taken as it is, after
@@ -191,6 +190,7 @@ class ExampleEncoder:
         if self._sft.messages_key is not None:
             do = "use a model with a chat template, or rows with prompt and response"
             raise refuse(origin_of(row), "a conversation", "a tokenizer with a chat template that may be used", do)
+        require_in_prompt(None, messages, read_tools(row, self._data), origin_of(row), ends=True)
         return self._join(join_messages(messages[:-1]), messages[-1]["content"], origin_of(row))
 
     def _join(self, prompt: str, response: str, origin: str) -> Example:
@@ -204,21 +204,24 @@ class ExampleEncoder:
 
     def _encode_chat(self, row: Row) -> Example:
         messages, origin = read_conversation(row, self._data, self._sft), origin_of(row)
+        tools = read_tools(row, self._data)
+        require_in_prompt(self._options["chat_template"], messages, tools, origin, ends=True)
+        render = partial(self._render, origin=origin, tools=tools)
         if self._sft.loss_on == "all":
-            token_ids = np.asarray(self._encode(self._render(messages, origin)), np.int32)
+            token_ids = np.asarray(self._encode(render(messages)), np.int32)
             return _make_example(token_ids, np.ones(len(token_ids), np.bool_))
         if self._is_marked:
-            return self._use_marks(messages, origin)
-        return self._use_prefixes(messages, origin)
+            return self._use_marks(messages, render, origin)
+        return self._use_prefixes(messages, render, origin)
 
-    def _use_marks(self, messages: Messages, origin: str) -> Example:
+    def _use_marks(self, messages: list[Message], render: Callable[..., Any], origin: str) -> Example:
         """The template says what the assistant wrote; of a prompt with a response, only the response is trained on."""
-        if any(message["role"] == ASSISTANT and not message["content"] for message in messages):
+        if any(m["role"] == ASSISTANT and not (m["content"] or m.get("tool_calls")) for m in messages):
             do = "fill it in, or leave the row out"
             raise refuse(origin, "an empty turn of the assistant, which no mark can show", "words in it", do)
-        token_ids, runs = self._marked(messages, origin)
+        token_ids, runs = _find_marked(messages, render)
         if self._sft.messages_key is None:
-            runs = runs[len(self._marked(messages[:-1], origin)[1]) :]
+            runs = runs[len(_find_marked(messages[:-1], render)[1]) :]
         trained = np.zeros(len(token_ids), np.bool_)
         for start, end in runs:
             if end < len(token_ids) and int(token_ids[end]) in self._stop:
@@ -230,19 +233,12 @@ class ExampleEncoder:
             trained[start : last + 1] = True
         return _make_example(token_ids, trained)
 
-    def _marked(self, messages: Messages, origin: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
-        """(tokens, [start, end) of each run of tokens that the template marks)."""
-        out = self._render(messages, origin, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        marks = np.asarray(out["assistant_masks"], np.int8)
-        edges = np.flatnonzero(np.diff(marks, prepend=0, append=0)).reshape(-1, 2)
-        return np.asarray(out["input_ids"], np.int32), [(int(start), int(end)) for start, end in edges]
-
-    def _use_prefixes(self, messages: Messages, origin: str) -> Example:
+    def _use_prefixes(self, messages: list[Message], render: Callable[..., Any], origin: str) -> Example:
         """Between the conversation before a turn, open for the assistant, and the conversation through it, is the turn.
 
         The text is encoded up to each border as the engine would encode it, so that no token spans one.
         """
-        whole = self._render(messages, origin)
+        whole = render(messages)
         turns = [n for n, message in enumerate(messages) if message["role"] == ASSISTANT]
         if self._sft.messages_key is None:
             turns = turns[-1:]
@@ -252,8 +248,8 @@ class ExampleEncoder:
             if n == 0:
                 do = "use a template with {% generation %} marks, or set sft.loss_on=all"
                 raise refuse(origin, "a conversation that begins with the assistant", "one before the assistant", do)
-            before = self._render(messages[:n], origin, add_generation_prompt=True)
-            through = self._render(messages[: n + 1], origin)
+            before = render(messages[:n], add_generation_prompt=True)
+            through = render(messages[: n + 1])
             if not (whole.startswith(through) and through.startswith(before)):
                 what = f"{origin}: the chat template writes the conversation before message {n + 1} differently"
                 do = "add {% generation %} marks to the template, or set sft.loss_on=all"
@@ -279,12 +275,20 @@ class ExampleEncoder:
         """The special tokens of a template are in its text."""
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _render(self, messages: Messages, origin: str, **options: Any) -> Any:
-        options = {"tokenize": False, **options, **self._options}
+    def _render(self, messages: list[Message], *, origin: str, tools: Any, **options: Any) -> Any:
+        options = {"tokenize": False, "tools": tools, **options, **self._options}
         try:
             return self._tokenizer.apply_chat_template([dict(message) for message in messages], **options)
         except Exception as error:  # a template raises what it likes, in a sandbox
             raise explain_failure(error, origin, messages) from error
+
+
+def _find_marked(messages: list[Message], render: Callable[..., Any]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """(tokens, [start, end) of each run of tokens that the template marks)."""
+    out = render(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    marks = np.asarray(out["assistant_masks"], np.int8)
+    edges = np.flatnonzero(np.diff(marks, prepend=0, append=0)).reshape(-1, 2)
+    return np.asarray(out["input_ids"], np.int32), [(int(start), int(end)) for start, end in edges]
 
 
 class _GrowingTokens:

@@ -121,7 +121,7 @@ def test_rows_become_prompt_and_answer(tmp_path, format, row, expected):
         (
             "trl",
             {"messages": [USER, {**ASSISTANT, "tool_calls": [{"name": "f"}]}]},
-            "tool_calls, which",
+            "got tool calls; expected a turn that is text",
         ),
         ("open_instruct", {"messages": "q", "ground_truth": "4"}, "messages: got text"),
         ("open_instruct", {"messages": [USER]}, "no column 'ground_truth'"),
