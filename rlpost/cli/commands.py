@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rlpost import __version__
 from rlpost.cli import help_texts
 from rlpost.durable.stopping import Stopped
-from rlpost.errors import ConfigError, RunError, UserError
+from rlpost.errors import ConfigError, RunError, UserError, explain
 
 if TYPE_CHECKING:
     from rlpost.config import Config
@@ -111,6 +111,20 @@ def run_check(arguments: argparse.Namespace) -> int:
         encoding = sys.stdout.encoding or "utf-8"  # which may lack the signs of the prompt, and ours
         print("\n" + show_prompts(cfg, arguments.command).encode(encoding, "backslashreplace").decode(encoding))
     return 0
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    try:
+        from rlpost.doctor.examine import LIMIT_S, examine
+        from rlpost.doctor.show import as_json, print_report
+    except ImportError as error:
+        raise ConfigError(explain("rlpost doctor", str(error), "an installed rlpost", "run `make install`")) from None
+    report = examine(arguments.overrides, limit_s=LIMIT_S if arguments.limit is None else arguments.limit)
+    if arguments.json:
+        print(as_json(report))
+    else:
+        print_report(report)
+    return 1 if report.count("problem") else 0
 
 
 def run_config(arguments: argparse.Namespace) -> int:
@@ -352,6 +366,14 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show the first and the longest prompt, token by token; loads the tokenizer and all rows as a run does",
     )
+    doctor = add(
+        "doctor", run_doctor, "what this machine has, what is wrong, what to type", help_texts.DOCTOR, recipe=False
+    )
+    what = "a recipe, model.path=..., device=..., to judge the machine by them; default: the machine alone"
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help=what)
+    what = "seconds for each of the slow checks, such as the publication in small; default: 120"
+    doctor.add_argument("--limit", type=float, metavar="SECONDS", help=what)
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     config = add("config", run_config, "show the resolved configuration, or every key", help_texts.CONFIG)
     config.add_argument(
         "--keys",

@@ -5,6 +5,7 @@ RL post-training of language models: vLLM generates, DeepSpeed ZeRO updates, tak
 active partial rollouts (APRIL) by default.
 
 start here:
+  rlpost doctor                                     is this machine ready? what is wrong, what to type
   rlpost recipes                                    what can be run
   rlpost check recipe=math/arithmetic               is everything ready? takes seconds, touches no device
   rlpost train recipe=math/arithmetic               the demo: minutes on a laptop, no GPU, no download
@@ -57,6 +58,17 @@ examples:
   rlpost check recipe=math/dapo_17k_qwen3_4b
   rlpost check recipe=math/gsm8k data.train.path=train.jsonl data.eval.path=test.jsonl train=zero3
   rlpost check recipe=math/arithmetic --show-prompt
+"""
+
+DOCTOR = """\
+Looks at a new machine: Python and packages, compilers, memory, disks, limits of a container, environment variables, the
+sandbox, the hub, the CPU or the GPU, and one publication from a real trainer to a real engine on a tiny model. Says
+what it found, what is wrong, and what to type. Takes about 15 seconds; the exit status is 1 if there are problems.
+
+examples:
+  rlpost doctor
+  rlpost doctor recipe=math/gsm8k model.path=my_model     does this model fit on this machine?
+  rlpost doctor --json > doctor.json                      for a bug report
 """
 
 EXPORT = """\
