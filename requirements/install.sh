@@ -63,4 +63,4 @@ fi
 
 $venv/bin/pip install -q --no-deps --no-build-isolation -e .
 touch "$stamp"
-echo "install: done; .venv/bin/rlpost --help"
+echo "install: done; .venv/bin/rlpost doctor says whether this machine is ready"

@@ -68,7 +68,7 @@ what it found, what is wrong, and what to type. Takes about 15 seconds; the exit
 examples:
   rlpost doctor
   rlpost doctor recipe=math/gsm8k model.path=my_model     does this model fit on this machine?
-  rlpost doctor --json > doctor.json                      for a bug report
+  rlpost doctor --json                                    for a bug report
 """
 
 EXPORT = """\

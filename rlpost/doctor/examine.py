@@ -13,11 +13,12 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rlpost.config import Config
 from rlpost.config.locations import PACKAGE
@@ -107,7 +108,8 @@ def read_subject(overrides: Sequence[str]) -> Subject:
     cfg = _load(overrides)
     device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
     named = any(word.startswith(("recipe=", "model.path=")) for word in overrides) and bool(cfg.model.path)
-    shape, missing, trouble = cfg.model.shape if named else None, None, []
+    shape: Mapping[str, Any] | None = cfg.model.shape if named else None
+    missing, trouble = None, []
     if named:
         try:
             files = find_model(cfg.model)
