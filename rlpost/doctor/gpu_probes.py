@@ -18,7 +18,7 @@ from rlpost.doctor.programs import Reports
 from rlpost.workers.runtime import require_usable, write_environment
 
 COPY_BYTES = 256 << 20
-SLEEP_BYTES = 64 << 20
+SLEEP_BYTES, SLEEPS = 64 << 20, 3
 PATTERN = 7  # of the bytes that sleep
 EXTENSIONS = ("_C", "_C_stable_libtorch", "_moe_C", "_moe_C_stable_libtorch", "cumem_allocator")
 
@@ -109,15 +109,16 @@ def sleeping(device: str) -> Result:
     allocator = importlib.import_module("vllm.device_allocator.cumem").CuMemAllocator.get_instance()
     with allocator.use_memory_pool("doctor"):
         x = torch.full((SLEEP_BYTES,), PATTERN, dtype=torch.uint8, device=device)
-    address, before = x.data_ptr(), torch.cuda.mem_get_info()[0]
+    address, freed, same = x.data_ptr(), 0, True
     began = time.perf_counter()
-    allocator.sleep(offload_tags=("doctor",))
-    freed = torch.cuda.mem_get_info()[0] - before
-    allocator.wake_up()
-    _wait(device)
-    seconds = time.perf_counter() - began
-    same = x.data_ptr() == address and bool((x == PATTERN).all())
-    return {"freed": freed, "bytes": SLEEP_BYTES, "same": same, "seconds": seconds}
+    for _ in range(SLEEPS):  # other processes take memory meanwhile: the most that was seen counts
+        before = torch.cuda.mem_get_info()[0]
+        allocator.sleep(offload_tags=("doctor",))
+        freed = max(freed, torch.cuda.mem_get_info()[0] - before)
+        allocator.wake_up()
+        _wait(device)
+        same = same and x.data_ptr() == address and bool((x == PATTERN).all())
+    return {"freed": freed, "bytes": SLEEP_BYTES, "same": same, "seconds": (time.perf_counter() - began) / SLEEPS}
 
 
 def compiler(device: str) -> Result:

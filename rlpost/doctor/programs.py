@@ -6,16 +6,23 @@ of JSON when something begins and one when it is done, so that a crash in the mi
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import main; main({arguments!r})"
+# The alarm ends a probe whose doctor was killed: nobody else would.
+PROGRAM = (
+    "import signal, sys; signal.alarm({limit}); sys.path[:] = {path!r}; from {module} import main; main({arguments!r})"
+)
+ORPHAN_S = 10
 CAUSES = ("Error", "Exception", "Interrupt", "error:")
 
 
@@ -41,19 +48,33 @@ def run_program(command: Sequence[str], limit_s: float) -> Ended:
         )
     except OSError as error:
         return Ended(out="", failure=f"{command[0]}: {error.strerror}")
+    with _lock:
+        _running.add(process)
     try:
         out, err = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         return Ended(out=out, failure=f"not done within {limit_s:g} s")
-    except BaseException:  # Ctrl-C does not reach the other session
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    finally:
+        with _lock:
+            _running.discard(process)
     if process.returncode == 0:
         return Ended(out=out, failure="")
     end = f"exit status {process.returncode}" if process.returncode > 0 else signal.Signals(-process.returncode).name
     return Ended(out=out, failure=": ".join(filter(None, [end, last_error(err or out)])))
+
+
+_lock = threading.Lock()
+_running: set[subprocess.Popen[str]] = set()
+
+
+def kill_running() -> None:
+    """Kills what :func:`run_program` waits for in any thread: Ctrl-C does not reach another session."""
+    with _lock:
+        for process in _running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def last_error(text: str) -> str:
@@ -76,7 +97,8 @@ class Probed:
 
 def run_probe(module: str, arguments: Sequence[str], limit_s: float) -> Probed:
     """Runs ``main(arguments)`` of ``module`` in a fresh interpreter that finds what this one finds."""
-    program = PROGRAM.format(path=sys.path, module=module, arguments=list(arguments))
+    alarm = math.ceil(limit_s) + ORPHAN_S
+    program = PROGRAM.format(limit=alarm, path=sys.path, module=module, arguments=list(arguments))
     ended = run_program([sys.executable, "-c", program], limit_s)
     return read_reports(ended)
 

@@ -29,8 +29,8 @@ def print_report(report: Report) -> None:
             for line in lines:
                 console.print(Text.assemble(*line), soft_wrap=True)
             return
-    for line in lines:
-        print("".join(text for text, _ in line))
+    encoding = sys.stdout.encoding or "utf-8"  # which may lack what paths and errors are written in
+    print(as_text(report).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def as_text(report: Report) -> str:

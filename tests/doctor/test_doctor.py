@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from safetensors.numpy import save_file
 from rlpost.cli.commands import build_parser, main
 from rlpost.doctor import examine as examining
 from rlpost.doctor import show
-from rlpost.doctor.examine import Report, examine, read_subject
+from rlpost.doctor.examine import LIMIT_S, Report, examine, read_subject
 from rlpost.doctor.findings import Finding, of_error, ok, problem, skipped, warning
 from rlpost.doctor.programs import Probed, run_probe
 from rlpost.errors import ConfigError, explain
@@ -125,6 +127,31 @@ def test_a_limit_that_is_too_short_says_how_to_raise_it() -> None:
     assert "not done within 0.1 s" in done.stdout and "--limit 600" in done.stdout
 
 
+def test_ctrl_c_ends_it_and_all_that_it_started(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.13.0+cpu'\ncuda = None\n")
+    mark = tmp_path / "pid"
+    (tmp_path / "torch" / "__init__.py").write_text(
+        f"import os, time\nopen({str(tmp_path / 'new')!r}, 'w').write(str(os.getpid()))\n"
+        f"os.rename({str(tmp_path / 'new')!r}, {str(mark)!r})\ntime.sleep(10000)\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-m", "rlpost", "doctor", "--limit", "9000", "device=cpu"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not mark.exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=600)
+    assert running.returncode == 130 and said == "rlpost: interrupted\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+
+
 # ---- what is asked about -------------------------------------------------------------------------------------------
 
 
@@ -219,6 +246,8 @@ def test_an_unknown_key_is_one_line_and_exit_status_2(capsys: pytest.CaptureFixt
 def test_the_command_takes_what_its_help_says() -> None:
     arguments = build_parser().parse_args(["doctor", "recipe=math/gsm8k", "--json", "--limit", "30"])
     assert (arguments.overrides, arguments.json, arguments.limit) == (["recipe=math/gsm8k"], True, 30.0)
+    assert f"({LIMIT_S:g})" in (ROOT / "docs" / "doctor.md").read_text()
+    assert f"default: {LIMIT_S:g}" in (ROOT / "docs" / "command-line.md").read_text()
 
 
 # ---- findings and how they look ------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_cards_and_occupants_are_read_from_the_program(tmp_path: Path, monkeypat
         (1, "580.95.05", (9, 0), 81559 << 20),
     ]
     assert cards[0].name == "NVIDIA H100 80GB HBM3" and cards[1].free == 1200 << 20
-    assert gpu.check_smi(ended, cards).status == "ok"
+    assert gpu.check_smi(ended, cards, works=False).status == "ok"
     occupants = gpu.read_occupants(gpu.ask_occupants().out)
     assert [(o.pid, o.name, o.used) for o in occupants] == [
         (4711, "/usr/bin/python3", 40960 << 20),
@@ -76,8 +76,9 @@ def test_what_the_driver_does_not_say_is_unknown() -> None:
 def test_no_nvidia_smi_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     ended = gpu.ask_cards()
-    finding = gpu.check_smi(ended, gpu.read_cards(ended.out))
+    finding = gpu.check_smi(ended, gpu.read_cards(ended.out), works=False)
     assert finding.status == "problem" and "nvidia-smi: No such file" in finding.found and "--gpus all" in finding.do
+    assert gpu.check_smi(ended, [], works=True).status == "warning", "torch uses a GPU all the same"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +92,17 @@ def test_no_nvidia_smi_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_nvidia_smi_that_finds_nothing_is_a_problem(tmp_path, monkeypatch, said, status, quoted) -> None:
     plant_smi(tmp_path / "bin", monkeypatch, said, status=status)
     ended = gpu.ask_cards()
-    finding = gpu.check_smi(ended, gpu.read_cards(ended.out))
+    finding = gpu.check_smi(ended, gpu.read_cards(ended.out), works=False)
     assert finding.status == "problem" and quoted in finding.found
+
+
+def test_an_old_driver_that_does_not_know_every_column_is_asked_again(tmp_path, monkeypatch) -> None:
+    plant_smi(tmp_path / "bin", monkeypatch, OLD.replace(", 7.0", ""))
+    script = tmp_path / "bin" / "nvidia-smi"
+    refusal = 'case "$1" in *compute_cap*) echo \'Field "compute_cap" is not a valid field to query.\'; exit 2 ;; esac'
+    script.write_text(script.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{refusal}\n"))
+    (old,) = gpu.read_cards(gpu.ask_cards().out)
+    assert (old.driver, old.capability, old.total) == ("535.183.01", None, 32768 << 20)
 
 
 @pytest.mark.parametrize(

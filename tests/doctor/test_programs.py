@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from rlpost.doctor.programs import Ended, last_error, read_reports, run_probe, run_program
+from rlpost.doctor import programs
+from rlpost.doctor.programs import Ended, kill_running, last_error, read_reports, run_probe, run_program
 
 LIMIT_S = 300.0
 
@@ -41,6 +43,15 @@ def test_the_line_of_a_traceback_that_counts_is_the_exception() -> None:
     assert last_error("vllm.exceptions.FooException: bad\n") == "vllm.exceptions.FooException: bad"
     assert last_error("gcc: fatal error: no input\nstopped\n") == "stopped"
     assert last_error("\n\n") == ""
+
+
+def test_what_runs_in_another_thread_can_be_ended() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(run_program, ["sleep", "10000"], 9000.0)
+        while not waiting.done():
+            kill_running()
+            time.sleep(0.05)
+    assert waiting.result().failure.startswith("SIGKILL")
 
 
 # ---- probes --------------------------------------------------------------------------------------------------------
@@ -86,6 +97,14 @@ def test_a_probe_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.
     assert run_probe("broken_probe", [], LIMIT_S).failures == {
         "start": "exit status 1: ImportError: numpy is broken",
     }
+
+
+def test_a_probe_whose_doctor_was_killed_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hanging_probe.py").write_text("import time\ndef main(arguments): time.sleep(10000)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(programs, "ORPHAN_S", -8998)
+    probed = run_probe("hanging_probe", [], 9000.0)
+    assert probed.failures["start"].startswith("SIGALRM")
 
 
 def test_a_report_that_was_cut_off_is_left_out() -> None:
