@@ -30,7 +30,7 @@ def read_load(proc: Path) -> float:
 
 def check_load(load: float, cores: int, threads: int | None) -> Finding:
     """``threads``: the key, if it is set."""
-    found = f"load {load:g} on {cores} {'core' if cores == 1 else 'cores'}"
+    found = f"{load:g} on {cores} {'core' if cores == 1 else 'cores'}"
     if load <= BUSY_SHARE * cores or cores == 1 or threads == 1:
         return ok("load", found)
     found += "; with other programs running, several threads of a run wait for each other"

@@ -35,7 +35,7 @@ def check_variables(environment: Mapping[str, str], setting: Setting) -> list[Fi
     for name, rule in RULES.items():
         if name in environment and (said := rule(environment[name], setting)) is not None:
             status, breaks, do = said
-            found = f"{name}={environment[name]}: {breaks}"
+            found = f"set to {environment[name]!r}: {breaks}"
             findings.append((problem if status == "problem" else warning)(name, found, do.format(name=name)))
     return findings or [ok("variables", "none that breaks a run")]
 

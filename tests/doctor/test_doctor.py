@@ -25,6 +25,8 @@ from rlpost.doctor import show
 from rlpost.doctor.examine import LIMIT_S, Report, examine, read_subject
 from rlpost.doctor.findings import Finding, of_error, ok, problem, skipped, warning
 from rlpost.doctor.programs import Probed, run_probe
+from rlpost.doctor.small_run import check_small_run
+from rlpost.doctor.variables import RULES
 from rlpost.errors import ConfigError, explain
 
 pytestmark = pytest.mark.own_process  # imports of torch and vLLM in several processes: not beside the fast tests
@@ -32,6 +34,11 @@ ROOT = Path(__file__).parents[2]
 LIMIT = "800"
 GIB = 1 << 30
 CARD = "0, GPU-5f, NVIDIA H100 80GB HBM3, 570.86.15, 81559, 81004, 9.0"
+MACHINE = ["gcc", "g++", "Python.h", "CPU quota", "memory", "memory limit", "shm", "disk for runs", "disk for models"]
+MACHINE += ["sandbox"]
+ON_A_GPU = ["nvidia-smi", "driver", "number of GPUs", "GPU 0: capability", "other processes", "GPU 0: memory"]
+ON_A_GPU += ["pinned host memory", "torch and the GPU", "copies", "GPU to GPU", "Triton", "NCCL", "vLLM's kernels"]
+ON_A_GPU += ["sleep and wake", "nvcc"]
 SMALL = {
     **{name: {"seconds": 1.0} for name in ("torch", "transformers", "deepspeed", "vllm")},
     "workers": {"attention": ["CPU_ATTN"]},
@@ -115,6 +122,7 @@ def test_a_gpu_without_a_torch_for_it_is_reported_whole(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["device"] == "cuda" and json.loads(done.stdout)["dtype"] == "bfloat16"
     assert found["nvidia-smi"]["found"] == "0 NVIDIA H100 80GB HBM3"
     assert "77" in found["other processes"]["found"]
+    assert [one["name"] for one in found.values() if one["section"] == "GPU"] == ON_A_GPU
     for name in ("torch", "vLLM", "torch and the GPU", "number of GPUs", "DS_ACCELERATOR", "trainer and engine"):
         assert found[name]["status"] == "problem" and found[name]["do"], found[name]
     assert "built for CPUs" in found["torch and the GPU"]["found"]
@@ -125,6 +133,30 @@ def test_a_limit_that_is_too_short_says_how_to_raise_it() -> None:
     done = doctor("--limit", "0.1", "device=cpu")
     assert done.returncode == 1
     assert "not done within 0.1 s" in done.stdout and "--limit 600" in done.stdout
+
+
+def test_a_vllm_that_lacks_its_engine_is_a_finding_of_the_start(tmp_path: Path) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("")
+    done = doctor("--json", "device=cpu", path=tmp_path)
+    found = by_name(done.stdout)
+    assert done.returncode == 1 and found["imports"]["status"] == "ok"
+    assert found["trainer and engine"]["status"] == "problem" and "'LLM'" in found["trainer and engine"]["found"]
+    assert found["publication"]["status"] == found["response"]["status"] == "skipped"
+
+
+def test_a_publication_whose_canary_differs_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "strict_probe.py").write_text(
+        "from dataclasses import replace\nfrom rlpost.doctor import publication_probe as probe\n"
+        "usual = probe.small_config\n"
+        "probe.small_config = lambda *a: replace(usual(*a), canary_threshold=1e-12)\n"
+        "main = probe.main\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {f.name: f for f in check_small_run(run_probe("strict_probe", ["cpu", "float32"], 800), "cpu")}
+    assert found["trainer and engine"].status == "ok" and found["response"].status == "skipped"
+    assert found["publication"].status == "problem"
+    assert found["publication"].found.startswith("RunError: canary: largest logprob difference between trainer")
 
 
 def test_ctrl_c_ends_it_and_all_that_it_started(tmp_path: Path) -> None:
@@ -171,6 +203,8 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(examining, "SHM", tmp_path / "shm")
     monkeypatch.setattr(examining, "run_probe", lambda *arguments: Probed(results=SMALL))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in RULES:
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -179,7 +213,16 @@ def findings(report: Report) -> dict[str, Finding]:
 
 
 def test_every_section_looks_at_the_machine_it_is_given(planted: Path) -> None:
-    found = findings(examine(["device=cpu"]))
+    report = examine(["device=cpu"])
+    found = findings(report)
+    assert {title: [finding.name for finding in some] for title, some in report.sections} == {
+        "Python and packages": ["Python", "versions", "vLLM", "torch"],
+        "Machine": [str(planted / "shm") if name == "shm" else name for name in MACHINE],
+        "Environment variables": ["variables"],
+        "Hub": ["hub"],
+        "CPU": ["instructions", "load", "dtype"],
+        "A publication in small": ["imports", "trainer and engine", "publication", "response"],
+    }
     assert found["memory"].found.startswith("60 GiB available of 64 GiB") and found["memory limit"].found == "none"
     assert found["instructions"].found == "AVX2, no AVX-512" and found["load"].status == "ok"
     assert found["response"].found == "8 tokens sampled"

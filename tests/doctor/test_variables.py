@@ -53,7 +53,7 @@ HARMLESS = [
 def test_a_value_that_breaks_says_what_it_breaks_and_what_to_type(name, value, setting, status, do) -> None:
     (finding,) = check_variables({name: value}, setting)
     assert (finding.name, finding.status) == (name, status)
-    assert finding.found.startswith(f"{name}={value}: ") and do in finding.do and "{" not in finding.do
+    assert finding.found.startswith(f"set to {value!r}: ") and do in finding.do and "{" not in finding.do
 
 
 @pytest.mark.parametrize(("name", "value", "setting"), HARMLESS)
