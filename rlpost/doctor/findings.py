@@ -41,7 +41,11 @@ def problem(name: str, found: str, do: str) -> Finding:
 
 
 def of_error(name: str, error: UserError, status: str = "problem") -> Finding:
-    """An error in the house form (``errors.explain``), its last part as what to do."""
-    form = re.fullmatch(r"(.*?; expected [^;]*); (.*)", str(error), re.DOTALL)
-    found, do = form.groups() if form else (str(error), "fix what it names, then run rlpost doctor again")
-    return Finding(name=name, status=status, found=found, do=do)
+    return of_failure(name, str(error), "fix what it names, then run rlpost doctor again", status)
+
+
+def of_failure(name: str, text: str, do: str, status: str = "problem") -> Finding:
+    """``text`` in the house form (``errors.explain``) says in its last part what to do; ``do`` is for any other."""
+    form = re.fullmatch(r"(.*?; expected [^;]*); (.*)", one_line(text))
+    found, do = form.groups() if form else (text, do)
+    return Finding(name=name, status=status, found=one_line(found).removeprefix(f"{name}: "), do=one_line(do))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -122,18 +123,23 @@ def sleeping(device: str) -> Result:
 
 
 def compiler(device: str) -> Result:
-    """nvcc's version and that of the headers it would use; only ZeRO-3's optimizer is compiled with them."""
-    cpp = importlib.import_module("torch.utils.cpp_extension")
-    home = cpp.CUDA_HOME
-    nvcc = shutil.which("nvcc") or (f"{home}/bin/nvcc" if home and Path(home, "bin/nvcc").is_file() else None)
+    """nvcc's version and that of the headers it includes; only ZeRO-3's optimizer is compiled with them."""
+    torch = importlib.import_module("torch")
+    home = importlib.import_module("torch.utils.cpp_extension").CUDA_HOME
+    own = Path(home or "/nowhere") / "bin" / "nvcc"
+    nvcc = str(own) if own.is_file() else shutil.which("nvcc")
     if nvcc is None:
-        return {"nvcc": "", "headers": ""}
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=20).stdout
-    return {
-        "nvcc": read_nvcc(said),
-        "headers": find_headers([Path(home or Path(nvcc).parents[1]) / "include"]),
-        "path": nvcc,
-    }
+        return {"nvcc": ""}
+    version = read_nvcc(_output([nvcc, "--version"]))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "version.cu"
+        file.write_text("CUDART_VERSION\n")
+        headers = read_headers(_output([nvcc, "-E", str(file)]))
+    return {"nvcc": version, "headers": headers, "path": nvcc, "torch": torch.version.cuda or ""}
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
 
 
 def read_nvcc(said: str) -> str:
@@ -141,15 +147,10 @@ def read_nvcc(said: str) -> str:
     return said.partition("release ")[2].partition(",")[0].strip()
 
 
-def find_headers(folders: Sequence[Path]) -> str:
-    """13.0 of ``#define CUDA_VERSION 13000`` in cuda.h."""
-    for folder in folders:
-        file = folder / "cuda.h"
-        for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
-            words = line.split()
-            if words[:2] == ["#define", "CUDA_VERSION"] and words[2].isdigit():
-                return f"{int(words[2]) // 1000}.{int(words[2]) % 1000 // 10}"
-    return ""
+def read_headers(said: str) -> str:
+    """13.0 of the 13000 that the preprocessor leaves of ``CUDART_VERSION``, as its last line; empty if it does not."""
+    last = (said.split() or [""])[-1]
+    return f"{int(last) // 1000}.{int(last) % 1000 // 10}" if last.isdigit() else ""
 
 
 def _wait(device: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rlpost.doctor.findings import Finding, ok, problem, skipped, warning
+from rlpost.doctor.findings import Finding, of_failure, ok, problem, skipped, warning
 from rlpost.doctor.programs import Probed
 
 SLOW_COPY = 10.0  # GB/s; PCIe 4 with 16 lanes has nominally 31
@@ -34,8 +34,7 @@ def check_probes(probed: Probed, *, tensor_parallel: int, zero_stage: int) -> li
             findings.append(check(probed.results[key]))
         else:
             found = probed.failures.get(key) or "not reached: the probe ended before it"
-            made = warning if key == "compiler" else problem
-            findings.append(made(name, found, do))
+            findings.append(of_failure(name, found, do, "warning" if key == "compiler" else "problem"))
     return findings
 
 
@@ -96,8 +95,10 @@ def _compiler(result: Result, zero_stage: int) -> Finding:
     """Only ZeRO-3's FusedAdam is compiled with it, and without it another AdamW is taken."""
     if not result["nvcc"]:
         return ok("nvcc", "none; train=zero3 then takes torch's AdamW")
-    found = f"{result['nvcc']} at {result.get('path', '?')}, headers of {result['headers'] or 'no CUDA'}"
-    if result["nvcc"] != result["headers"]:
+    found = f"{result['nvcc']} at {result['path']}, headers of {result['headers'] or 'no CUDA'}"
+    major = result["torch"].partition(".")[0]
+    if result["nvcc"] != result["headers"] or result["nvcc"].partition(".")[0] != major:
+        found += f", torch for CUDA {result['torch']}" if result["torch"] else ", torch for CPUs"
         if zero_stage != 3:
             found += "; train=zero3 could not compile its optimizer"
         return warning("nvcc", found, "take it out of PATH, or install headers and nvcc of the same version")

@@ -155,7 +155,8 @@ def nearest_folder(path: Path) -> Path:
 
 
 def check_sandbox(cfg: Config) -> Finding:
-    """A sandbox is started, as a reward that runs programs starts it; only such a reward needs it."""
+    """A sandbox is started, as a reward that runs programs starts it; only such a reward needs it, unless it is told to
+    do without."""
     from rlpost.sandbox.box import Sandbox
 
     try:
@@ -173,5 +174,6 @@ def runs_programs(cfg: Config) -> bool:
         functions = list_functions(cfg.reward)
     except ConfigError:  # no reward is named
         return False
-    names = [one.function.get("_target_") if isinstance(one.function, Mapping) else one.function for one in functions]
+    isolated = [one for one in functions if not one.args.get("allow_unsafe_execution_without_sandbox")]
+    names = [one.function.get("_target_") if isinstance(one.function, Mapping) else one.function for one in isolated]
     return any(str(name) in SANDBOXED or str(name).startswith("rlpost.rewards.library.code.") for name in names)

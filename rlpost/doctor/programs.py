@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlpost.errors import UserError
+
 # The alarm ends a probe whose doctor was killed: nobody else would.
 PROGRAM = (
     "import signal, sys; signal.alarm({limit}); sys.path[:] = {path!r}; from {module} import main; main({arguments!r})"
@@ -134,6 +136,9 @@ class Reports:
         self._write({"name": name})
         try:
             result = work() or {}
+        except UserError as error:
+            self._write({"name": name, "error": str(error)})
+            return False
         except Exception as error:
             self._write({"name": name, "error": f"{type(error).__name__}: {error}".strip().splitlines()[0]})
             return False

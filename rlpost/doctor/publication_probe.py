@@ -20,7 +20,7 @@ from rlpost.config import Config
 from rlpost.config.resolve import resolve
 from rlpost.doctor.programs import Reports
 from rlpost.models.shape import count_params
-from rlpost.workers.runtime import write_environment
+from rlpost.workers.runtime import require_usable, write_environment
 
 IMPORTS = ("torch", "transformers", "deepspeed", "vllm")
 SHAPE = {
@@ -91,6 +91,7 @@ def _start(cfg: Config, folder: Path) -> Any:
     from rlpost.workers.protocol import WorkerSettings
     from rlpost.workers.publication import make_canary
 
+    require_usable(cfg.device)
     vocabulary, hidden = int(SHAPE["vocab_size"]), int(SHAPE["hidden_size"])  # type: ignore[call-overload]
     prompts = [np.arange(8, dtype=np.int32), np.arange(40, 60, dtype=np.int32)]
     return start_worker(

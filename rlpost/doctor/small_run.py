@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlpost.doctor.findings import Finding, ok, problem, skipped
+from rlpost.doctor.findings import Finding, of_failure, ok, problem, skipped
 from rlpost.doctor.packages import install
 from rlpost.doctor.programs import Probed
 
@@ -30,7 +30,7 @@ def _run(probed: Probed, device: str) -> list[Finding]:
     for stage, name in (("workers", "trainer and engine"), ("publication", "publication"), ("response", "response")):
         if stage in failures:
             do = f"look for what the error names in docs/troubleshooting.md; {install(device)} restores the packages"
-            findings.append(problem(name, failures[stage], _do(failures[stage], do)))
+            findings.append(of_failure(name, failures[stage], _do(failures[stage], do)))
         elif stage not in results:
             findings.append(skipped(name, NOT_REACHED))
         elif stage == "workers":

@@ -156,7 +156,8 @@ def test_a_publication_whose_canary_differs_is_a_finding(tmp_path: Path, monkeyp
     found = {f.name: f for f in check_small_run(run_probe("strict_probe", ["cpu", "float32"], 800), "cpu")}
     assert found["trainer and engine"].status == "ok" and found["response"].status == "skipped"
     assert found["publication"].status == "problem"
-    assert found["publication"].found.startswith("RunError: canary: largest logprob difference between trainer")
+    assert found["publication"].found.startswith("canary: largest logprob difference between trainer")
+    assert "check dtype and model type" in found["publication"].do
 
 
 def test_ctrl_c_ends_it_and_all_that_it_started(tmp_path: Path) -> None:
@@ -310,6 +311,7 @@ def test_an_error_in_the_house_form_is_taken_apart() -> None:
     finding = of_error("x", ConfigError(explain("device", "cuda", "a GPU", "use device=cpu; or another")))
     assert (finding.found, finding.do) == ("device: got 'cuda'; expected a GPU", "use device=cpu; or another")
     assert of_error("x", ConfigError("all is lost")).found == "all is lost"
+    assert of_error("vLLM", ConfigError(explain("vLLM", "none", "one", "get it"))).found == "got 'none'; expected one"
 
 
 def report(*found: Finding) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from rlpost.doctor import gpu, gpu_results
 from rlpost.doctor.gpu import Card
-from rlpost.doctor.gpu_probes import find_headers, read_nvcc
+from rlpost.doctor.gpu_probes import compiler, read_headers, read_nvcc
 from rlpost.doctor.programs import Ended, Probed
+from rlpost.errors import explain
 
 GIB = 1 << 30
 TWO_CARDS = """\
@@ -185,8 +187,12 @@ GOOD = {
     "collective": {"backend": "nccl", "version": "2.28.3"},
     "extensions": {"loaded": ["_C_stable_libtorch", "cumem_allocator"]},
     "sleeping": {"freed": 64 << 20, "bytes": 64 << 20, "same": True, "seconds": 0.03},
-    "compiler": {"nvcc": "", "headers": ""},
+    "compiler": {"nvcc": ""},
 }
+
+
+def nvcc(version: str, headers: str) -> dict[str, str]:
+    return {"nvcc": version, "headers": headers, "path": "/x/nvcc", "torch": "13.0"}
 
 
 def findings(results=None, failures=None, *, tensor_parallel: int = 1, zero_stage: int = 1, drop: str = ""):
@@ -216,9 +222,10 @@ def test_a_gpu_on_which_everything_works_is_fine() -> None:
         ("GPU to GPU", {"peers": {"count": 2, "apart": [[0, 1], [1, 0]]}}, "ok", "0-1, 1-0"),
         ("sleep and wake", {"sleeping": {**GOOD["sleeping"], "same": False}}, "problem", "another address"),
         ("sleep and wake", {"sleeping": {**GOOD["sleeping"], "freed": 0}}, "problem", "not released"),
-        ("nvcc", {"compiler": {"nvcc": "13.5", "headers": "13.0", "path": "/x/nvcc"}}, "warning", "13.5 at /x/nvcc"),
-        ("nvcc", {"compiler": {"nvcc": "13.0", "headers": "13.0", "path": "/x/nvcc"}}, "ok", "headers of 13.0"),
-        ("nvcc", {"compiler": {"nvcc": "13.0", "headers": "", "path": "/x/nvcc"}}, "warning", "no CUDA"),
+        ("nvcc", {"compiler": nvcc("13.5", "13.0")}, "warning", "13.5 at /x/nvcc"),
+        ("nvcc", {"compiler": nvcc("13.0", "13.0")}, "ok", "headers of 13.0"),
+        ("nvcc", {"compiler": nvcc("12.8", "12.8")}, "warning", "torch for CUDA 13.0"),
+        ("nvcc", {"compiler": nvcc("13.0", "")}, "warning", "no CUDA"),
     ],
 )
 def test_what_a_probe_reports_becomes_a_finding(name, results, status, said) -> None:
@@ -232,9 +239,10 @@ def test_gpus_that_do_not_see_each_other_matter_to_tensor_parallel() -> None:
 
 
 def test_a_gpu_that_torch_cannot_use_is_one_problem_and_the_rest_is_skipped() -> None:
-    reason = "device: got 'cuda, but for torch: The NVIDIA driver on your system is too old (found version 12080)'"
+    reason = explain("device", "cuda, but for torch: driver too old (12080)", "a GPU that torch can use", "look at it")
     found = findings({"compiler": GOOD["compiler"]}, {"torch": reason, "triton": "x", "sleeping": "y"})
-    assert found["torch and the GPU"].status == "problem" and "too old" in found["torch and the GPU"].found
+    assert found["torch and the GPU"].status == "problem" and found["torch and the GPU"].do == "look at it"
+    assert "too old (12080)" in found["torch and the GPU"].found
     assert [f.name for f in found.values() if f.status == "problem"] == ["torch and the GPU"]
     assert found["Triton"].status == found["NCCL"].status == "skipped"
 
@@ -260,11 +268,32 @@ def test_a_probe_that_fails_or_is_not_reached_is_a_problem(key, name, do) -> Non
 # ---- nvcc and headers ----------------------------------------------------------------------------------------------
 
 
-def test_versions_of_nvcc_and_of_headers_are_read(tmp_path: Path) -> None:
+def test_versions_of_nvcc_and_of_headers_are_read() -> None:
     said = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 13.5, V13.5.12\nBuild cuda_13.5\n"
     assert read_nvcc(said) == "13.5" and read_nvcc("nothing") == ""
-    assert find_headers([tmp_path]) == ""
-    (tmp_path / "cuda.h").write_text("/* x */\n#define CUDA_VERSION 13000\n#define CUDA_VERSIONS 1\n")
-    assert find_headers([tmp_path / "none", tmp_path]) == "13.0"
-    (tmp_path / "cuda.h").write_text("#define CUDA_VERSION 12080\n")
-    assert find_headers([tmp_path]) == "12.8"
+    assert read_headers('# 1 "version.cu"\n13000\n') == "13.0" and read_headers("x\n12080") == "12.8"
+    assert read_headers("CUDART_VERSION\n") == read_headers("") == ""
+
+
+def test_the_nvcc_that_is_found_is_asked_for_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch.utils.cpp_extension")
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert compiler("cpu") == {"nvcc": ""}
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "nvcc"
+    answers = 'case "$1" in --version) echo "tools, release 13.5, V13.5.12" ;; -E) echo 13000 ;; esac'
+    script.write_text(f"#!/bin/sh\n{answers}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    found = compiler("cpu")
+    assert (found["nvcc"], found["headers"], found["path"]) == ("13.5", "13.0", str(script))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
+    assert compiler("cpu")["path"] == str(script), "that of CUDA_HOME"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+def test_a_real_nvcc_says_its_versions() -> None:
+    found = compiler("cpu")
+    assert found["nvcc"].partition(".")[0] == found["headers"].partition(".")[0] != ""

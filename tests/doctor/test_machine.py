@@ -264,6 +264,8 @@ def test_only_rewards_that_run_programs_need_a_sandbox() -> None:
     assert machine.runs_programs(coded("code_functions"))
     assert machine.runs_programs(coded({"_target_": "rlpost.rewards.library.code.CodeStdio", "cpu_s": 1}))
     assert not machine.runs_programs(coded("math"))
+    unsafe = replace(coded("code_stdio").reward, args={"allow_unsafe_execution_without_sandbox": True})
+    assert not machine.runs_programs(replace(Config(), reward=unsafe))
     assert not machine.runs_programs(replace(Config(), reward=replace(Config().reward, function=None)))
 
 
