@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlpost.doctor.findings import Finding, ok, problem, warning
@@ -21,6 +24,13 @@ def check_instructions(flags: set[str]) -> Finding:
     if "avx512f" not in flags:
         return ok("instructions", "AVX2, no AVX-512")
     return ok("instructions", "AVX-512" + (" with bfloat16" if "avx512_bf16" in flags else ""))
+
+
+def check_lscpu(environment: Mapping[str, str]) -> Finding:
+    path = shutil.which("lscpu", path=environment.get("PATH", os.defpath))
+    if path is None:
+        return problem("lscpu", "not on PATH; vLLM asks it for the cores", "apt install util-linux")
+    return ok("lscpu", path)
 
 
 def read_load(proc: Path) -> float:

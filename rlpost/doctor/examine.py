@@ -208,6 +208,7 @@ def _variables(device: str) -> list[Finding]:
 def _cpu(subject: Subject) -> list[Finding]:
     return [
         *_guarded("instructions", lambda: cpu.check_instructions(cpu.read_flags(PROC))),
+        *_guarded("lscpu", lambda: cpu.check_lscpu(os.environ)),
         *_guarded("load", lambda: cpu.check_load(cpu.read_load(PROC), _cores(), subject.threads)),
         *_guarded("dtype", lambda: cpu.check_dtype(subject.cfg.model.dtype)),
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlpost.config import Config
-from rlpost.doctor.findings import Finding, of_error, ok, problem, warning
+from rlpost.doctor.findings import Finding, of_error, ok, problem, skipped, warning
 from rlpost.errors import ConfigError, UserError
 from rlpost.preflight.checks import check_run_directory, format_bytes
 from rlpost.rewards.selection import list_functions
@@ -49,6 +49,8 @@ def check_compiler(name: str, variable: str, environment: Mapping[str, str], dev
     do = f"apt install {name}" if wanted == name else f"unset {variable}, or install {wanted}"
     if device == "cuda":
         return problem(name, f"{found}; Triton compiles its kernels with it", do)
+    if variable == "CC":
+        return skipped(name, f"{found}; only kernels of a GPU are compiled with it")
     return warning(name, f"{found}; {COMPILED_ON_CPU}", do)
 
 

@@ -221,7 +221,7 @@ def test_every_section_looks_at_the_machine_it_is_given(planted: Path) -> None:
         "Machine": [str(planted / "shm") if name == "shm" else name for name in MACHINE],
         "Environment variables": ["variables"],
         "Hub": ["hub"],
-        "CPU": ["instructions", "load", "dtype"],
+        "CPU": ["instructions", "lscpu", "load", "dtype"],
         "A publication in small": ["imports", "trainer and engine", "publication", "response"],
     }
     assert found["memory"].found.startswith("60 GiB available of 64 GiB") and found["memory limit"].found == "none"

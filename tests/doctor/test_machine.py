@@ -37,6 +37,14 @@ def test_a_missing_compiler_is_a_problem_on_a_gpu_and_a_warning_on_a_cpu(tmp_pat
     assert machine.check_compiler("g++", "CXX", environment, "cpu").status == "warning"
 
 
+def test_a_cpu_needs_no_c_compiler_but_lscpu(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path / "bin")}
+    assert machine.check_compiler("gcc", "CC", environment, "cpu").status == "skipped"
+    missing = cpu.check_lscpu(environment)
+    assert (missing.status, missing.do) == ("problem", "apt install util-linux")
+    assert cpu.check_lscpu({"PATH": str(program(tmp_path / "bin", "lscpu").parent)}).status == "ok"
+
+
 def test_the_compiler_that_a_variable_names_is_the_one_that_counts(tmp_path: Path) -> None:
     program(tmp_path / "bin", "gcc")
     environment = {"PATH": str(tmp_path / "bin"), "CC": "icx -O2"}
