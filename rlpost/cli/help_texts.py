@@ -63,7 +63,7 @@ examples:
 DOCTOR = """\
 Looks at a new machine: Python and packages, compilers, memory, disks, limits of a container, environment variables, the
 sandbox, the hub, the CPU or the GPU, and one publication from a real trainer to a real engine on a tiny model. Says
-what it found, what is wrong, and what to type. Takes about 15 seconds; the exit status is 1 if there are problems.
+what it found, what is wrong, and what to type. Takes about 20 seconds; the exit status is 1 if there are problems.
 
 examples:
   rlpost doctor
