@@ -25,7 +25,7 @@ from rlpost.config.locations import PACKAGE
 from rlpost.config.resolve import resolve
 from rlpost.doctor import cpu, gpu, gpu_results, hub, limits, machine, packages, small_run, variables
 from rlpost.doctor.findings import Finding, of_error, problem
-from rlpost.doctor.programs import Ended, Probed, kill_running, run_probe
+from rlpost.doctor.programs import Ended, Probed, programs_killed, run_probe
 from rlpost.errors import UserError
 from rlpost.models.files import NEEDED_KEYS, check_shape, find_model, is_offline
 from rlpost.models.shape import count_params
@@ -84,7 +84,8 @@ def examine(overrides: Sequence[str] = (), *, limit_s: float = LIMIT_S) -> Repor
         try:
             _fill(report, subject, installed, asked, _start_slow(pool, subject, limit_s))
         except BaseException:  # Ctrl-C
-            kill_running()
+            with programs_killed():
+                pool.shutdown(cancel_futures=True)
             raise
     report.seconds = time.perf_counter() - began
     return report

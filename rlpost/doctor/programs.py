@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,12 +71,26 @@ _lock = threading.Lock()
 _running: set[subprocess.Popen[str]] = set()
 
 
-def kill_running() -> None:
-    """Kills what :func:`run_program` waits for in any thread: Ctrl-C does not reach another session."""
-    with _lock:
-        for process in _running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+@contextlib.contextmanager
+def programs_killed() -> Iterator[None]:
+    """Meanwhile, whatever :func:`run_program` waits for in any thread is killed, also what it only now starts: Ctrl-C
+    does not reach another session."""
+    done = threading.Event()
+
+    def kill() -> None:
+        while not done.wait(0.05):
+            with _lock:
+                for process in _running:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill, daemon=True)
+    killing.start()
+    try:
+        yield
+    finally:
+        done.set()
+        killing.join()
 
 
 def last_error(text: str) -> str:

@@ -179,7 +179,10 @@ def test_ctrl_c_ends_it_and_all_that_it_started(tmp_path: Path) -> None:
         assert running.poll() is None
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=600)
+    try:
+        _, said = running.communicate(timeout=600)
+    finally:
+        running.kill()
     assert running.returncode == 130 and said == "rlpost: interrupted\n"
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)

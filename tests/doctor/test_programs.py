@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlpost.doctor import programs
-from rlpost.doctor.programs import Ended, kill_running, last_error, read_reports, run_probe, run_program
+from rlpost.doctor.programs import Ended, last_error, programs_killed, read_reports, run_probe, run_program
 
 LIMIT_S = 300.0
 
@@ -47,11 +47,11 @@ def test_the_line_of_a_traceback_that_counts_is_the_exception() -> None:
 
 def test_what_runs_in_another_thread_can_be_ended() -> None:
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(run_program, ["sleep", "10000"], 9000.0)
-        while not waiting.done():
-            kill_running()
-            time.sleep(0.05)
-    assert waiting.result().failure.startswith("SIGKILL")
+        waiting = [pool.submit(run_program, ["sleep", "10000"], 9000.0) for _ in range(2)]
+        with programs_killed():  # the second starts only when the first has been killed
+            ended = [one.result() for one in waiting]
+    assert [one.failure.partition(":")[0] for one in ended] == ["SIGKILL"] * 2
+    assert run_program(["sleep", "0"], LIMIT_S).failure == ""
 
 
 # ---- probes --------------------------------------------------------------------------------------------------------
