@@ -33,8 +33,8 @@ from rlpost.rewards.scoring import RewardScorer, make_decode
 from rlpost.rewards.selection import runs_in_process
 from rlpost.rewards.worker_pool import Calls, InlineCalls, RewardWorkers
 from rlpost.types import Prompt
+from rlpost.workers.canary import NUM_PROMPTS
 from rlpost.workers.protocol import WorkerSettings
-from rlpost.workers.publication import make_canary
 from rlpost.workers.runtime import choose_device, choose_threads, require_usable, write_environment
 
 
@@ -88,8 +88,7 @@ class Session:
         return sum(len(p.token_ids) for p in prompts) / len(prompts)
 
     def worker_settings(self, *, needs_reference: bool) -> WorkerSettings:
-        """What every worker is built from; the canary's sequences start with training prompts."""
-        prompts = [p.token_ids for p in self.some_prompts(4)]
+        """What every worker is built from; the canary continues training prompts."""
         return WorkerSettings(
             cfg=self.cfg,
             model_folder=self.model_folder,
@@ -98,7 +97,7 @@ class Session:
             hidden_size=self.hidden_size,
             needs_reference=needs_reference,
             max_model_len=self.max_model_len,
-            canary=make_canary(prompts, self.vocab_size, max_tokens=self.max_model_len - 1),
+            canary_prompts=[p.token_ids for p in self.some_prompts(NUM_PROMPTS)],
         )
 
     def open_result_cache(self, run_folder: Path | None, say: Callable[[str], None]) -> None:

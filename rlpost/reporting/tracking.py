@@ -28,6 +28,7 @@ SUMMARIES = {  # what W&B's table of runs shows for a metric; the last value for
     "eval/pass_at_k": "max,last",
     "reward/mean": "max,last",
     "mismatch/canary": "max,last",
+    "mismatch/canary_max": "max,last",
     "loss/entropy": "min,last",
     "rollout/idle_share": "mean,last",
     "rollout/consumed_tokens_per_s": "mean,max,last",

@@ -29,8 +29,8 @@ from rlpost.prompts.supervised import Example, ExampleEncoder, load_example_rows
 from rlpost.session import Session
 from rlpost.session import open_session as session_of_rl
 from rlpost.sft.draws import Draws, LessonDraws, RowDraws, count_steps
+from rlpost.workers.canary import NUM_PROMPTS
 from rlpost.workers.protocol import WorkerSettings
-from rlpost.workers.publication import make_canary
 from rlpost.workers.runtime import choose_device, choose_threads, require_usable, write_environment
 
 
@@ -70,7 +70,7 @@ class SftSession:
             optimizer_steps_per_rollout=1,
         )
         generation, max_model_len = self.generation, self.generation.max_model_len if self.generation else 0
-        canary = [prompt.token_ids for prompt in generation.eval_prompts[:4]] if generation else []
+        prompts = generation.eval_prompts[:NUM_PROMPTS] if generation else []
         return WorkerSettings(
             cfg=replace(self.cfg, train=train, rollout=replace(self.cfg.rollout, temperature=1.0)),
             model_folder=str(self.model_folder.absolute()),
@@ -79,7 +79,7 @@ class SftSession:
             hidden_size=int(self.shape["hidden_size"]),
             needs_reference=False,
             max_model_len=max_model_len,
-            canary=make_canary(canary, int(self.shape["vocab_size"]), max_tokens=max_model_len - 1),
+            canary_prompts=[prompt.token_ids for prompt in prompts],
             with_engine=generation is not None,
             init="pretrained" if sft.init else "random",
         )

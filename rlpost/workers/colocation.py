@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-
 from rlpost.engine.protocol import DeviceEngine
 from rlpost.train.protocol import ColocatedTrainer
+from rlpost.workers.canary import CanarySequence
 from rlpost.workers.publication import Publication, Publisher, holds_same_bits
 
 
@@ -21,7 +20,7 @@ class SharedDevice:
     """Whose turn it is. ``start_worker`` makes it: trainer asleep, engine awake with weights that are not published."""
 
     def __init__(
-        self, engine: DeviceEngine, trainer: ColocatedTrainer, *, canary: Sequence[np.ndarray], threshold: float
+        self, engine: DeviceEngine, trainer: ColocatedTrainer, *, canary: Sequence[CanarySequence], threshold: float
     ) -> None:
         self._engine, self._trainer = engine, trainer
         holds = holds_same_bits(engine)
@@ -66,7 +65,7 @@ class SharedDevice:
         self._engine.wake()
         self._turn = "engine"
         awake = time.perf_counter()
-        canary_max = publisher.check_canary(expected)
+        canary = publisher.check_canary(expected)
         canary_s += time.perf_counter() - awake
         return Publication(
             policy_version=policy_version,
@@ -75,5 +74,6 @@ class SharedDevice:
             load_s=loaded - started,
             fingerprint_s=checked - loaded,
             canary_s=canary_s,
-            canary_max=canary_max,
+            canary_mean=canary.mean,
+            canary_max=canary.max,
         )

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from rlpost.workers.canary import CanarySequence, sample_canary
 from rlpost.workers.colocation import SharedDevice
 from rlpost.workers.engine_map import EngineMap
 from rlpost.workers.protocol import WorkerSettings
@@ -92,14 +93,17 @@ def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, sto
             engine=cast("DeviceEngine", NoEngine()), trainer=trainer, device=cast(SharedDevice, TrainerAlone())
         )
     trainer.sleep()
-    engine = _start_engine(settings, rank)
+    engine, canary = _start_engine(settings, rank)
     assert cfg.canary_threshold is not None, "resolved"
-    device = SharedDevice(engine, trainer, canary=settings.canary, threshold=cfg.canary_threshold)
+    device = SharedDevice(engine, trainer, canary=canary, threshold=cfg.canary_threshold)
     return Worker(engine=engine, trainer=trainer, device=device)
 
 
-def _start_engine(settings: WorkerSettings, rank: int) -> DeviceEngine:
-    """This worker's engine, or its member of one; all workers call it at the same time."""
+def _start_engine(settings: WorkerSettings, rank: int) -> tuple[DeviceEngine, list[CanarySequence]]:
+    """This worker's engine, or its member of one, and what it samples from the weights it starts with.
+
+    All workers call it at the same time: the members of an engine sample together, each the same tokens.
+    """
     from rlpost.engine.vllm import build_engine
 
     cfg = settings.cfg
@@ -109,11 +113,12 @@ def _start_engine(settings: WorkerSettings, rank: int) -> DeviceEngine:
         max_model_len=settings.max_model_len,
         tensor_parallel=cfg.engine.tensor_parallel,
     )
+    canary = sample_canary(engine, settings.canary_prompts, max_tokens=settings.max_model_len - 1)
     if cfg.engine.tensor_parallel == 1:
-        return engine
+        return engine, canary
     from rlpost.engine.lockstep import LockstepEngine
     from rlpost.engine.tensor_parallel_group import form_groups
 
     member = LockstepEngine(engine, form_groups(EngineMap.of(cfg).groups, rank))
     engine.watch_batches(member.agree_on_batch)
-    return member
+    return member, canary

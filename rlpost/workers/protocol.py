@@ -69,6 +69,6 @@ class WorkerSettings:
     hidden_size: int
     needs_reference: bool
     max_model_len: int
-    canary: Sequence[np.ndarray]  # sequences that trainer and engine score at each publication
+    canary_prompts: Sequence[np.ndarray]  # the engine's first weights continue them: see workers.canary
     with_engine: bool = True  # False: the worker only trains
     init: str = "pretrained"  # or random: weights from config.json and the seed, not from files

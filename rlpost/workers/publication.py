@@ -1,7 +1,7 @@
 """Publishing weights from a trainer to an engine, and the guards that show they arrived.
 
 :class:`Publisher` copies, and checks two of the three guards: the fingerprint (every published tensor is in the engine,
-bit for bit in the engine's dtype) and the canary (logprobs of fixed sequences, trainer against engine). It does not
+bit for bit in the engine's dtype) and the canary (``workers.canary``: logprobs, trainer against engine). It does not
 know whose turn a device is, nor whether both share one: ``workers.colocation`` calls it where they do. The third guard,
 each batch's mismatch, is ``train.update_policy``'s.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 from rlpost.engine.protocol import DeviceEngine
 from rlpost.errors import RunError, explain
+from rlpost.workers.canary import CanaryResult, CanarySequence, compare, require_agreement
 
 BUCKET_BYTES = 256 << 20
 
@@ -50,7 +51,8 @@ class Publication:
     load_s: float
     fingerprint_s: float
     canary_s: float  # both sides of it
-    canary_max: float  # largest |trainer - engine| logprob over the canary, nats
+    canary_mean: float  # |trainer - engine| logprob over the canary's sampled tokens, nats; this is judged
+    canary_max: float  # the largest
 
 
 class Publisher:
@@ -59,8 +61,8 @@ class Publisher:
     Args:
         holds: how the fingerprint looks into the target: :func:`holds_same_bits`, or :func:`holds_same_digest` where
             its memory is out of reach.
-        canary: sequences that both sides score, i32[n] each.
-        threshold: the largest difference of a logprob allowed between them, nats.
+        canary: sequences that both sides score.
+        threshold: the largest mean difference of their logprobs that is allowed, nats.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Publisher:
         target: WeightTarget,
         *,
         holds: Holds,
-        canary: Sequence[np.ndarray],
+        canary: Sequence[CanarySequence],
         threshold: float,
     ) -> None:
         self._source, self._target, self._holds = source, target, holds
@@ -77,7 +79,7 @@ class Publisher:
 
     def expected_canary(self) -> list[np.ndarray]:
         """The source's logprobs of the canary: what the target's must be after a copy."""
-        return self._source.score(self._canary)
+        return self._source.score([sequence.token_ids for sequence in self._canary])
 
     def copy(self) -> int:
         """All weights from source to target; returns their size in bytes."""
@@ -106,20 +108,12 @@ class Publisher:
                         )
                     )
 
-    def check_canary(self, expected: Sequence[np.ndarray]) -> float:
-        """The largest difference of a logprob, nats; raises RunError above the threshold, and for a NaN."""
-        pairs = zip(expected, self._target.score(self._canary), strict=True)
-        worst = float(np.max([np.abs(ours - theirs).max(initial=0.0) for ours, theirs in pairs]))  # a NaN stays NaN
-        if not worst <= self._threshold:
-            raise RunError(
-                explain(
-                    "canary: largest logprob difference between trainer and engine",
-                    f"{worst:.3g} nats",
-                    f"at most {self._threshold:g}",
-                    "engine and trainer compute different models; check dtype and model type (canary_threshold)",
-                )
-            )
-        return worst
+    def check_canary(self, expected: Sequence[np.ndarray]) -> CanaryResult:
+        """Raises RunError where the target's logprobs are too far from ``expected``."""
+        found = self._target.score([sequence.token_ids for sequence in self._canary])
+        result = compare(self._canary, expected, found)
+        require_agreement(result, self._threshold)
+        return result
 
 
 def holds_same_bits(engine: DeviceEngine) -> Holds:
@@ -160,9 +154,3 @@ def same_bits(a: Any, b: Any) -> bool:
     # whole words where they fit: on a CPU torch compares 8 bytes as fast as 2
     word = torch.int64 if whole else {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width]
     return bool(torch.equal(*(t.view(word) for t in flat)))
-
-
-def make_canary(prompts: Sequence[np.ndarray], vocab_size: int, *, max_tokens: int) -> list[np.ndarray]:
-    """Fixed sequences: each prompt followed by random tokens of the vocabulary; i32[at most max_tokens]."""
-    rng = np.random.default_rng(0)
-    return [np.concatenate([p, rng.integers(0, vocab_size, 24)]).astype(np.int32)[:max_tokens] for p in prompts]

@@ -11,7 +11,14 @@ from rlpost.rollout.stats import RolloutStats
 from rlpost.workers.publication import Publication
 
 PUBLICATION = Publication(
-    policy_version=1, num_bytes=8, duration_s=2.0, load_s=0.75, fingerprint_s=0.25, canary_s=0.5, canary_max=0.0
+    policy_version=1,
+    num_bytes=8,
+    duration_s=2.0,
+    load_s=0.75,
+    fingerprint_s=0.25,
+    canary_s=0.5,
+    canary_mean=0.0,
+    canary_max=0.0,
 )
 
 

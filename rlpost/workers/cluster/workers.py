@@ -160,6 +160,7 @@ class ClusterDevice:
         return replace(
             max(publications, key=lambda p: p.duration_s),
             duration_s=time.perf_counter() - started,
+            canary_mean=max(p.canary_mean for p in publications),
             canary_max=max(p.canary_max for p in publications),
         )
 

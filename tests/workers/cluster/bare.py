@@ -16,5 +16,5 @@ def settings_of(cfg: Config) -> WorkerSettings:
         hidden_size=1,
         needs_reference=False,
         max_model_len=8,
-        canary=(),
+        canary_prompts=(),
     )
