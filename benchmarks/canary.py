@@ -47,9 +47,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     for model in args.models:
         for dtype in args.dtypes:
-            process = spawn.Process(
-                target=measure, args=(model, dtype, args.publications, args.repeats, args.change)
-            )
+            process = spawn.Process(target=measure, args=(model, dtype, args.publications, args.repeats, args.change))
             process.start()
             process.join()
             if process.exitcode:
@@ -58,7 +56,7 @@ def main() -> None:
 
 def measure(model: str, dtype: str, publications: int, repeats: int, change: float) -> None:
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1"}
-    with tempfile.TemporaryDirectory() as scratch, open_worker(model, dtype, Path(scratch)) as worker:
+    with tempfile.TemporaryDirectory() as scratch, _open_unjudged(model, dtype, Path(scratch)) as worker:
         rng = np.random.default_rng(0)
         first = {n: t.detach().clone() for bucket in worker.trainer.iter_weights(1 << 30) for n, t in bucket}
         health = []
@@ -66,7 +64,7 @@ def measure(model: str, dtype: str, publications: int, repeats: int, change: flo
             change_weights(worker, rng, change)
             worker.device.publish_weights(0)
             health.append(statistics_of(worker, rng))
-        row(model, dtype, "healthy", [health_of(name, health) for name in STATISTICS])
+        row(model, dtype, "healthy", [max(one[name] for one in health) for name in STATISTICS])
         row(model, dtype, "median", [float(np.median([one[name] for one in health])) for name in STATISTICS])
         for fault in FAULTS:
             found = []
@@ -76,10 +74,6 @@ def measure(model: str, dtype: str, publications: int, repeats: int, change: flo
                 with planted(worker, fault, first):
                     found.append(statistics_of(worker, rng))
             row(model, dtype, fault, [min(one[name] for one in found) for name in STATISTICS])
-
-
-def health_of(name: str, health: list[dict[str, float]]) -> float:
-    return max(one[name] for one in health)
 
 
 def row(model: str, dtype: str, case: str, values: list[float]) -> None:
@@ -151,14 +145,14 @@ def planted(worker: Any, fault: str, first: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def open_worker(model: str, dtype: str, scratch: Path) -> Any:
-    """A worker, with its canary as ``canary`` and its ``vocab_size``; the canary judges nothing."""
+def open_worker(model: str, dtype: str, scratch: Path, *settings: str) -> Any:
+    """A worker, with its canary as ``canary`` and its ``vocab_size``."""
     from rlpost.config.compose import load_config
     from rlpost.session import open_session
     from rlpost.workers import local
 
-    settings = ["recipe=math/arithmetic", f"model.dtype={dtype}", "device=cpu", "canary_threshold=1e9"]
-    with open_session_of(load_config(settings), open_session) as session:
+    overrides = ["recipe=math/arithmetic", f"model.dtype={dtype}", "device=cpu", *settings]
+    with open_session_of(load_config(overrides), open_session) as session:
         made = session.worker_settings(needs_reference=False)
         if model != "demo":
             folder = write_random(model, scratch) if model in RANDOM else Path(model)
@@ -170,6 +164,10 @@ def open_worker(model: str, dtype: str, scratch: Path) -> Any:
             yield worker
         finally:
             worker.close()
+
+
+def _open_unjudged(model: str, dtype: str, scratch: Path) -> Any:
+    return open_worker(model, dtype, scratch, "canary_threshold=1e9")
 
 
 @contextmanager

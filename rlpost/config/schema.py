@@ -568,7 +568,8 @@ class Config:
     )
     canary_threshold: Optional[float] = opt(
         None,
-        "Largest logprob difference between trainer and engine, nats; None: 1e-4 in float32, 0.3 in bfloat16.",
+        "Largest mean logprob difference between trainer and engine over the canary, nats; "
+        "None: 1e-5 in float32, 0.1 in bfloat16.",
         above=0,
     )
     mismatch_stop: float = opt(

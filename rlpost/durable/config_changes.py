@@ -27,6 +27,8 @@ HARMLESS = (
     "sft.*",
 )
 LATE_IN_DETERMINISTIC_MODE = ("canary_threshold", "eval.max_response_tokens", "cluster.cpus_per_worker")
+# What was written out where the threshold was left open, when the canary judged the largest difference.
+EARLIER_CANARY_THRESHOLDS = (1e-4, 0.3)
 HOW = ("resume", "recipe")  # these naturally differ
 
 
@@ -58,6 +60,8 @@ def was_left_open(change: Change, *, deterministic: bool) -> bool:
     left open. Only since 0.2 is a run's configuration resolved as a whole (``config.resolve``), though in deterministic
     mode most of it was written out before."""
     if change.before is None and change.now is not None and change.now == _defaults().get(change.key):
+        return True
+    if change.key == "canary_threshold" and change.before in EARLIER_CANARY_THRESHOLDS:
         return True
     keys = LATE_IN_DETERMINISTIC_MODE if deterministic else WRITTEN_OUT
     return change.key in keys and change.before in (None, "auto")

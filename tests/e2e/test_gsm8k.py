@@ -76,7 +76,7 @@ def test_gradients_flow_and_rewards_vary(run):
     assert [row["step"] for row in steps] == [1, 2, 3]
     for row in steps:
         assert row["loss/grad_norm"] > 0 and row["reward/std"] > 0 and row["loss/skipped_updates"] == 0
-        assert row["mismatch/canary"] < 1e-4 and row["mismatch/lag_0/abs_log_ratio"] < 1e-4
+        assert row["mismatch/canary"] < 1e-5 and row["mismatch/lag_0/abs_log_ratio"] < 1e-4
 
 
 def test_evaluation_and_checkpoint_happened_when_due(run):

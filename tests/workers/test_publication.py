@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rlpost.errors import RunError
+from rlpost.workers.canary import CanaryResult, CanarySequence
 from rlpost.workers.publication import Publisher, digest, holds_same_digest, same_bits
 
-CANARY = [np.arange(4, dtype=np.int32), np.arange(7, dtype=np.int32)]
+CANARY = [CanarySequence(np.arange(4, dtype=np.int32), 1), CanarySequence(np.arange(7, dtype=np.int32), 3)]
 
 
 def logprobs_of(weights: dict[str, torch.Tensor], sequences: list[np.ndarray]) -> list[np.ndarray]:
@@ -94,7 +95,7 @@ def publisher_of():
         process.join(10)
 
 
-def publish(publisher: Publisher) -> tuple[int, float]:
+def publish(publisher: Publisher) -> tuple[int, CanaryResult]:
     expected = publisher.expected_canary()
     num_bytes = publisher.copy()
     publisher.check_fingerprint()
@@ -103,9 +104,9 @@ def publish(publisher: Publisher) -> tuple[int, float]:
 
 def test_a_publication_reaches_another_process_and_is_proved_there(publisher_of):
     trainer, publisher = publisher_of()
-    assert publish(publisher) == (5 * 4, 0.0)
+    assert publish(publisher) == (5 * 4, CanaryResult(0.0, 0.0, 0))
     trainer.weights["b"] = trainer.weights["b"] + 1.0
-    assert publish(publisher) == (5 * 4, 0.0)
+    assert publish(publisher) == (5 * 4, CanaryResult(0.0, 0.0, 0))
 
 
 def test_what_did_not_arrive_there_is_named(publisher_of):
@@ -122,13 +123,13 @@ def test_another_model_there_is_caught_by_either_guard(publisher_of):
     publisher.copy()
     with pytest.raises(RunError, match="weight publication: a"):
         publisher.check_fingerprint()
-    with pytest.raises(RunError, match="canary.*0.5 nats"):
+    with pytest.raises(RunError, match=r"canary.*0\.5 nats \(largest 0\.5; worst in sequence 0\)"):
         publisher.check_canary(expected)
 
 
 def test_a_canary_that_is_not_a_number_is_caught(publisher_of):
     _, publisher = publisher_of("deaf")
-    with pytest.raises(RunError, match="canary"):
+    with pytest.raises(RunError, match="canary.*nan nats"):
         publish(publisher)
 
 
