@@ -124,7 +124,7 @@ def planted(worker: Any, fault: str, first: dict[str, Any]) -> Any:
     engine, layer = worker.engine, "model.layers.0."
     model = engine._llm.apply_model(lambda m: m)[0]
     attention = [m.impl for m in model.modules() if hasattr(m, "impl") and hasattr(m.impl, "scale")]
-    names = [name for name in first if name.startswith(layer)]
+    names = [name for name in engine.weight_names if name.startswith(layer)]
     with torch.no_grad():
         if fault == "layer":
             for name in names:
@@ -138,10 +138,12 @@ def planted(worker: Any, fault: str, first: dict[str, Any]) -> Any:
                 impl.scale *= SCALE
         else:
             engine.read_weight("model.norm.weight" if fault == "head" else f"{layer}input_layernorm.weight").mul_(SCALE)
-    yield
-    if fault == "attention":
-        for impl in attention:
-            impl.scale /= SCALE
+    try:
+        yield
+    finally:
+        if fault == "attention":
+            for impl in attention:
+                impl.scale /= SCALE
 
 
 @contextmanager
