@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.gpu.random_policy import (
     GB,
+    Need,
     build_random_trainer,
     choose_size,
     packed_batch,
@@ -30,7 +31,9 @@ from rlpost.workers.colocation import SharedDevice
 
 
 def run(settings: Settings, record: Record) -> None:
-    size = choose_size(settings, "large", record, bytes_per_param=28, extra_bytes=8 * GB)
+    # The step's peak and the engine's weights on the device; in host memory what sleeps, some of it rounded up.
+    need = Need(bytes_per_param=28, extra_bytes=lambda size: 6 * GB, host_bytes_per_param=24)
+    size = choose_size(settings, record, need)
     with TemporaryDirectory() as folder:
         take_turns(settings, record, size, Path(folder))
 

@@ -18,8 +18,19 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.gpu.random_policy import Policy, choose_size, free_memory, prepare, random_tokens
+from benchmarks.gpu.random_policy import (
+    GB,
+    NORM_FACTOR,
+    Need,
+    Policy,
+    choose_size,
+    free_memory,
+    prepare,
+    random_tokens,
+    shape_of,
+)
 from benchmarks.gpu.record import Record, Settings
+from rlpost.models.shape import kv_bytes
 from rlpost.rollout.buffer import RolloutBuffer
 from rlpost.rollout.collect import CollectSettings, collect
 from rlpost.rollout.strategy import RolloutStrategy
@@ -32,12 +43,18 @@ LIMIT = 0.05  # rlpost's share of a step, at 4B
 def run(settings: Settings, record: Record, which: str) -> None:
     prompt_tokens, new = (48, 8) if settings.small else (3072, 64)
     slots = (8, 16) if settings.small else (64, 128, 256)
-    # The engine's weights; the trainer's that it gets; keys and values of 32 prompts and 256 responses; graphs.
-    size = choose_size(settings, which, record, bytes_per_param=4, extra_bytes=(32 * 3200 + 256 * 80) * 150_000)
+    # A group's samples share the prompt; each has blocks of its own (of 128 tokens on a CPU) for the rest.
+    num_tokens = max(slots) // GROUP * prompt_tokens + max(slots) * (256 if settings.small else new + 64)
+
+    def room(size: str) -> int:
+        return kv_bytes(shape_of(size), num_tokens=num_tokens, dtype=settings.dtype)
+
+    # Weights twice while the engine is given its own; graphs and temporary buffers.
+    need = Need(bytes_per_param=4, extra_bytes=lambda size: room(size) + 3 * GB)
+    size = choose_size(settings, record, need, which)
+    engine = {"max_slots": max(slots), "kv_cache_bytes": room(size), "enforce_eager": settings.small or None}
     with TemporaryDirectory() as folder:
-        policy = prepare(
-            settings, size, Path(folder), engine={"max_slots": max(slots), "enforce_eager": settings.small or None}
-        )
+        policy = prepare(settings, size, Path(folder), engine=engine)
         decode(record, policy, slots, prompt_tokens, new)
 
 
@@ -73,7 +90,6 @@ def weights_of(policy: Policy, engine: Any) -> None:
     """Random weights from a model that is forgotten again: dummies are nearly zero, and every token would be equal."""
     import torch
 
-    from benchmarks.gpu.random_policy import NORM_FACTOR
     from rlpost.train.model import DTYPES, load_model
     from rlpost.train.weights import iter_buckets, own_weights
     from rlpost.workers.publication import BUCKET_BYTES

@@ -52,10 +52,13 @@ def run(settings: Settings, record: Record, which: str) -> None:
         waited = max(waited, slots - max(stats.work.running))
         worker.device.publish_weights(step + 1)
     capacity = worker.engine.kv_capacity
+    assert capacity is not None
     record.note(slots=slots, kv_tokens=capacity.tokens, kept_samples="/".join(map(str, kept)), waiting_max=waited)
     record.require(sum(kept) > 0, "no sample was kept over a publication")
     if which == "slots":
         record.require(waited == 0, f"{waited} slots stayed empty: the KV cache was to hold all of them")
+    else:
+        record.require(waited > 0, "no request waited for room: the KV cache was to be too small")
 
 
 def third(slots: int) -> int:

@@ -11,6 +11,8 @@ from getpass import getuser
 from pathlib import Path
 from tempfile import gettempdir
 
+import psutil
+
 from benchmarks.gpu.record import Record, Settings
 
 GB = 10**9
@@ -64,8 +66,6 @@ def driver_version() -> str:
 
 
 def free_ram() -> int:
-    import psutil
-
     return int(psutil.virtual_memory().available)
 
 

@@ -7,7 +7,7 @@ it the trainer's. So nothing is downloaded, and no gigabytes are written. A toke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 
 from benchmarks.gpu.record import Record, Settings
 from rlpost.config import Config
@@ -41,6 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.7b": {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 6144},
     "4b": {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
 }
+LARGEST_FIRST = ("4b", "1.7b", "0.6b")
 COMMON = {
     "model_type": "qwen3",
     "architectures": ["Qwen3ForCausalLM"],
@@ -66,28 +68,40 @@ def num_params(size: str) -> int:
     return count_params(shape_of(size))
 
 
-def choose_size(settings: Settings, which: str, record: Record, *, bytes_per_param: float, extra_bytes: float) -> str:
-    """The largest shape that fits into the free memory, at most 4B for ``large`` and 0.6B for ``0.6b``; noted.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """What a stage takes at its peak."""
 
-    Small: ``tiny`` for ``large``, and ``0.6b`` is skipped. It is skipped too where it is the ``large`` of this card.
-    """
+    bytes_per_param: float
+    extra_bytes: Callable[[str], float]  # by size: activations, keys and values, what the libraries take
+    host_bytes_per_param: float = 2.0
+
+
+def choose_size(settings: Settings, record: Record, need: Need, which: str = "large") -> str:
+    """A shape that fits into the free memory, which is noted. ``large``: at most 4B; ``0.6b``: that one, or the part is
+    skipped where the large one of this card is no larger. With ``small`` there is ``tiny`` alone."""
+    if settings.small and which != "large":
+        record.skip("small")
     if settings.small:
-        if which != "large":
-            record.skip("small")
         record.note(size="tiny")
         return "tiny"
     import torch
 
-    free = torch.cuda.mem_get_info()[0]
-    fitting = [s for s in ("4b", "1.7b", "0.6b") if num_params(s) * bytes_per_param + extra_bytes <= free]
+    device, host = torch.cuda.mem_get_info()[0], psutil.virtual_memory().available
+    fitting = [
+        size
+        for size in LARGEST_FIRST
+        if num_params(size) * need.bytes_per_param + need.extra_bytes(size) <= device
+        and num_params(size) * need.host_bytes_per_param <= host
+    ]
     if not fitting:
-        record.skip(f"memory: {free / GB:.0f} GB free")
-    if which != "large" and fitting[0] == "0.6b":
-        record.skip("it is the large one of this card")
+        record.skip(f"memory: {device / GB:.0f} GB free, {host / GB:.0f} GB on the host")
+    if which != "large" and fitting[0] == which:
+        record.skip(f"{which} is the large one of this card")
     size = fitting[0] if which == "large" else which
     record.note(size=size)
-    if which == "large" and size != "4b":
-        record.note(instead_of="4b")
+    if which == "large" and size != LARGEST_FIRST[0]:
+        record.note(instead_of=LARGEST_FIRST[0])
     return size
 
 
@@ -136,10 +150,9 @@ class Policy:
 def prepare(settings: Settings, size: str, folder: Path, **changes: dict[str, Any]) -> Policy:
     """Writes the folder and the environment. ``changes``: by section of the configuration, values by key."""
     cfg = Config()
-    sections = {"engine": {"load_format": "dummy"}, "model": {"dtype": settings.dtype}, **changes}
-    for section, values in sections.items():
-        defaults = {"load_format": "dummy"} if section == "engine" else {}
-        cfg = replace(cfg, **{section: replace(getattr(cfg, section), **{**defaults, **values})})
+    cfg = replace(cfg, model=replace(cfg.model, dtype=settings.dtype), engine=replace(cfg.engine, load_format="dummy"))
+    for section, values in changes.items():
+        cfg = replace(cfg, **{section: replace(getattr(cfg, section), **values)})  # type: ignore[arg-type]
     cfg = resolve(cfg, device=settings.device, threads=1)
     write_folder(folder, size)
     write_environment(
@@ -211,7 +224,7 @@ def packed_batch(lengths: list[list[int]], vocab_size: int, seed: int = 0) -> An
     return build_batch(sequences, policy_version=0, max_row_tokens=max(sum(row) for row in lengths))
 
 
-def free_memory(*things: Any) -> None:
+def free_memory() -> None:
     """Give the device back what is no longer referred to."""
     import gc
 

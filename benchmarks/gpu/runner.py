@@ -20,13 +20,14 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import Record, Settings, Skipped, read
-from benchmarks.gpu.stages import PARTS, Part
+from benchmarks.gpu.stages import PARTS, Part, run_call
 from rlpost.bench.machine import describe_machine, find_revision, find_versions
 from rlpost.errors import explain
 
@@ -65,14 +66,15 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     settings = Settings(device=given.device, small=given.small)
     if given.part is not None:
-        return run_part(next(part for part in PARTS if part.label == given.part), settings, given.out)
+        return run_part(given.part, settings, given.out)
     if given.device == "cpu" and not given.small:
         parser.error(explain("--device cpu", "without --small", "--small: the shapes are a GPU's", "add it"))
-    return check(settings, only=given.only, minutes=given.minutes, out=given.out)
+    parts = [part for part in PARTS if given.only is None or part.stage in given.only]
+    return check(settings, parts, minutes=given.minutes, out=given.out)
 
 
-def check(settings: Settings, *, only: set[int] | None, minutes: float, out: Path) -> int:
-    """All parts in turn; a part that would not fit into the time left is skipped."""
+def check(settings: Settings, parts: Sequence[Part], *, minutes: float, out: Path) -> int:
+    """Each part in turn; a part that would not fit into the time left is skipped."""
     started, scale = time.monotonic(), minutes / BUDGET_MINUTES
     facts: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,9 +87,7 @@ def check(settings: Settings, *, only: set[int] | None, minutes: float, out: Pat
     }
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in PARTS:
-            if only is not None and part.stage not in only:
-                continue
+        for part in parts:
             left = 60 * minutes - (time.monotonic() - started)
             if left < part.needs_s * scale:
                 outcome = Outcome(
@@ -117,7 +117,7 @@ def write(out: Path, facts: dict[str, Any], outcomes: list[Outcome]) -> None:
 def start_part(part: Part, settings: Settings, folder: Path, *, limit_s: float) -> Outcome:
     """The part's process and all that it started are ended after ``limit_s`` seconds."""
     record, log = folder / f"{part.label}.jsonl", folder / f"{part.label}.log"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", settings.device, "--part", part.label]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", settings.device, "--part", part.call]
     command += ["--out", str(record), *(["--small"] if settings.small else [])]
     began, timed_out = time.monotonic(), False
     with log.open("wb") as output:
@@ -177,11 +177,11 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return {**os.environ, **fixed, "PYTHONPATH": path}
 
 
-def run_part(part: Part, settings: Settings, file: Path) -> int:
+def run_part(call: str, settings: Settings, file: Path) -> int:
     """In the part's own process."""
     record = Record(file)
     try:
-        part.run(settings, record)
+        run_call(call, settings, record)
     except Skipped:
         return 0
     except BaseException:  # also SystemExit: a library that gives up is a failed stage

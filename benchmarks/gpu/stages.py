@@ -28,25 +28,33 @@ class Part:
     def label(self) -> str:
         return f"{self.stage}-{self.name}"
 
-    def run(self, settings: Settings, record: Record) -> None:
-        function: Callable[..., None] = getattr(importlib.import_module(f"benchmarks.gpu.{self.module}"), self.function)
-        function(settings, record, *([] if self.argument is None else [self.argument]))
+    @property
+    def call(self) -> str:
+        """What its process is told to run; see :func:`run_call`."""
+        return ":".join([self.module, self.function, *([] if self.argument is None else [self.argument])])
 
 
-PARTS = (
-    Part(stage=0, name="machine", module="machine", needs_s=10, limit_s=45),
-    Part(stage=1, name="canary-ieee", module="canary", argument="ieee", needs_s=20, limit_s=90),
-    Part(stage=1, name="canary-tf32", module="canary", argument="tf32", needs_s=20, limit_s=60),
-    Part(stage=2, name="contract", module="contract", needs_s=40, limit_s=90),
-    Part(stage=3, name="demo", module="demo", needs_s=45, limit_s=120),
-    Part(stage=5, name="colocation", module="colocation", needs_s=60, limit_s=120),
-    Part(stage=6, name="update-large", module="update", argument="large", needs_s=40, limit_s=75),
-    Part(stage=6, name="update-0.6b", module="update", argument="0.6b", needs_s=20, limit_s=50),
-    Part(stage=7, name="decode-large", module="decode", argument="large", needs_s=40, limit_s=75),
-    Part(stage=7, name="decode-0.6b", module="decode", argument="0.6b", needs_s=25, limit_s=50),
-    Part(stage=4, name="keep-kv-slots", module="keep_kv", argument="slots", needs_s=20, limit_s=60),
-    Part(stage=4, name="keep-kv-full", module="keep_kv", argument="full", needs_s=20, limit_s=60),
-    Part(stage=8, name="zero3-adamw", module="zero3", argument="adamw", needs_s=15, limit_s=45),
-    Part(stage=8, name="zero3-fused", module="zero3", argument="fused", needs_s=15, limit_s=90),
-    Part(stage=9, name="caches", module="machine", function="caches", needs_s=2, limit_s=30),
+def run_call(call: str, settings: Settings, record: Record) -> None:
+    """``MODULE:FUNCTION``, or ``MODULE:FUNCTION:ARGUMENT``."""
+    module, name, *arguments = call.split(":")
+    function: Callable[..., None] = getattr(importlib.import_module(module), name)
+    function(settings, record, *arguments)
+
+
+PARTS: tuple[Part, ...] = (
+    Part(stage=0, name="machine", module="benchmarks.gpu.machine", needs_s=10, limit_s=45),
+    Part(stage=1, name="canary-ieee", module="benchmarks.gpu.canary", argument="ieee", needs_s=20, limit_s=90),
+    Part(stage=1, name="canary-tf32", module="benchmarks.gpu.canary", argument="tf32", needs_s=20, limit_s=60),
+    Part(stage=2, name="contract", module="benchmarks.gpu.contract", needs_s=40, limit_s=90),
+    Part(stage=3, name="demo", module="benchmarks.gpu.demo", needs_s=45, limit_s=120),
+    Part(stage=5, name="colocation", module="benchmarks.gpu.colocation", needs_s=60, limit_s=120),
+    Part(stage=6, name="update-large", module="benchmarks.gpu.update", argument="large", needs_s=40, limit_s=75),
+    Part(stage=6, name="update-0.6b", module="benchmarks.gpu.update", argument="0.6b", needs_s=20, limit_s=50),
+    Part(stage=7, name="decode-large", module="benchmarks.gpu.decode", argument="large", needs_s=40, limit_s=75),
+    Part(stage=7, name="decode-0.6b", module="benchmarks.gpu.decode", argument="0.6b", needs_s=25, limit_s=50),
+    Part(stage=4, name="keep-kv-slots", module="benchmarks.gpu.keep_kv", argument="slots", needs_s=20, limit_s=60),
+    Part(stage=4, name="keep-kv-full", module="benchmarks.gpu.keep_kv", argument="full", needs_s=20, limit_s=60),
+    Part(stage=8, name="zero3-adamw", module="benchmarks.gpu.zero3", argument="adamw", needs_s=15, limit_s=45),
+    Part(stage=8, name="zero3-fused", module="benchmarks.gpu.zero3", argument="fused", needs_s=15, limit_s=90),
+    Part(stage=9, name="caches", module="benchmarks.gpu.machine", function="caches", needs_s=2, limit_s=30),
 )

@@ -1,8 +1,8 @@
 """Stage 6: what a packed row costs, by attention, and what an optimizer step holds at its peak.
 
 The same tokens in rows of few long and of many short sequences. ``varlen`` is what rlpost does on a GPU, torch's kernel
-for sequences of several lengths; ``split`` is what it does elsewhere; ``slices``, on the smaller shapes, is the plainest
-way to write it down. Gradients are compared with those of ``split``.
+for sequences of several lengths; ``split`` is what it does elsewhere; ``slices``, with the smaller shapes only, is the
+plainest way to write it down. Gradients are compared with those of ``split``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from unittest.mock import patch
 from benchmarks.gpu.colocation import negative_logprob
 from benchmarks.gpu.random_policy import (
     GB,
+    Need,
     Policy,
     build_random_trainer,
     choose_size,
     free_memory,
     packed_batch,
     prepare,
+    shape_of,
     synchronize,
 )
 from benchmarks.gpu.record import Record, Settings
@@ -34,8 +36,8 @@ SMALL_ROWS = {"2x64": [64] * 2, "3_lengths": [17, 96, 40], "8x16": [16] * 8}
 
 
 def run(settings: Settings, record: Record, which: str) -> None:
-    # 24 bytes a parameter at the peak of a step; activations of a row with checkpointing, and the head's logits.
-    size = choose_size(settings, which, record, bytes_per_param=24, extra_bytes=9 * GB)
+    # Beside the peak of a step: activations of a row with checkpointing, and the head's logits.
+    size = choose_size(settings, record, Need(bytes_per_param=24, extra_bytes=lambda size: 9 * GB), which)
     rows = SMALL_ROWS if settings.small else ROWS
     with TemporaryDirectory() as folder:
         policy = prepare(
@@ -91,7 +93,7 @@ def compare_attention(settings: Settings, record: Record, policy: Policy, rows: 
 
 
 def variants(settings: Settings, size: str) -> dict[str, AbstractContextManager[None]]:
-    chosen = {"split": without_kernel()}
+    chosen: dict[str, AbstractContextManager[None]] = {"split": without_kernel()}
     if settings.on_gpu:
         chosen["varlen"] = nullcontext()
     if size in ("tiny", "0.6b"):
@@ -161,8 +163,6 @@ def backward_s(module: Any, lengths: list[int], vocab_size: int) -> float:
 def row_flop(policy: Policy, lengths: list[int]) -> float:
     """Six for each weight and token, and causal attention forward and backward; what checkpointing repeats is extra
     work and not counted. The head sees the trained half only; that is left out, as usual."""
-    from benchmarks.gpu.random_policy import shape_of
-
     shape = shape_of(policy.size)
     width = shape["num_attention_heads"] * shape["head_dim"]
     attention = sum(6 * shape["num_hidden_layers"] * width * length**2 for length in lengths)

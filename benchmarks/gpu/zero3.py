@@ -12,9 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.colocation import bit_sum, negative_logprob
 from benchmarks.gpu.random_policy import (
-    GB,
     build_random_trainer,
-    choose_size,
     packed_batch,
     prepare,
     synchronize,
@@ -25,12 +23,9 @@ from benchmarks.gpu.record import Record, Settings
 
 def run(settings: Settings, record: Record, optimizer: str) -> None:
     if optimizer == "fused" and not settings.on_gpu:
-        record.skip("FusedAdam is a GPU's")
-    size = "tiny"
-    if not settings.small:  # always the smaller one: 4B says no more about bits
-        size = choose_size(settings, "large", record, bytes_per_param=26, extra_bytes=4 * GB) and "0.6b"
-        record.note(size=size)
-    length = 64 if settings.small else 1024
+        record.skip("FusedAdam needs a GPU")
+    size, length = ("tiny", 64) if settings.small else ("0.6b", 1024)
+    record.note(size=size)
     with TemporaryDirectory() as folder:
         policy = prepare(
             settings,
@@ -80,7 +75,7 @@ def state_sums(trainer: Any) -> dict[str, tuple[int, int]]:
     """Of what this rank holds: weights, master weights and both moments."""
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-    sums = {}
+    sums: dict[str, tuple[int, int]] = {}
     for name, parameter in trainer.lm.named_parameters():
         states = {"weight": parameter.ds_tensor.detach(), "master": safe_get_local_fp32_param(parameter)}
         states |= {key: safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
