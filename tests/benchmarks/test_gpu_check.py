@@ -1,4 +1,4 @@
-"""All stages of ``make gpu-check`` on the CPU, with tiny shapes: the real engine, trainer and command, and real figures.
+"""All stages of ``make gpu-check`` on the CPU, with tiny shapes: the real engine, trainer and command.
 
 No other test sees ``benchmarks/gpu`` at work, and the machine that it is for is rarely at hand.
 """

@@ -68,9 +68,21 @@ def test_a_stage_that_ends_otherwise_says_why_and_keeps_its_figures(
     assert second["status"] == "PASS", "the next stage is run all the same"
 
 
-def test_a_stage_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_stage_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid_file = tmp_path / "pid"
-    slow = part("hangs", str(pid_file), needs_s=0.1, limit_s=15.0)
+
+    class Impatient(subprocess.Popen):
+        """Its time is up as soon as it hangs, however long it took to come to that."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            while timeout is not None and self.poll() is None:
+                if pid_file.exists() and pid_file.read_text():
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                time.sleep(0.05)
+            return super().wait()
+
+    slow = part("hangs", str(pid_file), limit_s=15.0)
+    monkeypatch.setattr(runner.subprocess, "Popen", Impatient)
     status, (stage,) = check([slow], tmp_path / "out.json", minutes=8)
     assert status == 1 and stage["reason"] == "ended after 15 s, its limit" and stage["figures"] == {"before": 4}
     child = int(pid_file.read_text())
