@@ -27,6 +27,7 @@ from benchmarks.gpu.random_policy import (
     used_gb,
 )
 from benchmarks.gpu.record import Record, Settings
+from benchmarks.gpu.states import state_sums
 from rlpost.workers.colocation import SharedDevice
 
 
@@ -133,35 +134,8 @@ def check_states(record: Record, moves: Moves, trainer: Any) -> None:
     gone = used - used_gb()
     with moves.measured("states_on"):
         trainer.wake()
-    record.note(states=len(before), states_off_gb=gone)
+    record.note(states_off_gb=gone)
     record.require(state_sums(trainer) == before, "ZeRO's states have other bits after a sleep")
-
-
-def state_sums(trainer: Any) -> dict[str, tuple[int, int]]:
-    """Checksums of weights, master weights and both moments, by name."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    sums = {}
-    for name, parameter in trainer.lm.named_parameters():
-        sums[f"{name} weight"] = bit_sum(parameter.detach())
-        states = {"master": safe_get_full_fp32_param(parameter)}
-        states |= {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
-        assert all(state is not None for state in states.values()), f"{name}: DeepSpeed has no {states}"
-        sums |= {f"{name} {key}": bit_sum(state) for key, state in states.items()}
-    return sums
-
-
-def bit_sum(tensor: Any) -> tuple[int, int]:
-    """Two sums over the storage's bits, one of them weighted by place: a moved or changed word shows."""
-    import torch
-
-    words = tensor.contiguous().view(-1).view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
-    plain = weighted = 0
-    for number, part in enumerate(words.split(1 << 26)):
-        wide = part.to(torch.int64)
-        plain += int(wide.sum())
-        weighted += (number + 1) * int((wide * (torch.arange(len(part), device=part.device) % 1009 + 1)).sum())
-    return plain, weighted
 
 
 def engine_addresses(engine: Any) -> dict[str, int]:

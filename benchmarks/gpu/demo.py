@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.gpu.record import Record, Settings
+from benchmarks.gpu.record import Record, Settings, last_error
 
+STEPS = 4
 LIMIT = 0.02  # mean |log ratio| of the newest tokens, nats
 SMALL = ["rollout.groups_per_step=4", "rollout.samples_per_group=4", "engine.max_slots=16", "eval.max_prompts=10"]
 
@@ -18,10 +19,13 @@ SMALL = ["rollout.groups_per_step=4", "rollout.samples_per_group=4", "engine.max
 def run(settings: Settings, record: Record) -> None:
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "rlpost", "train", "recipe=math/arithmetic", f"device={settings.device}"]
-        command += [f"model.dtype={settings.dtype}", "steps=4", "name=gpu-check", f"runs_dir={folder}"]
+        command += [f"model.dtype={settings.dtype}", f"steps={STEPS}", "name=gpu-check", f"runs_dir={folder}"]
         command += ["eval.samples_per_prompt=1", "logging.wandb=disabled", *(SMALL if settings.small else [])]
         start = time.time()
-        done = subprocess.run(command, stdin=subprocess.DEVNULL)
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        said = last_error(log)
         metrics = Path(folder) / "gpu-check" / "metrics.jsonl"
         rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     record.note(run_s=time.time() - start, exit_status=done.returncode)
@@ -37,6 +41,5 @@ def run(settings: Settings, record: Record) -> None:
             later_step_s=sorted(row["time/step"] for row in steps[1:])[len(steps[1:]) // 2],
         )
         record.require(mismatch < LIMIT, f"mismatch/lag_0 {mismatch:.2g} nats, not below {LIMIT}")
-    if done.returncode != 0:  # the run's own last line says why
-        raise SystemExit(f"rlpost train ended with exit status {done.returncode}")
-    record.require(len(steps) == 4, f"{len(steps)} steps of 4 in metrics.jsonl")
+    record.require(done.returncode == 0, f"rlpost train: {said}")
+    record.require(len(steps) == STEPS, f"{len(steps)} steps of {STEPS} in metrics.jsonl")

@@ -1,5 +1,5 @@
 """Stage 4: samples that stay in the engine over publications, with all slots full (part ``slots``), and with a KV cache
-that holds a third of them (part ``full``), so that requests wait for room when the step ends.
+that is too small for them (part ``full``), so that requests wait for room when the step ends.
 
 The demo's model and prompts, whose responses differ in length. What could go wrong is an assertion or a loop without
 end: the stage's time limit is its test.
@@ -22,7 +22,7 @@ def run(settings: Settings, record: Record, which: str) -> None:
     from rlpost.session import open_session
 
     session = open_session(
-        load_config([*demo, *([] if which == "slots" else [f"engine.kv_cache_bytes={third(slots)}"])])
+        load_config([*demo, *([] if which == "slots" else [f"engine.kv_cache_bytes={too_little(settings)}"])])
     )
     from rlpost.prompts.cursor import draw_prompts, open_cursor
     from rlpost.rollout.buffer import RolloutBuffer
@@ -61,11 +61,11 @@ def run(settings: Settings, record: Record, which: str) -> None:
         record.require(waited > 0, "no request waited for room: the KV cache was to be too small")
 
 
-def third(slots: int) -> int:
-    """Bytes of KV cache for a third of the slots, of the demo's model at full length."""
+def too_little(settings: Settings) -> int:
+    """Bytes of KV cache for two responses of full length, of the demo's model."""
     from rlpost.config.locations import resolve_path
     from rlpost.engine.kv_budget import kv_bytes_needed
     from rlpost.engine.vllm import read_shape
 
     shape = read_shape(resolve_path("rlpost://arithmetic"))
-    return kv_bytes_needed(shape, max_slots=max(2, slots // 3), max_model_len=256, dtype="float32")
+    return kv_bytes_needed(shape, max_slots=2, max_model_len=256, dtype=settings.dtype)

@@ -107,19 +107,18 @@ def choose_size(settings: Settings, record: Record, need: Need, which: str = "la
 
 def write_folder(folder: Path, size: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    shape = shape_of(size)
-    (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-    byte_tokenizer(shape["vocab_size"]).save_pretrained(str(folder))
+    (folder / "config.json").write_text(json.dumps(shape_of(size)), encoding="utf-8")
+    byte_tokenizer().save_pretrained(str(folder))
     return folder
 
 
-def byte_tokenizer(vocab_size: int) -> Any:
-    """Ids 0 to 255 are the bytes, then three special tokens; the rest decode to names in angle brackets."""
+def byte_tokenizer() -> Any:
+    """Ids 0 to 255 are the bytes, then three special tokens. The ids of a larger vocabulary decode to nothing: naming
+    150,000 of them takes seconds, each time that the tokenizer is loaded."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL]
-    names += [f"<{number}>" for number in range(len(names), vocab_size)]
     made = Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

@@ -6,12 +6,16 @@ Written to a file line by line as the stage goes, so that what was measured surv
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+ERROR = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit)\b.*|rlpost: .*|.*\berror:.*)$")
+LONGEST_REASON = 300  # characters
 
 
 class Skipped(Exception):
@@ -92,6 +96,13 @@ def read(file: Path) -> Reported:
         reported.skipped = entry.get("skipped", reported.skipped)
         reported.finished |= entry.get("finished", False)
     return reported
+
+
+def last_error(log: Path) -> str:
+    """The last line that names an error, else the last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if ERROR.match(line)]
+    return ((named or lines or ["no output"])[-1])[:LONGEST_REASON]
 
 
 def _short(value: Any) -> Any:

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -26,15 +25,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.record import Record, Settings, Skipped, read
+from benchmarks.gpu.record import Record, Settings, Skipped, last_error, read
 from benchmarks.gpu.stages import PARTS, Part, run_call
 from rlpost.bench.machine import describe_machine, find_revision, find_versions
 from rlpost.errors import explain
 
 BUDGET_MINUTES = 8.0  # what a part's ``needs_s`` and ``limit_s`` are made for
 ROOT = Path(__file__).parents[2]
-ERROR = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit)\b.*|rlpost: .*|.*\berror:.*)$")
-LONGEST_REASON = 300  # characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,13 +156,6 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def last_error(log: Path) -> str:
-    """The last line that names an error, else the last line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    named = [line for line in lines if ERROR.match(line)]
-    return ((named or lines or ["no output"])[-1])[:LONGEST_REASON]
 
 
 def child_environment(settings: Settings) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.gpu.colocation import bit_sum, negative_logprob
+from benchmarks.gpu.colocation import negative_logprob
 from benchmarks.gpu.random_policy import (
     build_random_trainer,
     packed_batch,
@@ -19,6 +19,7 @@ from benchmarks.gpu.random_policy import (
     used_gb,
 )
 from benchmarks.gpu.record import Record, Settings
+from benchmarks.gpu.states import state_sums
 
 
 def run(settings: Settings, record: Record, optimizer: str) -> None:
@@ -69,19 +70,6 @@ def save_and_load(record: Record, trainer: Any, batch: Any, folder: Path) -> Non
     with record.timed("load_s"):
         trainer.load(folder)
     record.require(state_sums(trainer) == before, "other bits after a checkpoint was loaded")
-
-
-def state_sums(trainer: Any) -> dict[str, tuple[int, int]]:
-    """Of what this rank holds: weights, master weights and both moments."""
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-    sums: dict[str, tuple[int, int]] = {}
-    for name, parameter in trainer.lm.named_parameters():
-        states = {"weight": parameter.ds_tensor.detach(), "master": safe_get_local_fp32_param(parameter)}
-        states |= {key: safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
-        assert all(state is not None for state in states.values()), f"{name}: DeepSpeed lacks a state"
-        sums |= {f"{name} {key}": bit_sum(state) for key, state in states.items()}
-    return sums
 
 
 def adamw(module: Any, *, train: Any, device: str, ranks: Any) -> Any:
