@@ -16,7 +16,8 @@ import pytest
 
 from benchmarks.gpu.stages import PARTS
 
-pytestmark = pytest.mark.own_process  # it starts several programs, one after another
+# It starts eleven programs, one after another: two minutes of one core, and many more of wall time on a busy machine.
+pytestmark = [pytest.mark.own_process, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 SKIPPED = {
     "1-canary-tf32": "only a GPU has TF32",
@@ -49,7 +50,7 @@ FIGURES = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     out = tmp_path_factory.mktemp("check") / "out.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--small", "--minutes", "120"]
-    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=850)
+    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=1750)
     return done, json.loads(out.read_text())
 
 
