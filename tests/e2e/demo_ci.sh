@@ -5,7 +5,7 @@ set -euo pipefail
 runs=$(mktemp -d)
 trap 'rm -rf "$runs"' EXIT
 
-.venv/bin/rlpost train recipe=math/arithmetic name=demo-ci runs_dir="$runs" steps=14 eval.every=0 \
+.venv/bin/rlpost train recipe=math/arithmetic device=cpu name=demo-ci runs_dir="$runs" steps=14 eval.every=0 \
     eval.max_prompts=250 logging.progress=lines
 
 .venv/bin/python - "$runs/demo-ci/metrics.jsonl" <<'PYTHON'

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .program import on_cpu
+
 KILLED = -signal.SIGKILL
 
 
@@ -85,7 +87,7 @@ class Nursery:
         """One life of ``rlpost ARGV`` in ``cwd`` (else ``folder``); the signal ``number`` is sent at ``place``, or
         ``after_s`` seconds after the run's first sign of life (its first line of output)."""
         order = {
-            "argv": argv,
+            "argv": on_cpu(argv),
             "cwd": str(cwd or self.folder),
             "log": str(self._log),
             "place": asdict(place) if place else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,18 @@ SMALL = [
 ]
 
 
+COMPUTING = ("train", "eval", "sft", "check")  # commands whose configuration has a device
+
+
+def on_cpu(arguments: Sequence[str]) -> list[str]:
+    """With the device named, unless it is: a run of these tests takes no GPU of the machine."""
+    if not arguments or arguments[0] not in COMPUTING or any(a.startswith("device=") for a in arguments):
+        return list(arguments)
+    return [arguments[0], "device=cpu", *arguments[1:]]
+
+
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "rlpost", *arguments]
+    return [sys.executable, "-m", "rlpost", *on_cpu(arguments)]
 
 
 def rlpost(*arguments: str, cwd: Path, expect: int = 0, pythonpath: Path | None = None) -> str:

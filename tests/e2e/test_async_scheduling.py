@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .account import assert_nothing_lost
-from .program import SMALL, TIMEOUT_S, rollouts_of, steps_of
+from .program import SMALL, TIMEOUT_S, on_cpu, rollouts_of, steps_of
 
 STEPS = 4
 
@@ -17,7 +17,7 @@ STEPS = 4
 @pytest.mark.parametrize("keep_kv", [False, True], ids=["replayed", "kept"])
 def test_a_run_accounts_for_every_token_that_was_handed_over(tmp_path: Path, keep_kv: bool) -> None:
     keys = ["recipe=math/arithmetic", *SMALL, f"steps={STEPS}", "name=run", "eval.every=2", "checkpoint.every=2"]
-    command = [sys.executable, "-m", "tests.e2e.async_program", "train", *keys, f"rollout.keep_kv={keep_kv}"]
+    command = [sys.executable, "-m", "tests.e2e.async_program", *on_cpu(["train", *keys]), f"rollout.keep_kv={keep_kv}"]
     command.append(f"runs_dir={tmp_path}")
     top = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=TIMEOUT_S)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.own_process  # one vLLM engine
 def session():
     from rlpost.config.compose import load_config
 
-    return open_session(load_config(["recipe=math/arithmetic", "eval.max_prompts=2", "train.lr=1e-2"]))
+    return open_session(load_config(["recipe=math/arithmetic", "device=cpu", "eval.max_prompts=2", "train.lr=1e-2"]))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from rlpost.workers.runtime import (
     write_environment,
 )
 
+REAL_HAS_GPU = runtime_module.has_gpu
 LARGE, SMALL = 10**9, 10**6
 ON_CPU = {"device": "cpu", "dtype": "float32", "threads": 3}
 
@@ -46,6 +47,20 @@ def test_with_a_gpu_everything_is_for_it_unless_asked_otherwise(monkeypatch):
     offloading.train.offload_optimizer = True
     assert resolved(offloading, num_params=LARGE)[2] == 6, "AdamW runs on the CPU"
     assert resolved(Config(device="cpu"), num_params=LARGE)[1] == "float32"
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, True), ("0", True), ("", False), ("-1", False)])
+def test_a_gpu_that_is_hidden_is_none(monkeypatch, visible, seen):
+    monkeypatch.setattr(runtime_module, "has_gpu", REAL_HAS_GPU)
+    monkeypatch.setattr(runtime_module, "_has_driver", lambda: True)
+    monkeypatch.setattr(runtime_module.Path, "is_dir", lambda path: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_device(Config()) == ("cuda" if seen else "cpu")
+    if not seen:
+        with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES hides all"):
+            choose_device(Config(device="cuda"))
 
 
 def test_what_was_asked_for_is_kept():
