@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from rlpost.engine.protocol import Request, SamplingSettings
 from rlpost.errors import RunError
 from rlpost.session import open_session
+from rlpost.workers.colocation import SharedDevice
 from rlpost.workers.local import start_worker
 from rlpost.workers.publication import same_bits
 
@@ -105,6 +107,76 @@ def test_a_nan_in_the_canary_is_caught(device, worker, monkeypatch):
     monkeypatch.setattr(worker.engine, "score", lambda sequences: [s * np.float32("nan") for s in score(sequences)])
     with pytest.raises(RunError, match="canary"):
         device.publish_weights(policy_version=5)
+
+
+class Recorder:
+    """Records the moves of memory in the order they are asked for."""
+
+    def __init__(self, moves, name, part):
+        self._moves, self._name, self._part = moves, name, part
+
+    def __getattr__(self, name):
+        return getattr(self._part, name)
+
+    def sleep(self):
+        self._moves.append(f"{self._name} sleeps")
+        self._part.sleep()
+
+    def wake(self, *tags):
+        self._moves.append(" ".join([f"{self._name} wakes", *(tag for given in tags for tag in given)]))
+        self._part.wake(*tags)
+
+    def load_weights(self, buckets):
+        self._moves.append("weights are loaded")
+        self._part.load_weights(buckets)
+
+
+def recorded_device(worker, session, *, moves_memory):
+    moves = []
+    engine, trainer = Recorder(moves, "engine", worker.engine), Recorder(moves, "trainer", worker.trainer)
+    canary = session.worker_settings(needs_reference=False).canary
+    return SharedDevice(engine, trainer, canary=canary, threshold=1e-4, moves_memory=moves_memory), moves
+
+
+def test_memory_changes_hands_in_this_order(worker, session):
+    device, moves = recorded_device(worker, session, moves_memory=True)
+    for version in (7, 8):
+        with device.training():
+            pass
+        device.publish_weights(policy_version=version)
+    turn = ["engine sleeps", "trainer wakes", "engine wakes weights", "weights are loaded"]
+    assert moves == [*turn, "trainer sleeps", "engine wakes"] * 2
+
+
+def test_where_both_stay_awake_nothing_moves_and_new_weights_drop_the_prefix_cache(worker, session):
+    """The engine's KV of a prompt belongs to the weights that computed it."""
+    device, moves = recorded_device(worker, session, moves_memory=False)
+    prompt = np.arange(130, dtype=np.int32) % 17  # one whole block, and two tokens
+    device.publish_weights(policy_version=9)
+    with device.generating():
+        assert [sample(worker.engine, prompt)[0] for _ in range(2)] == [130, 2], "the block is found the second time"
+    with device.training():
+        move_weights(worker.trainer, 2e-2)
+    publication = device.publish_weights(policy_version=10)
+    with device.generating():
+        num_prefill, tokens, logprobs = sample(worker.engine, prompt)
+    assert moves == ["weights are loaded"] * 2 and publication.canary_max < 1e-4
+    assert num_prefill == 130, "a block of the old weights was used again"
+    whole = np.concatenate([prompt, tokens]).astype(np.int32)
+    assert np.abs(worker.engine.score([whole])[0][-len(tokens) :] - logprobs).max() < 1e-4
+
+
+def sample(engine, prompt):
+    """Eight tokens after the prompt: (prompt tokens computed, tokens, their logprobs)."""
+    engine.submit([Request("p", [prompt], 8, 1, SamplingSettings())])
+    computed, tokens, logprobs = 0, [], []
+    while engine.num_in_flight:
+        step = engine.step()
+        computed += step.num_prefill_tokens
+        for delta in step.deltas:
+            tokens += delta.token_ids.tolist()
+            logprobs += delta.logprobs.tolist()
+    return computed, np.array(tokens), np.array(logprobs)
 
 
 def test_generation_needs_the_engines_turn(device):
