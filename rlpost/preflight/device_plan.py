@@ -175,6 +175,8 @@ def _describe_kv(plan: DevicePlan) -> str:
 def _describe_sleep(plan: DevicePlan) -> str:
     if plan.cfg.engine.sleep == "never":
         return "engine and trainer both keep their memory, nothing moves between the phases"
+    if plan.cfg.rollout.keep_kv:
+        return "the trainer leaves its memory to the engine, which keeps its own (rollout.keep_kv)"
     return "engine and trainer leave the memory to each other in turns"
 
 

@@ -1,4 +1,4 @@
-"""The plan of the trainer's memory against a process that trains: its peak resident memory, with the real DeepSpeed."""
+"""The plan of the trainer's memory against a process's peak resident memory: the real ``train.deepspeed_trainer``."""
 
 from __future__ import annotations
 

@@ -1,13 +1,17 @@
 """The guards of a publication, on the real engine and trainer: what arrived wrong stops the run."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from rlpost.engine import vllm as vllm_engine
 from rlpost.engine.protocol import Request, SamplingSettings
 from rlpost.errors import RunError
 from rlpost.session import open_session
+from rlpost.train import deepspeed_trainer
+from rlpost.workers import local
 from rlpost.workers.colocation import SharedDevice
 from rlpost.workers.local import start_worker
 from rlpost.workers.publication import same_bits
@@ -164,6 +168,60 @@ def test_where_both_stay_awake_nothing_moves_and_new_weights_drop_the_prefix_cac
     assert num_prefill == 130, "a block of the old weights was used again"
     whole = np.concatenate([prompt, tokens]).astype(np.int32)
     assert np.abs(worker.engine.score([whole])[0][-len(tokens) :] - logprobs).max() < 1e-4
+
+
+def with_sleep(session, sleep):
+    settings = session.worker_settings(needs_reference=False)
+    return replace(settings, cfg=replace(settings.cfg, engine=replace(settings.cfg.engine, sleep=sleep)))
+
+
+@pytest.mark.parametrize("sleep", ["always", "never"])
+def test_a_worker_is_built_to_move_memory_or_not(worker, session, monkeypatch, sleep):
+    monkeypatch.setattr(deepspeed_trainer, "build_trainer", lambda cfg, **settings: worker.trainer)
+    monkeypatch.setattr(local, "_start_engine", lambda settings, rank: worker.engine)
+    built = start_worker(with_sleep(session, sleep))
+    moves, engine = [], worker.engine
+    monkeypatch.setattr(engine, "sleep", lambda: moves.append("sleep"))
+    monkeypatch.setattr(engine, "wake", lambda tags=(): moves.append("wake"))
+    built.device.publish_weights(policy_version=11)
+    assert moves == (["sleep", "wake", "wake"] if sleep == "always" else [])
+
+
+def test_on_a_gpu_the_trainers_states_stay_where_the_engine_stays_awake(session):
+    for sleep, offload, params, expected in (
+        ("always", True, False, True),
+        ("never", True, False, False),
+        ("always", False, False, False),
+        ("always", True, True, False),
+    ):
+        cfg = with_sleep(session, sleep).cfg
+        train = replace(cfg.train, sleep_offload=offload, offload_params=params)
+        assert deepspeed_trainer._sleeps(replace(cfg, device="cuda", train=train)) is expected
+        assert not deepspeed_trainer._sleeps(replace(cfg, train=train)), "on a CPU nothing moves"
+
+
+@pytest.mark.parametrize(
+    ("device", "sleep", "keep_kv", "expected"),
+    [("cuda", "always", False, True), ("cuda", "never", False, False), ("cuda", "always", True, False)]
+    + [("cpu", "always", False, False)],
+)
+def test_vllm_gets_its_sleep_mode_only_where_memory_is_dropped(session, monkeypatch, device, sleep, keep_kv, expected):
+    """The memory pool behind the mode costs an engine that never sleeps something, too."""
+    given = {}
+
+    def stop(**arguments):
+        given.update(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr("vllm.LLM", stop)
+    monkeypatch.setattr(vllm_engine, "require_supported_vllm", lambda device: None)
+    monkeypatch.setattr(vllm_engine, "free_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(vllm_engine, "free_share_of_gpu", lambda: 0.5)
+    settings = with_sleep(session, sleep)
+    cfg = replace(settings.cfg, device=device, rollout=replace(settings.cfg.rollout, keep_kv=keep_kv))
+    with pytest.raises(InterruptedError):
+        vllm_engine.build_engine(cfg, model_folder=settings.model_folder, max_model_len=64)
+    assert given["enable_sleep_mode"] is expected
 
 
 def sample(engine, prompt):
