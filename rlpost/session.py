@@ -24,6 +24,7 @@ from rlpost.models.files import check_shape, find_model, find_model_folder, find
 from rlpost.models.shape import count_params
 from rlpost.models.tokenizer import check_ids, load_tokenizer
 from rlpost.preflight.check_values import check_deterministic, check_shape_fits
+from rlpost.preflight.device_plan import choose_sleep_here
 from rlpost.prompts.chat_template import read_template_key
 from rlpost.prompts.encoding import PromptSet, build_prompts
 from rlpost.prompts.sources import load_split
@@ -175,6 +176,8 @@ def _open_session(cfg: Config, calls: Calls, *, train: bool, started: datetime) 
     max_model_len = min(context, longest_prompt + longest_response)
     if cfg.deterministic:
         cfg = pin(cfg, shape, max_model_len=max_model_len)
+    if train:  # without a trainer nobody needs the engine's memory
+        cfg = choose_sleep_here(cfg, shape, max_model_len)
     decode = make_decode(tokenizer, stop_token_ids)
     retries = cfg.reward.retries if cfg.reward.on_failure == "retry" else 0
     scorer = RewardScorer(calls, decode, group_size=cfg.rollout.samples_per_group, retries=retries)

@@ -26,6 +26,9 @@ WRITTEN_OUT = (
     "model.dtype",
     "engine.max_slots",
     "engine.enforce_eager",
+    "engine.sleep",
+    "train.zero_stage",
+    "train.grad_accum_dtype",
     "train.max_row_tokens",
     "eval.max_response_tokens",
     "cluster.cpus_per_worker",
@@ -35,6 +38,7 @@ WRITTEN_OUT = (
 def resolve(cfg: Config, *, device: str, threads: int) -> Config:
     """``cfg`` for ``device`` ("cpu" or "cuda"); values set by the user are kept. Resolving twice changes nothing."""
     dtype = cfg.model.dtype if cfg.model.dtype != "auto" else DTYPE[device]
+    stage = _given(cfg.train.zero_stage, 1 if (device, dtype) == ("cpu", "float32") else 2)
     train, engine, evaluation, cluster = cfg.train, cfg.engine, cfg.eval, cfg.cluster
     return replace(
         cfg,
@@ -46,8 +50,15 @@ def resolve(cfg: Config, *, device: str, threads: int) -> Config:
             engine,
             max_slots=choose_slots(cfg, device),
             enforce_eager=_given(engine.enforce_eager, device == "cpu"),
+            # On a GPU its memory decides (``preflight.device_plan``).
+            sleep="always" if (device, engine.sleep) == ("cpu", "auto") else engine.sleep,
         ),
-        train=replace(train, max_row_tokens=_given(train.max_row_tokens, ROW_TOKENS[device])),
+        train=replace(
+            train,
+            zero_stage=stage,
+            grad_accum_dtype=sum_dtype(train.grad_accum_dtype, dtype=dtype, zero_stage=stage),
+            max_row_tokens=_given(train.max_row_tokens, ROW_TOKENS[device]),
+        ),
         eval=replace(
             evaluation,
             max_response_tokens=_given(evaluation.max_response_tokens, cfg.rollout.max_response_tokens),
@@ -60,6 +71,12 @@ def choose_slots(cfg: Config, device: str) -> int:
     """Samples that each engine decodes at once."""
     wanted = -(-(cfg.rollout.max_in_flight or 0) // cfg.num_engines)
     return _given(cfg.engine.max_slots, max(MAX_SLOTS[device], wanted))
+
+
+def sum_dtype(wanted: str, *, dtype: str, zero_stage: int) -> str:
+    """In which type gradients are summed, ``wanted`` or what suits the model's ``dtype``. At stage 1 DeepSpeed sums in
+    the model's own: for bfloat16 and float32 it has another optimizer there, whose states cannot leave a GPU."""
+    return wanted if wanted != "auto" else (dtype if zero_stage == 1 else "float32")
 
 
 def _given(value: T | None, otherwise: T) -> T:

@@ -333,20 +333,33 @@ class EngineConfig:
         low=1,
     )
     enforce_eager: Optional[bool] = opt(None, "Skip compilation and CUDA graphs; None: True on a CPU, False on a GPU.")
+    sleep: str = opt(
+        "auto",
+        "Whether engine and trainer leave a GPU's memory to each other in turns; auto: unless all of it fits with a margin "
+        "(`rlpost check` says), with cluster=ray always. never: both keep theirs, and train.sleep_offload is without effect. "
+        "On a CPU nothing moves.",
+        choices=("auto", "always", "never"),
+    )
     prefix_caching: bool = opt(True, "Reuse the KV of shared prompts within one policy version.")
     load_format: str = opt("auto", "How vLLM first loads weights; the trainer's replace them immediately.")
 
 
 @dataclass
 class TrainConfig:
-    zero_stage: int = opt(
-        1,
-        "DeepSpeed ZeRO stage.",
+    zero_stage: Optional[int] = opt(
+        None,
+        "DeepSpeed ZeRO stage; None: 1 in float32 on a CPU, else 2.",
         # In bfloat16, DeepSpeed 0.19's stage 0 takes a hidden optimizer step at startup and drifts from plain PyTorch;
         # in float32 it reports no gradient norm, so a NaN would go unnoticed.
         choices=(1, 2, 3),
         do="use 1, which costs the same as 0: DeepSpeed's stage 0 reports no gradient norm in float32 and does not match "
         "PyTorch in bfloat16",
+    )
+    grad_accum_dtype: str = opt(
+        "auto",
+        "Type in which the gradients of a step's rows are summed; auto: float32, except in bfloat16 at stage 1, which sums "
+        "in bfloat16.",
+        choices=("auto", "float32", "bfloat16"),
     )
     offload_optimizer: bool = opt(False, "Keep the optimizer's states in host memory all the time (ZeRO-Offload).")
     offload_params: bool = opt(False, "Keep the parameters in host memory (stage 3 only).")

@@ -22,11 +22,15 @@ HARMLESS = (
     "resume",
     "ledger_dir",
     "watchdog_s",
+    "engine.sleep",
     "checkpoint.*",
     "logging.*",
     "sft.*",
 )
-LATE_IN_DETERMINISTIC_MODE = ("canary_threshold", "eval.max_response_tokens", "cluster.cpus_per_worker")
+LATE_IN_DETERMINISTIC_MODE = (
+    *("canary_threshold", "eval.max_response_tokens", "cluster.cpus_per_worker"),
+    "train.grad_accum_dtype",  # new in 0.2; in float32 runs it changes nothing
+)
 # What was written out where the threshold was left open, when the canary judged the largest difference.
 EARLIER_CANARY_THRESHOLDS = (1e-4, 0.3)
 HOW = ("resume", "recipe")  # these naturally differ

@@ -62,6 +62,7 @@ def build_engine(cfg: Config, *, model_folder: str, max_model_len: int, tensor_p
         neighbors=cfg.cluster.num_workers if cfg.device == "cpu" else 1,
         tensor_parallel=tensor_parallel,
         keep_kv=cfg.rollout.keep_kv,
+        sleeps=cfg.engine.sleep != "never",
     )
 
 
@@ -84,9 +85,11 @@ class VLLMEngine:
         neighbors: int = 1,
         tensor_parallel: int = 1,
         keep_kv: bool = False,
+        sleeps: bool = True,
     ) -> None:
         """``max_model_len``: prompt + response, in tokens. ``neighbors``: engines that share the free memory.
-        ``keep_kv``: ``pause_all`` keeps requests; a GPU's memory is then never released in sleep.
+        ``keep_kv``: ``pause_all`` keeps requests; a GPU's memory is then never released in sleep, nor
+        without ``sleeps``.
 
         ``tensor_parallel``: number of processes with consecutive ranks in the process group, which must exist, that
         share the engine, including this one; each has one engine, and all do the same (``engine.lockstep``).
@@ -117,6 +120,7 @@ class VLLMEngine:
         self._vocab_size = int(shape["vocab_size"])
         self._live: set[str] = set()
         self._keep_kv = keep_kv
+        self._drops_memory = not on_cpu and not keep_kv and sleeps  # while it sleeps
         self._paused: dict[str, Any] = {}  # vLLM's requests by id, removed from its scheduler
         self._publications = 0
         self._asleep: set[str] = set()
@@ -132,7 +136,7 @@ class VLLMEngine:
             "kv_cache_memory_bytes": kv_cache_bytes,
             "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
             "enable_prefix_caching": prefix_caching,
-            "enable_sleep_mode": not on_cpu and not keep_kv,
+            "enable_sleep_mode": self._drops_memory,
             "load_format": load_format,
             "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, not of the raw logits
             "skip_tokenizer_init": True,  # token ids in, token ids out
@@ -303,6 +307,7 @@ class VLLMEngine:
         """Raises ModelError if a name is unknown or missing: half a publication would mix two versions."""
         self._require_idle("load_weights")
         assert "weights" not in self._asleep, "wake the weights before loading them"
+        self._drain()
         loaded: set[str] = set()
         for bucket in buckets:
             loaded.update(self._weights.load(bucket))
@@ -317,7 +322,6 @@ class VLLMEngine:
                 )
             )
         self._weights_dropped = False
-        self._drain()
         self._publications += 1
         if not self._paused and not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache after a publication; its KV belongs to the old weights")
@@ -359,10 +363,6 @@ class VLLMEngine:
         gc.collect()
 
     # ---- guards
-
-    @property
-    def _drops_memory(self) -> bool:
-        return self._device != "cpu" and not self._keep_kv
 
     def _drain(self) -> None:
         """Let vLLM process what ended: it keeps finished ids, and on a GPU a batch in flight, until the next step."""

@@ -33,6 +33,12 @@ def count_params(shape: Mapping[str, Any]) -> int:
     return embedding + int(shape["num_hidden_layers"]) * (attention + mlp + 2 * hidden) + hidden
 
 
+def largest_parameter(shape: Mapping[str, Any]) -> int:
+    """Numbers in the largest weight of a dense decoder: the embedding, or a matrix of a layer."""
+    hidden, heads = int(shape["hidden_size"]), int(shape["num_attention_heads"])
+    return hidden * max(int(shape["vocab_size"]), int(shape["intermediate_size"]), heads * head_size(shape))
+
+
 def explain_unsupported(shape: Mapping[str, Any], origin: str) -> str:
     """What a run refuses once it has the model: the same in one line, before it is loaded; "" for nothing known."""
     for name, harmless in HEAD_SETTINGS.items():

@@ -27,7 +27,7 @@ VOCABULARY_PADDING = 64  # rows, vLLM's
 # Keys of other sections that `rlpost sft` reads; the optimizer's numbers are sft's own.
 USED_BY_SFT = (
     *("seed", "threads", "watchdog_s", "model.max_context_tokens", "train.zero_stage", "train.eps"),
-    *("train.max_row_tokens", "train.logprob_chunk_tokens"),
+    *("train.grad_accum_dtype", "train.max_row_tokens", "train.logprob_chunk_tokens"),
 )
 
 
@@ -279,10 +279,21 @@ def check_update(train: TrainConfig, rollout: RolloutConfig) -> None:
         raise ConfigError(explain("train.offload_optimizer", True, "false with train.gradient_reduction", do))
     if train.offload_params and train.zero_stage != 3:
         do = "use train=zero3_offload, or offload_params=false"
-        raise ConfigError(explain("train.offload_params", True, f"false at zero_stage {train.zero_stage}", do))
+        stage = "below stage 3" if train.zero_stage is None else f"at zero_stage {train.zero_stage}"
+        raise ConfigError(explain("train.offload_params", True, f"false {stage}", do))
     if train.offload_params and train.sleep_offload:
         do = "set train.sleep_offload=false: DeepSpeed cannot move the states of a model whose parameters it offloads"
         raise ConfigError(explain("train.offload_params", True, "false with sleep_offload", do))
+
+
+def check_sums(train: TrainConfig, dtype: str) -> None:
+    """Raises ConfigError where DeepSpeed cannot sum gradients in the type asked for; ``train`` is resolved."""
+    wanted, do = train.grad_accum_dtype, "use auto"
+    if dtype == "float32" and wanted != "float32":
+        raise ConfigError(explain("train.grad_accum_dtype", wanted, "float32 with model.dtype=float32", do))
+    if dtype == "bfloat16" and wanted == "float32" and train.zero_stage == 1:
+        do = "use train=zero2, or auto: at stage 1 the states that DeepSpeed sums in float32 could not leave a GPU"
+        raise ConfigError(explain("train.grad_accum_dtype", wanted, "bfloat16 or auto at stage 1", do))
 
 
 def check_shape_fits(cfg: Config, shape: Mapping[str, Any], *, origin: str, device: str, dtype: str) -> None:

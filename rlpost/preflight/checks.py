@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import array
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +19,7 @@ from typing import Any
 
 from rlpost.config import Config, SourceConfig, plugins
 from rlpost.config.locations import expand_home, resolve_path
-from rlpost.config.resolve import choose_slots, resolve
+from rlpost.config.resolve import resolve
 from rlpost.durable.run_dir import MODES, find_checkpoint
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, explain
 from rlpost.models.files import (
@@ -33,17 +31,18 @@ from rlpost.models.files import (
     find_tokenizer_json,
     read_end_tokens,
 )
-from rlpost.models.shape import DENSE_TYPES, count_params, explain_unsupported, kv_bytes
+from rlpost.models.shape import DENSE_TYPES, count_params, explain_unsupported
 from rlpost.models.tokenizer import TokenizerFiles, check_ids
 from rlpost.preflight.check_values import (
     check_shape_fits,
+    check_sums,
     check_values,
     config_of_init,
     evaluates_loss,
     example_limit,
     name_sft_run,
 )
-from rlpost.preflight.memory_plan import MemoryPlan, plan_memory
+from rlpost.preflight.device_plan import ASSUMED_GPU_BYTES, device_bytes, format_bytes, free_device_bytes, plan_device
 from rlpost.prompts.chat_template import ChatTemplate, read_chat_template, read_template_key
 from rlpost.prompts.encoding import (
     add_prefill,
@@ -62,9 +61,8 @@ from rlpost.rewards.functions import FunctionFacts, check_columns, load_function
 from rlpost.rewards.selection import list_functions, list_models, runs_in_process
 from rlpost.rewards.values import THOUGHT_END, THOUGHT_START
 from rlpost.rewards.worker_pool import RewardWorkers, choose_num_workers
-from rlpost.workers.runtime import choose_device, has_gpu
+from rlpost.workers.runtime import choose_device
 
-ASSUMED_GPU_BYTES = 80 << 30  # an A100's or H100's, for a plan on a machine without a GPU
 NUM_MEASURED = 256  # the longest prompts by bytes are tokenized; the others have at most as many tokens as bytes
 
 
@@ -109,7 +107,7 @@ def _check_generation(cfg: Config, command: str, report: CheckReport) -> None:
             _check_split(cfg, split, files, context, facts, report)
     if command == "train":
         report.sections.insert(0, ("Batch", _describe_batch(resolve(cfg, device=device, threads=1))))
-        _plan(cfg, files, context, device, dtype, report)
+        _plan(cfg, files, context, device, report)
 
 
 # -- machine -------------------------------------------------------------------------------------------------------
@@ -118,7 +116,13 @@ def _check_generation(cfg: Config, command: str, report: CheckReport) -> None:
 def check_device(cfg: Config, report: CheckReport) -> tuple[str, str]:
     """The device and dtype that a run would use. Raises ConfigError if a GPU is requested and there is none."""
     device = choose_device(cfg)
-    dtype = resolve(cfg, device=device, threads=1).model.dtype
+    resolved = resolve(cfg, device=device, threads=1)
+    dtype = resolved.model.dtype
+    check_sums(resolved.train, dtype)
+    if dtype == "bfloat16" and resolved.train.grad_accum_dtype == "bfloat16":
+        report.warnings.append(
+            "gradients are summed in bfloat16, which loses what is small beside the sum; use train=zero2"
+        )
     if device == "cpu" and dtype == "bfloat16":
         report.warnings.append("model.dtype is bfloat16 on a CPU: several times slower there than float32")
     if device == "cpu" and (cfg.train.offload_optimizer or cfg.train.offload_params):
@@ -477,124 +481,24 @@ def _describe_batch(cfg: Config) -> list[str]:
     ]
 
 
-def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, dtype: str, report: CheckReport) -> None:
+def _plan(cfg: Config, files: ModelFiles, context: int | None, device: str, report: CheckReport) -> None:
     """The plan for this machine and, if that is a CPU that is too small, for the GPU the recipe was written for."""
     if files.shape is None:
         return
-    total = _device_bytes(device)
-    plan = _plan_device(cfg, files.shape, context, device, dtype, total)
+    total = device_bytes(device)
+    plan = plan_device(cfg, files.shape, context, device, total, free_device_bytes(device))
     if plan is None:
         report.not_checked.append(f"memory plan: model_type {files.shape.get('model_type')} is not counted here")
         return
-    stage = f"ZeRO stage {cfg.train.zero_stage}, one device, an estimate"
     size = "" if total is None else f" of {format_bytes(total)}"
-    lines = [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, device, dtype, plan)]
-    report.sections.append((f"Memory per device: {device}{size}, {dtype}, {stage}", lines))
-    if total is None or plan.peak_bytes <= total:
+    report.sections.append((f"Memory per device: {device}{size}, {plan.settings}", plan.describe()))
+    if total is None or plan.memory.peak_bytes <= total:
         return
     report.warnings.append(
-        f"the run needs about {format_bytes(plan.peak_bytes)} on a device that has {format_bytes(total)}"
+        f"the run needs about {format_bytes(plan.memory.peak_bytes)} on a device that has {format_bytes(total)}"
     )
     if device == "cpu" and cfg.device == "auto":
-        dtype = resolve(cfg, device="cuda", threads=1).model.dtype
-        plan = _plan_device(cfg, files.shape, context, "cuda", dtype, ASSUMED_GPU_BYTES)
+        plan = plan_device(cfg, files.shape, context, "cuda", ASSUMED_GPU_BYTES)
         assert plan is not None
-        title = f"Memory per device: a GPU of {format_bytes(ASSUMED_GPU_BYTES)} (assumed), {dtype}, {stage}"
-        report.sections.append(
-            (title, [*_describe_plan(plan), _describe_kv(cfg, files.shape, context, "cuda", dtype, plan)])
-        )
-
-
-def _plan_device(
-    cfg: Config, shape: Mapping[str, Any], context: int | None, device: str, dtype: str, total: int | None
-) -> MemoryPlan | None:
-    sequence = _longest_sequence(cfg, context)
-    # Like the engine: room for max_slots sequences of full length, but at most half of the memory.
-    members, sequences = cfg.engine.tensor_parallel, choose_slots(cfg, device) + cfg.rollout.keep_kv
-    wanted = kv_bytes(shape, num_tokens=sequences * sequence, dtype=dtype, tensor_parallel=members)
-    bounded = wanted if total is None else min(wanted, total // 2)
-    return plan_memory(
-        shape,
-        dtype=dtype,
-        device=device,
-        zero_stage=cfg.train.zero_stage,
-        world_size=1,
-        offload_optimizer=cfg.train.offload_optimizer,
-        offload_params=cfg.train.offload_params,
-        sleep_offload=cfg.train.sleep_offload,
-        gradient_checkpointing=cfg.train.gradient_checkpointing,
-        reference=cfg.algo.kl_coef > 0,
-        keep_kv=cfg.rollout.keep_kv,
-        kv_cache_bytes=cfg.engine.kv_cache_bytes or bounded,
-        row_tokens=max(resolve(cfg, device=device, threads=1).train.max_row_tokens or 0, sequence),
-        chunk_tokens=cfg.train.logprob_chunk_tokens,
-        tensor_parallel=members,
-    )
-
-
-def _longest_sequence(cfg: Config, context: int | None) -> int:
-    """Tokens of prompt and response."""
-    if context is not None and cfg.data.max_prompt_tokens is None:
-        return context
-    return (cfg.data.max_prompt_tokens or 0) + cfg.rollout.max_response_tokens
-
-
-def _describe_kv(
-    cfg: Config, shape: Mapping[str, Any], context: int | None, device: str, dtype: str, plan: MemoryPlan
-) -> str:
-    """What the planned KV cache means for the number of samples in flight."""
-    cache = next(item.num_bytes for item in plan.items if item.name == "KV cache")
-    sequence = _longest_sequence(cfg, context)
-    fit = cache // kv_bytes(shape, num_tokens=sequence, dtype=dtype, tensor_parallel=cfg.engine.tensor_parallel)
-    wanted = cfg.rollout.max_in_flight or choose_slots(cfg, device)
-    line = f"the KV cache holds {fit:,} samples of {sequence:,} tokens"
-    if fit >= wanted:
-        return f"{line}: all {wanted} in flight"
-    if cfg.rollout.max_in_flight is not None or cfg.num_engines > 1:
-        return f"{line}; with {wanted} in flight, vLLM preempts some when it is full"
-    return f"{line}: this many are in flight at first, then as many as fit with the lengths seen, up to {wanted}"
-
-
-def _describe_plan(plan: MemoryPlan) -> list[str]:
-    lines = [f"{'':34}{'generating':>12}{'training':>12}"]
-    for item in plan.items:
-        size = format_bytes(item.num_bytes)
-        columns = [size if when else "-" for when in (item.while_generating, item.while_training)]
-        where = "" if item.on_device else "  in host memory"
-        lines.append(f"{item.name:34}{columns[0]:>12}{columns[1]:>12}{where}")
-    lines.append(
-        f"{'on the device':34}{format_bytes(plan.generating_bytes):>12}{format_bytes(plan.training_bytes):>12}"
-        f"  peak {format_bytes(plan.peak_bytes)}"
-    )
-    if plan.host_bytes:
-        lines.append(f"{'in host memory beside it':34}{format_bytes(plan.host_bytes):>12}")
-    return lines
-
-
-def format_bytes(num_bytes: int) -> str:
-    """Binary units, three digits: ``1.46 GiB``."""
-    value, unit = float(num_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
-
-
-def _device_bytes(device: str) -> int | None:
-    """Memory of the device, or of the machine on a CPU; None if it cannot be known without a device."""
-    if device == "cpu":
-        return _first_number(Path("/proc/meminfo").read_text(), 1024) if Path("/proc/meminfo").is_file() else None
-    if not has_gpu() or shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None  # the plan is printed without a comparison
-    return _first_number(output, 1 << 20)
-
-
-def _first_number(text: str, unit: int) -> int | None:
-    numbers: list[Any] = [word for word in text.split() if word.isdigit()]
-    return int(numbers[0]) * unit if numbers else None
+        title = f"Memory per device: a GPU of {format_bytes(ASSUMED_GPU_BYTES)} (assumed), {plan.settings}"
+        report.sections.append((title, plan.describe()))

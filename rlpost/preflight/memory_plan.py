@@ -1,22 +1,19 @@
 """How much memory a run needs on each device, before one is touched.
 
 Owns the arithmetic only: pure functions from a model's shape and the settings to bytes. Never looks at a device or a
-file; ``checks`` calls it and prints the plan. An estimate: allocator overhead, CUDA graphs and temporary buffers are
-not counted, so leave a margin.
-
-Trainer states follow ZeRO (arXiv 1910.02054, section 3.1): with bf16, 2 bytes of parameters, 2 of gradients and 12 of
-optimizer states (float32 master copy, Adam's two moments) per parameter. Stage 1 divides the 12 by the number of ranks,
-stage 2 also the gradients, stage 3 also the parameters. DeepSpeed keeps a separate master copy in float32 runs as well,
-so there it is 4 + 4 + 12.
+file; ``preflight.device_plan`` calls it. An estimate: allocator overhead, CUDA graphs and temporary buffers of the
+model's kernels are not counted, so leave a margin. What the trainer holds beside a row's activations is
+``preflight.trainer_memory``'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlpost.models.shape import BYTES, DENSE_TYPES, count_params, head_size, kv_heads
+from rlpost.preflight.trainer_memory import TrainerMemory, plan_trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,30 +22,39 @@ class Item:
 
     name: str
     num_bytes: int
-    while_generating: bool
-    while_training: bool
+    in_generation: bool = False
+    in_backward: bool = False
+    in_step: bool = False
+    in_publication: bool = False
     on_device: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
-    """Bytes per device. The peak is the larger of the two phases, which never overlap."""
+    """Bytes per device. The peak is the largest of the phases, which never overlap."""
 
     items: tuple[Item, ...]
 
     @property
     def generating_bytes(self) -> int:
-        return sum(i.num_bytes for i in self.items if i.on_device and i.while_generating)
+        return sum(i.num_bytes for i in self.items if i.on_device and i.in_generation)
+
+    @property
+    def backward_bytes(self) -> int:
+        return sum(i.num_bytes for i in self.items if i.on_device and i.in_backward)
+
+    @property
+    def step_bytes(self) -> int:
+        return sum(i.num_bytes for i in self.items if i.on_device and i.in_step)
 
     @property
     def training_bytes(self) -> int:
-        return sum(i.num_bytes for i in self.items if i.on_device and i.while_training)
+        return max(self.backward_bytes, self.step_bytes)
 
     @property
     def publishing_bytes(self) -> int:
-        """Weights are copied directly from trainer to engine: on a GPU, both copies and nothing else in between."""
-        names = ("parameters", "engine weights")
-        return sum(i.num_bytes for i in self.items if i.on_device and i.name in names)
+        """Weights are copied directly, while the trainer is awake and the engine has its weights only."""
+        return sum(i.num_bytes for i in self.items if i.on_device and i.in_publication)
 
     @property
     def peak_bytes(self) -> int:
@@ -58,8 +64,8 @@ class MemoryPlan:
     def host_bytes(self) -> int:
         """Host memory beside a GPU, at its maximum."""
         host = [i for i in self.items if not i.on_device]
-        generating = sum(i.num_bytes for i in host if i.while_generating)
-        return max(generating, sum(i.num_bytes for i in host if i.while_training))
+        generating = sum(i.num_bytes for i in host if i.in_generation)
+        return max(generating, sum(i.num_bytes for i in host if i.in_backward))
 
 
 def activation_bytes(shape: Mapping[str, Any], *, row_tokens: int, dtype: str, checkpointing: bool) -> int:
@@ -77,9 +83,12 @@ def activation_bytes(shape: Mapping[str, Any], *, row_tokens: int, dtype: str, c
     return kept * row_tokens * BYTES[dtype]
 
 
-def logits_bytes(shape: Mapping[str, Any], *, chunk_tokens: int) -> int:
-    """The logits of one chunk and their gradient in float32, and the head's gradient, which is summed in float32."""
-    return 4 * int(shape["vocab_size"]) * (2 * chunk_tokens + int(shape["hidden_size"]))
+def logits_bytes(shape: Mapping[str, Any], *, chunk_tokens: int, dtype: str) -> int:
+    """The logits of one chunk and their gradient in float32, and the head's gradient: summed in float32, and what one
+    chunk adds to it in the dtype."""
+    vocabulary, hidden = int(shape["vocab_size"]), int(shape["hidden_size"])
+    head = 4 if dtype == "float32" else 4 + BYTES[dtype]
+    return vocabulary * (4 * 2 * chunk_tokens + head * hidden)
 
 
 def plan_memory(
@@ -88,6 +97,7 @@ def plan_memory(
     dtype: str,
     device: str,
     zero_stage: int,
+    grad_accum_dtype: str,
     world_size: int,
     offload_optimizer: bool,
     offload_params: bool,
@@ -99,64 +109,98 @@ def plan_memory(
     row_tokens: int,
     chunk_tokens: int,
     tensor_parallel: int = 1,
+    awake: bool = False,
 ) -> MemoryPlan | None:
     """The plan for one device; None for a model_type outside DENSE_TYPES.
 
     Args:
-        dtype, device: resolved, "float32" or "bfloat16", "cpu" or "cuda".
+        dtype, device, zero_stage, grad_accum_dtype: resolved.
         reference: whether a frozen reference is held (KL coefficient above 0).
         keep_kv: whether the engine keeps its memory while the trainer works, also on a GPU.
         row_tokens: the longest packed row.
         tensor_parallel: devices of one engine, which divide its weights.
+        awake: whether engine and trainer both keep their memory all the time (engine.sleep=never).
     """
     if shape.get("model_type", "qwen3") not in DENSE_TYPES:
         return None
     parameters = count_params(shape)
     width, gpu = BYTES[dtype], device == "cuda"
-    share = {stage: world_size if zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    trainer = plan_trainer(
+        shape,
+        width=width,
+        sums_width=BYTES[grad_accum_dtype],
+        gpu=gpu,
+        zero_stage=zero_stage,
+        world_size=world_size,
+        offload_optimizer=offload_optimizer,
+    )
     # On a CPU, sleeping moves nothing. On a GPU, the engine's memory is released while the trainer works, and, with
     # sleep_offload, the trainer's while the engine works.
-    stays = not (gpu and sleep_offload)
-    engine_stays = not gpu or keep_kv
+    sleeps = gpu and sleep_offload and not awake and not offload_params
+    engine_stays = not gpu or keep_kv or awake
 
-    def state(name: str, num_bytes: int, offloaded: bool) -> Item:
-        on_device = not (gpu and offloaded)
-        return Item(
-            name=name,
-            num_bytes=num_bytes,
-            while_generating=stays or not on_device,
-            while_training=True,
-            on_device=on_device,
-        )
-
-    def only_training(name: str, num_bytes: int) -> Item:
-        return Item(name=name, num_bytes=num_bytes, while_generating=False, while_training=True)
-
-    def engine(name: str, num_bytes: int) -> Item:
-        return Item(name=name, num_bytes=num_bytes, while_generating=True, while_training=engine_stays)
-
-    activations = activation_bytes(shape, row_tokens=row_tokens, dtype=dtype, checkpointing=gradient_checkpointing)
-    items = [
-        state("parameters", parameters * width // share[3], offload_params),
-        state("gradients", parameters * width // share[2], False),
-        state("float32 master copy", parameters * 4 // share[1], offload_optimizer),
-        state("Adam's two moments", parameters * 8 // share[1], offload_optimizer),
-        only_training("activations of one row", activations),
-        only_training("logits of one chunk, head gradient", logits_bytes(shape, chunk_tokens=chunk_tokens)),
-        engine("engine weights", parameters * width // tensor_parallel),
-        engine("KV cache", kv_cache_bytes),
-    ]
-    if reference:
-        items.append(state("frozen reference", parameters * width, True))
-    if gpu and sleep_offload:
-        asleep = sum(i.num_bytes for i in items[:4] if i.on_device)
+    items = _trainer_items(trainer, gpu=gpu, offload_params=offload_params, sleeps=sleeps)
+    for name, num_bytes in (
+        (
+            "activations of one row",
+            activation_bytes(shape, row_tokens=row_tokens, dtype=dtype, checkpointing=gradient_checkpointing),
+        ),
+        ("logits of one chunk, head gradient", logits_bytes(shape, chunk_tokens=chunk_tokens, dtype=dtype)),
+    ):
+        items.append(Item(name=name, num_bytes=num_bytes, in_backward=True))
+    for name, num_bytes in (("engine weights", parameters * width // tensor_parallel), ("KV cache", kv_cache_bytes)):
         items.append(
             Item(
-                name="trainer asleep",
-                num_bytes=asleep,
-                while_generating=True,
-                while_training=False,
-                on_device=False,
+                name=name,
+                num_bytes=num_bytes,
+                in_generation=True,
+                in_backward=engine_stays,
+                in_step=engine_stays,
+                in_publication=engine_stays or name == "engine weights",
             )
         )
+    if reference:  # on a GPU it visits the device only before an update, where no gradients are yet
+        held = pinned(parameters * width) if gpu else parameters * width
+        items.append(_always("frozen reference", held, on_device=not gpu))
+    if sleeps:
+        asleep = sum(pinned(buffer) for buffer in trainer.moved_in_sleep)
+        items.append(Item(name="trainer asleep", num_bytes=asleep, in_generation=True, on_device=False))
     return MemoryPlan(items=tuple(items))
+
+
+def _always(name: str, num_bytes: int, *, on_device: bool) -> Item:
+    return Item(
+        name=name,
+        num_bytes=num_bytes,
+        in_generation=True,
+        in_backward=True,
+        in_step=True,
+        in_publication=True,
+        on_device=on_device,
+    )
+
+
+def _trainer_items(trainer: TrainerMemory, *, gpu: bool, offload_params: bool, sleeps: bool) -> list[Item]:
+    items = []
+    for name, num_bytes in trainer.held.items():
+        on_device = not (gpu and (name in trainer.offloaded or (offload_params and name == "parameters")))
+        size = num_bytes if on_device or name == "Adam's two moments" else pinned(num_bytes)
+        item = _always(name, size, on_device=on_device)
+        items.append(replace(item, in_generation=not (on_device and sleeps)))
+    for name, num_bytes in trainer.from_backward_to_step.items():
+        items.append(Item(name=name, num_bytes=num_bytes, in_backward=True, in_step=True))
+    for name, num_bytes in trainer.in_backward.items():
+        items.append(Item(name=name, num_bytes=num_bytes, in_backward=True))
+    for name, num_bytes in trainer.in_step.items():
+        items.append(Item(name=name, num_bytes=num_bytes, in_step=True))
+    return items
+
+
+def pinned(num_bytes: int) -> int:
+    """What page-locked host memory really takes: PyTorch's allocator rounds each block up to a power of two.
+
+    torch 2.13 has a setting that rounds only small blocks (``pinned_max_round_threshold_mb``). It is not used: a freed
+    block is handed out again by its power of two, without a look at its size (``CachingHostAllocator.h``,
+    ``get_free_block``), so a smaller block could be given for a larger one.
+    """
+    return 1 << (num_bytes - 1).bit_length() if num_bytes else 0

@@ -19,7 +19,8 @@ _OF_A_RANK = re.compile(r"(?:zero_pp_rank_|random-state-rank)(\d+)")  # DeepSpee
 DEEPSPEED = "ds"  # DeepSpeed's subfolder of a trainer checkpoint
 
 
-def describe(*, world: int, zero_stage: int, dtype: str) -> dict[str, Any]:
+def describe(*, world: int, zero_stage: int | None, dtype: str) -> dict[str, Any]:
+    assert zero_stage is not None, "resolved"
     return {"world": world, "zero_stage": zero_stage, "dtype": dtype}
 
 

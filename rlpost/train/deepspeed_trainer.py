@@ -25,12 +25,12 @@ from rlpost.config import Config, TrainConfig, rule_of
 from rlpost.config.rules import check_value
 from rlpost.errors import RunError, explain
 from rlpost.train import metric_sums
-from rlpost.train import offload as states
 from rlpost.train.attention import sequence_lengths
 from rlpost.train.checkpoint_layout import DEEPSPEED, check_layout, describe, write_layout
 from rlpost.train.forward import PolicyModule, trainable_positions
 from rlpost.train.lr_schedule import lr_at
 from rlpost.train.model import DTYPES, load_model
+from rlpost.train.offload import FrozenModule, StatesOffload
 from rlpost.train.optimization import Ranks, choose_optimization, install_exchange
 from rlpost.train.process_group import init_process_group
 from rlpost.train.protocol import Objective, UpdateResult
@@ -76,7 +76,7 @@ def build_trainer(
     check_value("train.zero_stage", cfg.train.zero_stage, rule_of(TrainConfig, "zero_stage"))
     device, dtype = cfg.device, DTYPES[cfg.model.dtype]
     init_process_group(rank, world, store, device)
-    assert cfg.train.max_row_tokens is not None, "resolved"
+    assert cfg.train.max_row_tokens is not None and cfg.train.zero_stage is not None, "resolved"
     if init == "random":
         torch.manual_seed(cfg.seed)
     load = partial(load_model, model_folder, dtype=dtype, device=device, init=init)
@@ -94,7 +94,7 @@ def build_trainer(
         device=device,
         temperature=cfg.rollout.temperature,
         max_row_tokens=cfg.train.max_row_tokens,
-        sleeps=device != "cpu" and cfg.train.sleep_offload and not cfg.train.offload_params,
+        sleeps=_sleeps(cfg),
         lr_of_step=partial(
             lr_at,
             peak=cfg.train.lr,
@@ -124,15 +124,15 @@ class DeepSpeedTrainer:
     ) -> None:
         """``weights``: what is published and exported of the language model, by name."""
         self.engine = engine
-        self.reference = reference
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.optimizer_step = 0  # optimizer updates applied so far; the schedule counts these
         self._device = torch.device(device) if device == "cpu" else engine.device
         self._temperature = temperature
         self._max_row_tokens = max_row_tokens
-        self._sleeps = sleeps
+        self._states = StatesOffload(engine) if sleeps else None
         self._lr_of_step = lr_of_step
         self._weights = weights
+        self.reference = None if reference is None else FrozenModule(reference, self._device)
         self._stage: int = engine.zero_optimization_stage()
 
     @property
@@ -218,19 +218,14 @@ class DeepSpeedTrainer:
 
     @torch.no_grad()
     def _evaluate(self, rows: list[_Inputs], temperature: float, *, reference: bool = False) -> list[np.ndarray]:
-        module = self._reference_on_device() if reference else self.engine
-        module.eval()
-        # The reference is whole on every rank and makes no collective calls.
-        padded = list(rows) if reference else self._padded(rows)
-        results = [self._forward(module, row or _PADDING, temperature)[0].cpu().numpy() for row in padded]
         if reference:
-            module.to("cpu")
+            assert self.reference is not None, "built without a reference: needs_reference was False"
+            with self.reference.on_device() as module:  # whole on every rank, without collective calls
+                return [self._forward(module, row, temperature)[0].cpu().numpy() for row in rows]
+        self.engine.eval()
+        padded = self._padded(rows)
+        results = [self._forward(self.engine, row or _PADDING, temperature)[0].cpu().numpy() for row in padded]
         return results[: len(rows)]
-
-    def _reference_on_device(self) -> PolicyModule:
-        """The frozen reference, which waits in host memory between its passes."""
-        assert self.reference is not None, "built without a reference: needs_reference was False"
-        return self.reference.to(self._device)
 
     def _forward(self, module: Any, row: _Inputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         arrays = (row.token_ids, row.position_ids, row.positions)
@@ -249,12 +244,12 @@ class DeepSpeedTrainer:
 
     def sleep(self) -> None:
         """Move ZeRO's states to host memory (GPU); on a CPU there is nothing to do."""
-        if self._sleeps:
-            states.offload(self.engine)
+        if self._states is not None:
+            self._states.offload()
 
     def wake(self) -> None:
-        if self._sleeps:
-            states.reload(self.engine)
+        if self._states is not None:
+            self._states.reload()
 
     # ---- durable state ----
 
@@ -344,6 +339,12 @@ class DeepSpeedTrainer:
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, sums)
         return metric_sums.merge(gathered)
+
+
+def _sleeps(cfg: Config) -> bool:
+    """Whether ZeRO's states leave the device while the engine generates."""
+    on_gpu, stays = cfg.device != "cpu", cfg.engine.sleep == "never"
+    return on_gpu and not stays and cfg.train.sleep_offload and not cfg.train.offload_params
 
 
 def _initialize(policy: PolicyModule, cfg: Config, dtype: torch.dtype, device: str) -> Any:

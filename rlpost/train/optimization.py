@@ -7,6 +7,7 @@ plugs in by ``_target_``. DeepSpeed's keys are ``train.zero``'s. Called by ``tra
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from rlpost.config import TrainConfig, plugins
+from rlpost.errors import one_line
 from rlpost.train.table import GRADIENT_REDUCTIONS, OPTIMIZERS
 
 
@@ -64,17 +66,21 @@ def all_ranks(ranks: Ranks) -> GradientReduction:
 
 
 def adamw(module: nn.Module, *, train: TrainConfig, device: str, ranks: Ranks) -> torch.optim.Optimizer:
-    """Torch's fused AdamW, except where only DeepSpeed's lets its states sleep (stage 3 on a GPU)."""
+    """Torch's fused AdamW; at stage 3 on a GPU DeepSpeed's, whose states it moves itself, where that can be built."""
     settings: dict[str, Any] = {
         "lr": train.lr,
         "betas": (train.betas[0], train.betas[1]),
         "eps": train.eps,
         "weight_decay": train.weight_decay,
     }
-    if device != "cpu" and train.zero_stage == 3 and not train.offload_optimizer and _can_build_fused_adam():
-        # importlib, because the type checker cannot see into DeepSpeed's ops.
-        fused_adam = importlib.import_module("deepspeed.ops.adam").FusedAdam
-        return fused_adam(module.parameters(), adam_w_mode=True, **settings)
+    if device != "cpu" and train.zero_stage == 3 and not train.offload_optimizer:
+        try:
+            # importlib, because the type checker cannot see into DeepSpeed's ops.
+            fused_adam = importlib.import_module("deepspeed.ops.adam").FusedAdam
+            return fused_adam(module.parameters(), adam_w_mode=True, **settings)
+        except Exception as error:  # compiled on first use: no nvcc, or one that does not match torch's headers
+            if ranks.rank == 0:
+                print(f"rlpost: {_describe_failed_build(error)}", file=sys.stderr, flush=True)
     return torch.optim.AdamW(module.parameters(), fused=True, **settings)
 
 
@@ -119,13 +125,6 @@ def install_exchange(engine: Any, reduction: GradientReduction) -> None:
     optimizer.step = exchange_and_step
 
 
-def _can_build_fused_adam() -> bool:
-    """FusedAdam is compiled with nvcc on first use, unless DeepSpeed was installed with it."""
-    builder = importlib.import_module("deepspeed.ops.op_builder")
-    if importlib.import_module("deepspeed.git_version_info").installed_ops.get("fused_adam", False):
-        return True
-    try:
-        builder.builder.installed_cuda_version()
-    except builder.builder.MissingCUDAException:
-        return False
-    return True
+def _describe_failed_build(error: Exception) -> str:
+    reason = f"{type(error).__name__}: {one_line(str(error))[:120]}".rstrip(": ")
+    return f"DeepSpeed's FusedAdam cannot be built ({reason}); torch's AdamW is used, to the same effect"

@@ -8,6 +8,8 @@ import torch
 
 from rlpost.config import TrainConfig
 
+_SHORT = {"auto": None, "float32": "fp32", "bfloat16": "bf16"}  # DeepSpeed's names; None: the model's type
+
 
 def zero_config(train: TrainConfig, *, dtype: torch.dtype, num_params: int) -> dict[str, Any]:
     """DeepSpeed's configuration. ``backward`` is called once per row and ``step`` when the caller says so."""
@@ -27,6 +29,7 @@ def zero_config(train: TrainConfig, *, dtype: torch.dtype, num_params: int) -> d
         "gradient_clipping": float(train.grad_clip),  # always: DeepSpeed's default is 1.0, not off
         "steps_per_print": 10**9,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": _SHORT[train.grad_accum_dtype]},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # train.optimizer may be a user's own
         # Torch's fused AdamW is as fast on a CPU as DeepSpeed's own, which takes minutes to compile.

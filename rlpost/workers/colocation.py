@@ -20,9 +20,16 @@ class SharedDevice:
     """Whose turn it is. ``start_worker`` makes it: trainer asleep, engine awake with weights that are not published."""
 
     def __init__(
-        self, engine: DeviceEngine, trainer: ColocatedTrainer, *, canary: Sequence[CanarySequence], threshold: float
+        self,
+        engine: DeviceEngine,
+        trainer: ColocatedTrainer,
+        *,
+        canary: Sequence[CanarySequence],
+        threshold: float,
+        moves_memory: bool = True,
     ) -> None:
-        self._engine, self._trainer = engine, trainer
+        """``moves_memory``: whether each leaves its memory to the other; if not, both stay awake all the time."""
+        self._engine, self._trainer, self._moves_memory = engine, trainer, moves_memory
         holds = holds_same_bits(engine)
         self._publisher = Publisher(trainer, engine, holds=holds, canary=canary, threshold=threshold)
         self._turn = "engine"
@@ -38,8 +45,9 @@ class SharedDevice:
     def training(self) -> Iterator[None]:
         """The trainer's turn, until ``publish_weights`` gives the device back to the engine."""
         if self._turn == "engine":
-            self._engine.sleep()
-            self._trainer.wake()
+            if self._moves_memory:
+                self._engine.sleep()
+                self._trainer.wake()
             self._turn = "trainer"
         yield
 
@@ -55,14 +63,16 @@ class SharedDevice:
             began_canary = time.perf_counter()
             expected = publisher.expected_canary()
             canary_s = time.perf_counter() - began_canary
-            self._engine.wake(("weights",))  # the KV cache waits until the trainer's states are off the device
+            if self._moves_memory:
+                self._engine.wake(("weights",))  # the KV cache waits until the trainer's states are off the device
             started = time.perf_counter()
             num_bytes = publisher.copy()
             loaded = time.perf_counter()
             publisher.check_fingerprint()
             checked = time.perf_counter()
-        self._trainer.sleep()
-        self._engine.wake()
+        if self._moves_memory:
+            self._trainer.sleep()
+            self._engine.wake()
         self._turn = "engine"
         awake = time.perf_counter()
         canary = publisher.check_canary(expected)

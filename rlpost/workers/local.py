@@ -95,7 +95,13 @@ def start_worker(settings: WorkerSettings, *, rank: int = 0, world: int = 1, sto
     trainer.sleep()
     engine, canary = _start_engine(settings, rank)
     assert cfg.canary_threshold is not None, "resolved"
-    device = SharedDevice(engine, trainer, canary=canary, threshold=cfg.canary_threshold)
+    device = SharedDevice(
+        engine,
+        trainer,
+        canary=canary,
+        threshold=cfg.canary_threshold,
+        moves_memory=cfg.engine.sleep != "never",
+    )
     return Worker(engine=engine, trainer=trainer, device=device)
 
 

@@ -23,6 +23,34 @@ def test_what_is_left_open_suits_the_device(device, dtype, row_tokens, canary, e
     assert resolve(cfg, device=device, threads=3) == cfg
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "stage", "sums"),
+    [
+        ("cpu", "float32", 1, "float32"),
+        ("cpu", "bfloat16", 2, "float32"),
+        ("cuda", "float32", 2, "float32"),
+        ("cuda", "bfloat16", 2, "float32"),
+    ],
+)
+def test_gradients_are_summed_in_float32(device, dtype, stage, sums):
+    cfg = Config()
+    cfg.model.dtype = dtype
+    train = resolve(cfg, device=device, threads=1).train
+    assert (train.zero_stage, train.grad_accum_dtype) == (stage, sums)
+    cfg.train.zero_stage = 1
+    assert resolve(cfg, device=device, threads=1).train.grad_accum_dtype == dtype, "as DeepSpeed does at stage 1"
+    cfg.train.zero_stage, cfg.train.grad_accum_dtype = 3, "bfloat16"
+    train = resolve(cfg, device=device, threads=1).train
+    assert (train.zero_stage, train.grad_accum_dtype) == (3, "bfloat16")
+
+
+def test_whether_an_engine_stays_awake_is_left_to_a_gpus_memory():
+    for device, asked, expected in (("cpu", "auto", "always"), ("cuda", "auto", "auto"), ("cpu", "never", "never")):
+        cfg = Config()
+        cfg.engine.sleep = asked
+        assert resolve(cfg, device=device, threads=1).engine.sleep == expected
+
+
 def test_what_is_set_stays_and_decides_what_follows_from_it():
     cfg = Config(canary_threshold=0.01)
     cfg.model.dtype, cfg.engine.enforce_eager, cfg.eval.max_response_tokens = "float32", True, 7

@@ -13,10 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from rlpost.algos import table
 from rlpost.config import Config, walk_fields
 from rlpost.config.compose import list_recipes, load_config
+from rlpost.config.resolve import resolve
 from rlpost.errors import ConfigError, DataError, ModelError, RunError, UserError
 from rlpost.preflight import checks
 from rlpost.preflight.check_values import check_divisible, check_values
-from rlpost.preflight.checks import check, format_bytes
+from rlpost.preflight.checks import check
+from rlpost.preflight.device_plan import ASSUMED_GPU_BYTES, choose_sleep, format_bytes, margin_bytes, plan_device
 
 SHAPE = {
     "model_type": "qwen3",
@@ -643,9 +645,9 @@ def test_warm_start(cfg):
 def test_too_large_for_this_machine_is_a_warning_and_a_plan_for_a_gpu(cfg, monkeypatch):
     cfg.device = "auto"
     monkeypatch.setattr("rlpost.workers.runtime.has_gpu", lambda: False)
-    monkeypatch.setattr(checks, "_device_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(checks, "device_bytes", lambda device: 1 << 40)
     assert check(cfg).warnings == []
-    monkeypatch.setattr(checks, "_device_bytes", lambda device: 4000)
+    monkeypatch.setattr(checks, "device_bytes", lambda device: 4000)
     report = check(cfg)
     assert any("on a device that has 3.91 KiB" in warning for warning in report.warnings)
     assert any("a GPU of 80 GiB (assumed), bfloat16" in title for title, _ in report.sections)
@@ -655,16 +657,16 @@ def test_the_kv_cache_is_planned_as_the_engine_sizes_it(cfg):
     """64 slots x 64 tokens x (key and value x 1 layer x 1 head x 32 numbers x 4 bytes), at most half of the memory."""
     wanted = 64 * 64 * 2 * 32 * 4
     for total, expected in ((None, wanted), (10 * wanted, wanted), (wanted, wanted // 2)):
-        plan = checks._plan_device(cfg, SHAPE, 64, "cpu", "float32", total)
-        assert {item.name: item.num_bytes for item in plan.items}["KV cache"] == expected
+        plan = plan_device(cfg, SHAPE, 64, "cpu", total)
+        assert {item.name: item.num_bytes for item in plan.memory.items}["KV cache"] == expected
     cfg.engine.kv_cache_bytes = 5
-    plan = checks._plan_device(cfg, SHAPE, 64, "cpu", "float32", wanted)
-    assert {item.name: item.num_bytes for item in plan.items}["KV cache"] == 5
+    plan = plan_device(cfg, SHAPE, 64, "cpu", wanted)
+    assert {item.name: item.num_bytes for item in plan.memory.items}["KV cache"] == 5
 
 
 def test_the_plan_says_how_many_samples_the_kv_cache_holds(cfg, monkeypatch):
     """One token is 256 bytes; a prompt may have 32 tokens and a response 32."""
-    monkeypatch.setattr(checks, "_device_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(checks, "device_bytes", lambda device: 1 << 40)
     assert "holds 64 samples of 64 tokens: all 64 in flight" in str(check(cfg))
     cfg.engine.kv_cache_bytes = 10 * 64 * 256 + 100
     assert "10 samples of 64 tokens: this many are in flight at first, then as many" in str(check(cfg))
@@ -672,6 +674,57 @@ def test_the_plan_says_how_many_samples_the_kv_cache_holds(cfg, monkeypatch):
     assert "10 samples of 64 tokens: all 10 in flight" in str(check(cfg))
     cfg.rollout.max_in_flight = 11
     assert "10 samples of 64 tokens; with 11 in flight, vLLM preempts some" in str(check(cfg))
+
+
+def test_an_engine_stays_awake_where_all_fits_with_a_margin(cfg):
+    """Decided for a GPU only, at a byte's precision, and not against what the user set."""
+    cfg.train.max_row_tokens = 64
+    total = 64 << 30
+    cfg.engine.sleep = "never"
+    needed = plan_device(cfg, SHAPE, 64, "cuda", total).memory.peak_bytes + margin_bytes(total)
+    cfg.engine.sleep = "auto"
+    for free, expected in ((needed, "never"), (needed - 1, "always"), (None, "never")):
+        plan = plan_device(cfg, SHAPE, 64, "cuda", total, free)
+        assert plan.cfg.engine.sleep == expected
+        assert any(line.startswith(f"engine.sleep={expected}: ") for line in plan.describe())
+    assert plan_device(cfg, SHAPE, 64, "cuda", None).cfg.engine.sleep == "always", "nobody knows how much there is"
+    cfg.cluster.kind = "ray"
+    assert plan_device(cfg, SHAPE, 64, "cuda", total).cfg.engine.sleep == "always", "the workers' GPUs are not these"
+    cfg.cluster.kind = "local"
+    assert plan_device(cfg, SHAPE, 64, "cpu", total).cfg.engine.sleep == "always"
+    assert not any(line.startswith("engine.sleep") for line in plan_device(cfg, SHAPE, 64, "cpu", total).describe())
+    cfg.engine.sleep = "always"
+    assert plan_device(cfg, SHAPE, 64, "cuda", total).cfg.engine.sleep == "always"
+    assert (margin_bytes(80 << 30), margin_bytes(24 << 30)) == (8 << 30, 4 << 30)
+
+
+def test_a_model_that_is_not_counted_takes_turns(cfg):
+    counted = resolve(cfg, device="cuda", threads=1)
+    shape = {**SHAPE, "model_type": "mixture"}
+    assert choose_sleep(counted, shape, 64, free=1 << 50, total=1 << 50).engine.sleep == "always"
+
+
+def test_a_4b_model_on_an_80_gb_card(cfg):
+    """Stage 1 with gradients summed in bfloat16 needs 22 bytes a parameter in the step, stage 2 in float32 18."""
+    big = load_config(["recipe=math/gsm8k", "model=qwen3_4b", "train.gradient_checkpointing=true"])
+    shape, count = big.model.shape, 4_022_468_096
+    default = plan_device(big, shape, 2048, "cuda", ASSUMED_GPU_BYTES)
+    assert "ZeRO stage 2, gradients summed in float32" in default.settings
+    assert default.memory.step_bytes == count * 18 + 8 * 151_936 * 2560
+    big.train.zero_stage = 1
+    first = plan_device(big, shape, 2048, "cuda", ASSUMED_GPU_BYTES)
+    assert "ZeRO stage 1, gradients summed in bfloat16" in first.settings
+    assert first.memory.step_bytes == count * 22
+
+
+def test_gradients_are_summed_in_what_deepspeed_can(cfg):
+    fails(cfg, ConfigError, "grad_accum_dtype: got 'bfloat16'", "float32", train__grad_accum_dtype="bfloat16")
+    cfg.model.dtype = "bfloat16"
+    refused = {"train__grad_accum_dtype": "float32", "train__zero_stage": 1}
+    fails(cfg, ConfigError, "grad_accum_dtype: got 'float32'", "at stage 1", "train=zero2", **refused)
+    for stage, sums, is_warned in ((None, "auto", False), (1, "auto", True), (2, "auto", False), (2, "bfloat16", True)):
+        cfg.train.zero_stage, cfg.train.grad_accum_dtype = stage, sums
+        assert any("summed in bfloat16" in warning for warning in check(cfg).warnings) is is_warned
 
 
 def test_units():

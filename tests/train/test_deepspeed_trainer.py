@@ -282,6 +282,32 @@ def test_offloaded_states_give_the_same_steps(build, folders, stage):
     assert cases.largest_difference(cases.weights_of(trainer), dict(plain.model.named_parameters())) < 5e-5
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offloaded_states_of_a_bfloat16_model_give_the_same_steps(build, stage):
+    """Sums in float32 take another way through DeepSpeed: the flat buffer stays on the device."""
+    away, here = build(stage, dtype="bfloat16", offload_optimizer=True), build(stage, dtype="bfloat16")
+    for step in range(3):
+        results = [trainer.update(cases.packed_batch(step), cases.objective) for trainer in (away, here)]
+        assert results[0].loss == results[1].loss
+        assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-6)
+    assert cases.largest_difference(cases.weights_of(away), cases.weights_of(here)) == 0.0
+    for trainer in (away, here):
+        before = cases.weights_of(trainer)
+        assert not trainer.update(cases.packed_batch(4), infinite_gradient).applied
+        assert cases.largest_difference(cases.weights_of(trainer), before) == 0.0
+
+
+@pytest.mark.parametrize(("stage", "sums", "adds_up"), [(2, "auto", True), (3, "auto", True), (2, "bfloat16", False)])
+def test_the_gradients_of_many_rows_add_up_in_a_bfloat16_model(build, stage, sums, adds_up):
+    """400 times the same row: bfloat16, with its 8 bits, stops adding a number to its 256-fold."""
+    trainer = build(stage, dtype="bfloat16", grad_accum_dtype=sums, lr=1e-8)
+    samples = cases.sequences(3, 1)
+    one = cases.batch_of([cases.pack(samples)], samples)
+    many = replace(one, rows=one.rows * 400)
+    ratio = trainer.update(many, cases.objective).grad_norm / trainer.update(one, cases.objective).grad_norm
+    assert (ratio == pytest.approx(400, rel=1e-3)) is adds_up, ratio
+
+
 def test_sleep_and_wake_change_nothing_on_a_cpu(build):
     trainer = build()
     before = cases.weights_of(trainer)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from rlpost.config import TrainConfig
 from rlpost.errors import ConfigError
-from rlpost.train.optimization import Ranks
+from rlpost.train.optimization import Ranks, adamw
 from rlpost.train.table import check_train
 from tests.train import cases, machines
 
@@ -45,6 +46,43 @@ def test_names_that_do_not_exist_are_refused_without_importing_a_part(key):
     check_train(TrainConfig())
     with pytest.raises(ConfigError, match=f"train.{key}.*nosuch"):
         check_train(TrainConfig(**{key: "nosuch"}))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("nvcc fatal:\n  unsupported"), ImportError("no module fused_adam")])
+def test_an_optimizer_that_cannot_be_compiled_is_replaced_and_named_once(monkeypatch, capsys, error):
+    """On a GPU, stage 3 prefers DeepSpeed's FusedAdam, which nvcc compiles on first use."""
+    import deepspeed.ops.adam
+
+    class Broken:
+        def __init__(self, *arguments, **options):
+            raise error
+
+    monkeypatch.setattr(deepspeed.ops.adam, "FusedAdam", Broken)
+    for rank in (0, 1):
+        optimizer = adamw(
+            torch.nn.Linear(2, 2),
+            train=TrainConfig(zero_stage=3, lr=0.25),
+            device="cuda",
+            ranks=Ranks(rank, ("here", "here")),
+        )
+        assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["lr"] == 0.25
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rlpost: DeepSpeed's FusedAdam cannot be built") and str(error).split("\n")[0] in line
+
+
+def test_deepspeeds_optimizer_is_asked_for_at_stage_3_on_a_gpu_only(monkeypatch):
+    import deepspeed.ops.adam
+
+    monkeypatch.setattr(deepspeed.ops.adam, "FusedAdam", lambda parameters, **settings: settings)
+    for device, stage, offload, asked in (
+        ("cuda", 3, False, True),
+        ("cuda", 3, True, False),
+        ("cuda", 2, False, False),
+        ("cpu", 3, False, False),
+    ):
+        train = TrainConfig(zero_stage=stage, offload_optimizer=offload)
+        made = adamw(torch.nn.Linear(2, 2), train=train, device=device, ranks=Ranks(0, ("here",)))
+        assert isinstance(made, dict) is asked
 
 
 def test_ranks_know_who_shares_their_machine():

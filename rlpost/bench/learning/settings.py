@@ -39,6 +39,10 @@ FIXED = set(
 )
 
 
+# Of FIXED, what is left open since: the value that a study's runs resolve it to, which was the default.
+LEFT_OPEN = {"train.zero_stage": 1}
+
+
 def settings_of(cfg: Config) -> dict[str, Any]:
     """Dotted key -> value."""
     settings = {}
@@ -46,6 +50,7 @@ def settings_of(cfg: Config) -> dict[str, Any]:
         value = look_up(cfg, key.name)
         if is_dataclass(value) or key.name in SILENT or is_harmless(key.name):
             continue
+        value = LEFT_OPEN.get(key.name) if value is None else value
         if value != key.default or key.name in FIXED:
             settings[key.name] = value
     return settings
