@@ -78,7 +78,7 @@ def _publish(cfg: Config, folder: Path, reports: Reports) -> None:
 
     def publish() -> dict[str, Any]:
         publication = worker[0].device.publish_weights(0)
-        return {"bytes": publication.num_bytes, "canary": publication.canary_max, "threshold": cfg.canary_threshold}
+        return {"bytes": publication.num_bytes, "canary": publication.canary_mean, "threshold": cfg.canary_threshold}
 
     if reports.attempt("workers", start) and reports.attempt("publication", publish):
         reports.attempt("response", lambda: _respond(worker[0].engine))
@@ -89,7 +89,6 @@ def _start(cfg: Config, folder: Path) -> Any:
 
     from rlpost.workers.local import start_worker
     from rlpost.workers.protocol import WorkerSettings
-    from rlpost.workers.publication import make_canary
 
     require_usable(cfg.device)
     vocabulary, hidden = int(SHAPE["vocab_size"]), int(SHAPE["hidden_size"])  # type: ignore[call-overload]
@@ -103,7 +102,7 @@ def _start(cfg: Config, folder: Path) -> Any:
             hidden_size=hidden,
             needs_reference=False,
             max_model_len=MAX_MODEL_LEN,
-            canary=make_canary(prompts, vocabulary, max_tokens=MAX_MODEL_LEN - 1),
+            canary_prompts=prompts,
             init="random",
         )
     )

@@ -156,7 +156,7 @@ def test_a_publication_whose_canary_differs_is_a_finding(tmp_path: Path, monkeyp
     found = {f.name: f for f in check_small_run(run_probe("strict_probe", ["cpu", "float32"], 800), "cpu")}
     assert found["trainer and engine"].status == "ok" and found["response"].status == "skipped"
     assert found["publication"].status == "problem"
-    assert found["publication"].found.startswith("canary: largest logprob difference between trainer")
+    assert found["publication"].found.startswith("canary: mean logprob difference between trainer")
     assert "check dtype and model type" in found["publication"].do
 
 
