@@ -13,7 +13,7 @@ Result = dict[str, Any]
 INSTALL = "make clean, make install DEVICE=gpu"
 
 
-def check_probes(probed: Probed, *, tensor_parallel: int, zero_stage: int) -> list[Finding]:
+def check_probes(probed: Probed, *, tensor_parallel: int, zero_stage: int | None) -> list[Finding]:
     """One finding for each probe. A GPU that torch cannot use is one problem: what follows from it is skipped."""
     checks: dict[str, tuple[str, Callable[[Result], Finding], str]] = {
         "torch": ("torch and the GPU", _torch, f"compare nvidia-smi with docs/gpu.md; {INSTALL}; or use device=cpu"),
@@ -91,7 +91,7 @@ def _sleeping(result: Result) -> Finding:
     return ok(name, f"{size} released and back at the same address in {result['seconds']:.2f} s")
 
 
-def _compiler(result: Result, zero_stage: int) -> Finding:
+def _compiler(result: Result, zero_stage: int | None) -> Finding:
     """Only ZeRO-3's FusedAdam is compiled with it, and without it another AdamW is taken."""
     if not result["nvcc"]:
         return ok("nvcc", "none; train=zero3 then takes torch's AdamW")
@@ -100,6 +100,6 @@ def _compiler(result: Result, zero_stage: int) -> Finding:
     if result["nvcc"] != result["headers"] or result["nvcc"].partition(".")[0] != major:
         found += f", torch for CUDA {result['torch']}" if result["torch"] else ", torch for CPUs"
         if zero_stage != 3:
-            found += "; train=zero3 could not compile its optimizer"
+            found += "; train=zero3 could not compile its optimizer and would take torch's AdamW"
         return warning("nvcc", found, "take it out of PATH, or install headers and nvcc of the same version")
     return ok("nvcc", found)
