@@ -115,7 +115,7 @@ def test_a_gpu_without_a_torch_for_it_is_reported_whole(tmp_path: Path) -> None:
     smi = tmp_path / "nvidia-smi"
     smi.write_text(f'#!/bin/sh\ncase "$1" in --query-gpu=*) echo "{CARD}" ;; *) echo "77, python3, 9000" ;; esac\n')
     smi.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "0"}
     done = doctor("--json", "cluster.num_workers=2", "cluster=ray", **environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     found = by_name(done.stdout)
