@@ -30,6 +30,10 @@ def run(settings: Settings, record: Record, triton: str) -> None:
     with record.timed("start_s"):
         worker = start_worker(session.worker_settings(needs_reference=False))
     publication = worker.device.publish_weights(0)
-    record.note(canary_max_nats=publication.canary_max, publish_s=publication.duration_s)
+    record.note(
+        canary_mean_nats=publication.canary_mean,
+        canary_max_nats=publication.canary_max,
+        publish_s=publication.duration_s,
+    )
     if triton == "ieee":
         record.require(publication.canary_max < LIMIT, f"canary {publication.canary_max:.2g}, not below {LIMIT:g}")

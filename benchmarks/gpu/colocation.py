@@ -28,6 +28,7 @@ from benchmarks.gpu.random_policy import (
 )
 from benchmarks.gpu.record import Record, Settings
 from benchmarks.gpu.states import state_sums
+from rlpost.workers.canary import CanarySequence
 from rlpost.workers.colocation import SharedDevice
 
 
@@ -58,7 +59,7 @@ def take_turns(settings: Settings, record: Record, size: str, folder: Path) -> N
     with moves.measured("engine"):
         engine = build_engine(policy.cfg, model_folder=policy.folder, max_model_len=length)
     canary = [random_tokens(length // 2, policy.vocab_size, seed) for seed in range(4)]
-    device = SharedDevice(engine, trainer, canary=canary, threshold=np.inf)
+    device = SharedDevice(engine, trainer, canary=[CanarySequence(ids, 1) for ids in canary], threshold=np.inf)
     publish(moves, device, 0)
     addresses = engine_addresses(engine)
     before = engine.score(canary)
@@ -106,6 +107,7 @@ def publish(moves: Moves, device: SharedDevice, version: int) -> None:
             f"copy{version}_gb_s": publication.num_bytes / publication.load_s / GB,
             f"fingerprint{version}_s": publication.fingerprint_s,
             f"canary{version}_s": publication.canary_s,
+            f"canary{version}_mean_nats": publication.canary_mean,
             f"canary{version}_max_nats": publication.canary_max,
         }
     )

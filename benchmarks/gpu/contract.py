@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.gpu.random_policy import build_random_trainer, prepare, random_tokens
 from benchmarks.gpu.record import Record, Settings
 from benchmarks.gpu.requests import GREEDY, SAMPLED, Responses, generate, make_requests
+from rlpost.workers.canary import CanarySequence
 from rlpost.workers.colocation import SharedDevice
 
 LIMIT = {"bfloat16": 0.03, "float32": 1e-4}  # mean difference of a logprob, nats
@@ -44,7 +45,7 @@ def check_contract(settings: Settings, record: Record, size: str, folder: Path) 
     prompts = [random_tokens(int(n), policy.vocab_size, i) for i, n in enumerate(rng.integers(20, longest, num))]
     # Not of the prompts' tokens: scoring the canary leaves its prefix, of the new weights, in the cache.
     canary = [random_tokens(40, policy.vocab_size, 100 + seed) for seed in range(2)]
-    device = SharedDevice(engine, trainer, canary=canary, threshold=np.inf)
+    device = SharedDevice(engine, trainer, canary=[CanarySequence(ids, 1) for ids in canary], threshold=np.inf)
     record.note(canary_max_nats=device.publish_weights(0).canary_max)
 
     first = generate(engine, make_requests(prompts, new))
