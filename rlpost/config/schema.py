@@ -582,7 +582,7 @@ class Config:
     canary_threshold: Optional[float] = opt(
         None,
         "Largest mean logprob difference between trainer and engine over the canary, nats; "
-        "None: 1e-5 in float32, 0.1 in bfloat16.",
+        "None: 1e-4 in float32, 0.1 in bfloat16.",
         above=0,
     )
     mismatch_stop: float = opt(

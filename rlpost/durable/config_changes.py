@@ -31,8 +31,8 @@ LATE_IN_DETERMINISTIC_MODE = (
     *("canary_threshold", "eval.max_response_tokens", "cluster.cpus_per_worker"),
     "train.grad_accum_dtype",  # new in 0.2; in float32 runs it changes nothing
 )
-# What was written out where the threshold was left open, when the canary judged the largest difference.
-EARLIER_CANARY_THRESHOLDS = (1e-4, 0.3)
+# What was written out in bfloat16 where the threshold was left open, when the canary judged the largest difference.
+EARLIER_CANARY_THRESHOLD = 0.3
 HOW = ("resume", "recipe")  # these naturally differ
 
 
@@ -65,7 +65,7 @@ def was_left_open(change: Change, *, deterministic: bool) -> bool:
     mode most of it was written out before."""
     if change.before is None and change.now is not None and change.now == _defaults().get(change.key):
         return True
-    if change.key == "canary_threshold" and change.before in EARLIER_CANARY_THRESHOLDS:
+    if change.key == "canary_threshold" and change.before == EARLIER_CANARY_THRESHOLD:
         return True
     keys = LATE_IN_DETERMINISTIC_MODE if deterministic else WRITTEN_OUT
     return change.key in keys and change.before in (None, "auto")
