@@ -123,6 +123,7 @@ def bare_deepspeed(
 
     cfg = Config()
     cfg.train.zero_stage = stage
+    cfg = resolve(cfg, device="cpu", threads=1)
     model = load(folder, own_attention)
     num_params = sum(p.numel() for p in model.parameters())
     settings = zero_config(cfg.train, dtype=torch.float32, num_params=num_params)
