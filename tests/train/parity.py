@@ -74,7 +74,7 @@ def train(trainer: Any, cfg: Config, call: Any, *, world: int) -> dict[str, Any]
         "grad_norms": [r.grad_norm for r in results],
         "metrics": [dict(r.metrics) for r in results],
         "gradients": [(m - beta * before) / (1 - beta) for before, m in zip(moments, moments[1:], strict=False)],
-        "weights": np.concatenate([w.numpy().ravel() for _, w in sorted(cases.weights_of(trainer).items())]),
+        "weights": np.concatenate([w.float().numpy().ravel() for _, w in sorted(cases.weights_of(trainer).items())]),
     }
 
 

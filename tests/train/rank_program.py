@@ -29,7 +29,12 @@ def main(program: str, rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), WORLD)
     store.set_timeout(timedelta(minutes=3))
     init_process_group(rank, WORLD, store, "cpu")
-    run = {"parity": five_updates, "machines": five_updates_on_machines, "durable": updates_and_files}[program]
+    run = {
+        "parity": five_updates,
+        "bfloat16": five_updates_in_bfloat16,
+        "machines": five_updates_on_machines,
+        "durable": updates_and_files,
+    }[program]
     torch.save({stage: run(rank, folder, stage) for stage in STAGES}, folder / f"results-{rank}.pt")
     dist.destroy_process_group()
 
@@ -38,6 +43,18 @@ def five_updates(rank: int, folder: Path, stage: int) -> dict[str, Any]:
     from tests.train import parity
 
     cfg = parity.config(stage)
+    trainer = build(rank, folder, cfg)
+    result = parity.train(trainer, cfg, parity.Spmd(trainer), world=WORLD)
+    trainer.close()
+    return result
+
+
+def five_updates_in_bfloat16(rank: int, folder: Path, stage: int) -> dict[str, Any]:
+    """Gradients are summed in float32, from stage 2 on; between the ranks they travel in bfloat16."""
+    from tests.train import parity
+
+    cfg = parity.config(stage)
+    cfg.model.dtype = "bfloat16"
     trainer = build(rank, folder, cfg)
     result = parity.train(trainer, cfg, parity.Spmd(trainer), world=WORLD)
     trainer.close()

@@ -28,17 +28,19 @@ def test_an_optimizer_of_ones_own_makes_the_update(build, folders, stage):
     assert result.applied and length == pytest.approx(0.1 * result.grad_norm, rel=1e-3), "SGD moves by lr x gradient"
 
 
-@STAGES
-def test_a_reduction_of_ones_own_has_the_last_word_on_the_gradients(build, folders, stage):
-    plain = build(stage).update(cases.packed_batch(1), cases.objective)
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(1, "float32"), (2, "float32"), (3, "float32"), (2, "bfloat16"), (3, "bfloat16")]
+)
+def test_a_reduction_of_ones_own_has_the_last_word_on_the_gradients(build, folders, stage, dtype):
+    plain = build(stage, dtype=dtype).update(cases.packed_batch(1), cases.objective)
     machines.Recorded.given.clear()
     own = {"_target_": "tests.train.machines.recorded", "scale": 3.0}
-    trainer = build(stage, gradient_reduction=own)
+    trainer = build(stage, dtype=dtype, gradient_reduction=own)
     result = trainer.update(cases.packed_batch(1), cases.objective)
     assert result.grad_norm == pytest.approx(3 * plain.grad_norm, rel=1e-4) and result.loss == plain.loss
     parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folders[True]).parameters())
     assert [sum(given.values()) >= parameters for given in machines.Recorded.given] == [True]
-    assert build(stage).update(cases.packed_batch(1), cases.objective).grad_norm == plain.grad_norm
+    assert build(stage, dtype=dtype).update(cases.packed_batch(1), cases.objective).grad_norm == plain.grad_norm
 
 
 @pytest.mark.parametrize("key", ["optimizer", "gradient_reduction"])
