@@ -156,10 +156,12 @@ class PromptEncoder:
 
     def _apply_template(self, messages: Sequence[Message], origin: str, tools: Sequence[Message] | None) -> str:
         is_open = ends_with_assistant(messages)
-        ending = {"continue_final_message": True} if is_open else {}
+        options: dict[str, Any] = {"continue_final_message": True} if is_open else {}
+        if tools:
+            options["tools"] = tools
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=not is_open, tokenize=False, **ending, **self._options
+                messages, add_generation_prompt=not is_open, tokenize=False, **options, **self._options
             )
         except Exception as error:  # a template raises what it likes, in a sandbox
             raise explain_failure(error, origin, messages) from error
