@@ -12,6 +12,7 @@ from rlpost.errors import RunError
 from rlpost.session import open_session
 from rlpost.train import deepspeed_trainer
 from rlpost.workers import local
+from rlpost.workers.canary import sample_canary
 from rlpost.workers.colocation import SharedDevice
 from rlpost.workers.local import start_worker
 from rlpost.workers.publication import same_bits
@@ -139,7 +140,8 @@ class Recorder:
 def recorded_device(worker, session, *, moves_memory):
     moves = []
     engine, trainer = Recorder(moves, "engine", worker.engine), Recorder(moves, "trainer", worker.trainer)
-    canary = session.worker_settings(needs_reference=False).canary
+    prompts = session.worker_settings(needs_reference=False).canary_prompts
+    canary = sample_canary(worker.engine, prompts, max_tokens=session.max_model_len - 1)
     return SharedDevice(engine, trainer, canary=canary, threshold=1e-4, moves_memory=moves_memory), moves
 
 
@@ -179,7 +181,7 @@ def with_sleep(session, sleep):
 @pytest.mark.parametrize("sleep", ["always", "never"])
 def test_a_worker_is_built_to_move_memory_or_not(worker, session, monkeypatch, sleep):
     monkeypatch.setattr(deepspeed_trainer, "build_trainer", lambda cfg, **settings: worker.trainer)
-    monkeypatch.setattr(local, "_start_engine", lambda settings, rank: worker.engine)
+    monkeypatch.setattr(local, "_start_engine", lambda settings, rank: (worker.engine, []))
     built = start_worker(with_sleep(session, sleep))
     moves, engine = [], worker.engine
     monkeypatch.setattr(engine, "sleep", lambda: moves.append("sleep"))
