@@ -15,6 +15,8 @@ import sys
 import pyarrow.parquet as parquet
 import pytest
 
+from rlpost.workers.canary import RESPONSE_TOKENS  # what an engine samples before the first publication, step by step
+
 from . import account
 from .account import LEDGER_TABLES, ledger_rows
 from .lives import KILLED, Nursery, Place
@@ -36,7 +38,7 @@ SAME = ["deterministic=true"]
 PLACES = {
     "before the first step": Place("rlpost.workers.recovery:RecoveringWorkers.publish"),
     "copying the weights": Place("rlpost.engine.vllm:VLLMEngine.load_weights", "after", nth=2),
-    "generating": Place("rlpost.engine.vllm:VLLMEngine.step", nth=60),
+    "generating": Place("rlpost.engine.vllm:VLLMEngine.step", nth=RESPONSE_TOKENS + 60),
     "scoring": Place("rlpost.rewards.scoring:RewardScorer.submit", "after", nth=20),
     "between abort and store": Place("rlpost.rollout.buffer:RolloutBuffer.store", nth=3),
     "in the middle of the store": Place("rlpost.rollout.ledger:Ledger._insert_queued", "after", nth=3),
@@ -231,7 +233,7 @@ def test_a_run_of_the_demos_size_is_killed_a_hundred_times(nursery):
 def test_asked_to_stop_while_generating_it_keeps_what_was_generated(nursery, number, status, busy):
     name = f"asked-{status}"
     run = nursery.folder / "runs" / name
-    engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=150)
+    engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=RESPONSE_TOKENS + 150)
     life = nursery.live(*RUN, f"name={name}", place=engine_step, number=number)
     assert life.status == status, life.output
     assert "saving" in life.output and "the same command resumes from there" in life.output
@@ -295,7 +297,7 @@ def test_asked_to_stop_in_an_evaluation_it_loses_no_step(nursery):
 
 
 def test_deterministic_runs_stop_at_their_last_checkpoint(nursery, whole):
-    engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=150)
+    engine_step = Place("rlpost.engine.vllm:VLLMEngine.step", nth=RESPONSE_TOKENS + 150)
     life = nursery.live(*RUN, *SAME, "name=exact", place=engine_step, number=signal.SIGTERM)
     assert life.status == 143 and "ended by SIGTERM" in life.output, life.output
     assert not list((nursery.folder / "runs/exact/checkpoints").glob("*stopped*"))

@@ -13,6 +13,7 @@ import pytest
 
 from rlpost.cli import main
 from rlpost.reporting.timeline import assign_slots, concurrency, read_timeline
+from rlpost.workers.canary import RESPONSE_TOKENS
 from tests.reporting.wandb_file import read_runs
 
 from .lives import KILLED, Nursery, Place
@@ -36,7 +37,7 @@ def run(nursery):
     path = nursery.folder / "runs/whole-seed3"
     seen = {}
     engine_step = "rlpost.engine.vllm:VLLMEngine.step"
-    life = nursery.live(*WHOLE, place=Place(engine_step, nth=230), number=signal.SIGTERM)
+    life = nursery.live(*WHOLE, place=Place(engine_step, nth=RESPONSE_TOKENS + 230), number=signal.SIGTERM)
     assert life.status == 128 + signal.SIGTERM, life.output
     seen["stopped"] = show("runs", str(path.parent)), show("watch", str(path), "--once")
     life = nursery.live(*WHOLE, place=Place("rlpost.rollout.buffer:RolloutBuffer.settle", nth=4))
