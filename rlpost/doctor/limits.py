@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlpost.doctor.findings import Finding, ok, warning
-from rlpost.preflight.checks import format_bytes
+from rlpost.preflight.device_plan import format_bytes
 
 NO_LIMIT = 1 << 60  # v1 writes a number near 2**63 for "no limit"
 

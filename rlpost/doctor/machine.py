@@ -11,7 +11,8 @@ from typing import NamedTuple
 from rlpost.config import Config
 from rlpost.doctor.findings import Finding, of_error, ok, problem, skipped, warning
 from rlpost.errors import ConfigError, UserError
-from rlpost.preflight.checks import check_run_directory, format_bytes
+from rlpost.preflight.checks import check_run_directory
+from rlpost.preflight.device_plan import format_bytes
 from rlpost.rewards.selection import list_functions
 
 GIB = 1 << 30

@@ -25,7 +25,7 @@ from rlpost.plan.simulate import Lengths, shuffled, simulate
 from rlpost.simulation.account import StepAccount, measure
 from rlpost.simulation.lengths import make_lengths
 from rlpost.simulation.replay import fit_cost
-from rlpost.workers.runtime import has_gpu
+from rlpost.workers.runtime import wanted_device
 
 T = TypeVar("T")
 
@@ -90,9 +90,7 @@ def make_plan(cfg: Config, request: Request) -> Plan:
         ratios.append(ADAPTIVE)
     if request.recording is None:
         recording, check, notes = None, None, []
-        cfg = _with_slots(
-            cfg, choose_slots(cfg, "cuda" if cfg.device == "cuda" or cfg.device == "auto" and has_gpu() else "cpu")
-        )
+        cfg = _with_slots(cfg, choose_slots(cfg, wanted_device(cfg)))
         priced = Priced(costs=Costs(**{"rollout_s": 0.0, "reduce_s": 0.0} | request.costs))
     else:
         recording = read_recording(request.recording, warm_up=request.warm_up)

@@ -190,13 +190,12 @@ def _is_json(value: Any) -> bool:
 
 def _choose_own(own: Any, *, with_tools: bool) -> str | None:
     if isinstance(own, Mapping) and own:
-        if with_tools and WITH_TOOLS in own:
-            own = {DEFAULT: own[WITH_TOOLS]}
-        if DEFAULT not in own:
+        name = WITH_TOOLS if with_tools and WITH_TOOLS in own else DEFAULT
+        if name not in own:
             expected = f"one that is named {DEFAULT}"
             do = "set data.chat_template to the file of the one to use, or data.chat=never"
             raise ModelError(explain("model.path", f"chat templates named {_list(sorted(own))}", expected, do))
-        own = own[DEFAULT]
+        own = own[name]
     if own and not isinstance(own, str):
         raise _unreadable("model.path", f"got {type(own).__name__}; expected text")
     return own or None

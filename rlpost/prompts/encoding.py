@@ -136,13 +136,12 @@ class PromptEncoder:
         template = choose_template(data, getattr(tokenizer, "chat_template", None))
         self.is_chat = template is not None
         self._data, self._tokenizer = data, tokenizer
-        self._source = None if template is None else template.source
         self._options = {} if template is None else {"chat_template": template.source, **template.options(started)}
         self._encode_plain = None if self.is_chat else make_encode(tokenizer)
 
     def render(self, messages: Sequence[Message], origin: str, tools: Sequence[Message] | None = None) -> str:
         """The whole text, up to where the response begins. Raises DataError, with ``origin``, where that fails."""
-        require_in_prompt(self._source, messages, tools, origin)
+        require_in_prompt(self._options.get("chat_template"), messages, tools, origin)
         text = self._apply_template(messages, origin, tools) if self.is_chat else join_messages(messages)
         return add_prefill(text, self._data, origin, is_chat=self.is_chat)
 

@@ -57,8 +57,9 @@ def packed_attention(
     L; ``packed_bounds`` i32[sequences + 1] are where each begins and the last ends.
     """
     assert attention_mask is None and dropout == 0.0 and query.shape[0] == 1
-    attend = _in_one_kernel if _has_kernel(query) else _by_sequence
-    return attend(query, key, value, packed_lengths, packed_bounds, scaling, sliding_window), None
+    if _has_kernel(query):
+        return _in_one_kernel(query, key, value, packed_bounds, max(packed_lengths), scaling, sliding_window), None
+    return _by_sequence(query, key, value, packed_lengths, scaling, sliding_window), None
 
 
 def _has_kernel(query: torch.Tensor) -> bool:
@@ -74,13 +75,12 @@ def _in_one_kernel(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    lengths: list[int],
     bounds: torch.Tensor,
+    longest: int,
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
     """By torch's kernel for sequences of several lengths, which also needs no mask."""
-    longest = max(lengths)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
     left = -1 if window is None else window - 1  # beside the token itself; -1: all
     gqa = query.shape[1] != key.shape[1]
@@ -94,7 +94,6 @@ def _by_sequence(
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: list[int],
-    bounds: torch.Tensor,
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:

@@ -29,9 +29,14 @@ def _has_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
+def wanted_device(cfg: Config) -> str:
+    """ "cpu" or "cuda": as set, or what this machine has. A GPU that is asked for need not be there."""
+    return cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
+
+
 def choose_device(cfg: Config) -> str:
     """ "cpu" or "cuda". Raises ConfigError if a GPU was requested and there is none."""
-    device = cfg.device if cfg.device != "auto" else ("cuda" if has_gpu() else "cpu")
+    device = wanted_device(cfg)
     if device == "cuda" and not has_gpu():
         hidden = _has_driver() and "CUDA_VISIBLE_DEVICES" in os.environ
         do = "CUDA_VISIBLE_DEVICES hides all: unset it" if hidden else "use device=cpu or device=auto"
