@@ -1,6 +1,7 @@
 # Every target first installs what is missing, and does nothing twice.
 #   make demo      train the small arithmetic model with RL (a few minutes on two cores)
 #   make test      all tests except the slow ones, with the real vLLM and DeepSpeed
+#   make lint      ruff and mypy
 #   make check     ruff, mypy and the fast tests, on two cores (about two and a half minutes)
 #   make docs      build the documentation as a site, in site/; a broken link fails the build
 #   make slow      the long tests: rebuilding the shipped model, two ranks, other model types
@@ -17,7 +18,7 @@ BIN := .venv/bin
 KEY := $(shell cat requirements/$(DEVICE).txt requirements/install.sh setup.py | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(DEVICE)-$(KEY)
 
-.PHONY: help install demo demo-ci test check docs slow contract torture peers gpu-check uplot clean
+.PHONY: help install demo demo-ci test lint check docs slow contract torture peers gpu-check uplot clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,10 +39,12 @@ demo-ci: install
 test: install
 	@$(BIN)/python tests/run.py all
 
-check: install
+check: lint
+	@$(BIN)/python tests/run.py fast
+
+lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python tests/run.py fast
 
 # Strict: every warning is an error, but not with --quiet, which keeps warnings from being counted. The variable
 # silences the theme's notice about its successor (decision 5).

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
     if mode not in MARKERS:
         print(f"tests/run.py: got {mode!r}; expected one of {', '.join(MARKERS)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script started this in the background
     failed: list[str] = []
     timings: list[tuple[float, str]] = []
     totals = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
